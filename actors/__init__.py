@@ -1,0 +1,1 @@
+"""The hands: scheduler, tool registry, token controller and the Ray tasks that run attempts."""

@@ -1,0 +1,1 @@
+"""What composes everything: settings, start-up, the command line and the batch entry."""

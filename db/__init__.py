@@ -1,0 +1,1 @@
+"""What must not be lost: PostgreSQL statements, the Redis queue, blobs and logs."""

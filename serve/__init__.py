@@ -1,0 +1,1 @@
+"""The faces: the HTTP API, the parser deployment and the Python client."""
