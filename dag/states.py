@@ -152,7 +152,8 @@ def move_subtask(status: SubtaskStatus, event: SubtaskEvent) -> SubtaskStatus:
 
 
 def legal_pairs(
-    moves: Mapping[tuple[TaskStatus, TaskEvent], TaskStatus] | Mapping[tuple[SubtaskStatus, SubtaskEvent], SubtaskStatus],
+    moves: Mapping[tuple[TaskStatus, TaskEvent], TaskStatus]
+    | Mapping[tuple[SubtaskStatus, SubtaskEvent], SubtaskStatus],
 ) -> list[str]:
     """Every ``FROM>TO`` pair of a table, sorted: what the database's guard lets pass."""
     return sorted({f"{source}>{target}" for (source, _), target in moves.items()})

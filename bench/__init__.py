@@ -1,0 +1,1 @@
+"""The workloads of rayloom beside plain Ray, in one run."""
