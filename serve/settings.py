@@ -1,0 +1,32 @@
+"""What the HTTP side is told: its address, and how much it takes in at once.
+
+Limits are answered by the app itself, as problem details, before Serve's proxy would answer in its own words.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MIB = 1024 * 1024
+
+
+class ServeSettings(BaseModel):
+    """Plain picklable values for the ingress and the parser deployment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field(default="127.0.0.1", description="address that Serve binds")
+    port: int = Field(default=8000, ge=1, le=65_535)
+    public_url: str = Field(default="http://127.0.0.1:8000", description="where clients find the API")
+    max_body_bytes: int = Field(default=64 * MIB, ge=1024, description="a larger body is answered 413")
+    request_timeout_s: float = Field(default=30.0, gt=0, description="per request; event streams are exempt")
+    admission_requests: int = Field(default=200, ge=1, description="requests in flight in a replica; above: 503")
+    admission_streams: int = Field(default=500, ge=1, description="open event streams in a replica; above: 503")
+    admission_retry_after_s: int = Field(default=2, ge=1, description="Retry-After of a 503 for overload")
+    api_replicas: int = Field(default=1, ge=1, description="API replicas to start with")
+    api_replicas_max: int = Field(default=4, ge=1)
+    parser_replicas: int = Field(default=1, ge=1, description="parser replicas to start with")
+    parser_replicas_max: int = Field(default=4, ge=1)
+    drain_s: float = Field(default=10.0, ge=0, description="how long a stopping replica may finish its requests")
+    sse_keepalive_s: float = Field(default=15.0, gt=0, description="a comment is sent on a quiet stream this often")
+    inline_output_bytes: int = Field(default=256 * 1024, ge=0, description="larger outputs are given by reference")
