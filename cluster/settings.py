@@ -1,0 +1,248 @@
+"""All settings of rayloom in one place; the only file that reads the environment for them.
+
+Sources, the first that names a setting wins: arguments, the environment, ``.env`` and ``rayloom.toml`` in the folder
+of ``rayloom up``, those in ``RAYLOOM_HOME``, defaults. An empty value means the default. A job's own folder is never
+read. Each room's share is handed on as a plain picklable value (``database``, ``redis``, ``serve`` …).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from rayloom.cluster.sources import PREFIX, SettingsError, Source, from_environment, from_folder, variable
+from rayloom.cluster.spellings import CommaList, DatabaseUrl, HttpUrl, JsonObjectOfSecrets, RedisUrl
+from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.serve.settings import ServeSettings
+
+__all__ = ["Settings", "SettingsError", "default_home", "load_settings"]
+
+
+_NONE = SecretStr("")
+
+
+def default_home() -> Path:
+    """Where data are kept when nobody says otherwise."""
+    return Path("~/.rayloom")
+
+
+class Settings(BaseSettings):
+    """Everything that a user may set; each field is the variable ``RAYLOOM_<FIELD>``."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    home: Path = Field(default_factory=default_home, description="data of the embedded services, logs, workspace")
+    debug: bool = Field(default=False, description="show stack traces of unexpected errors")
+    demo: bool = Field(default=True, description="run the demonstration after `rayloom up`")
+
+    database_url: DatabaseUrl = Field(default=_NONE, description="primary; empty: embedded PostgreSQL")
+    database_replica_url: DatabaseUrl = Field(default=_NONE, description="reads of logs, traces, lists and reports")
+    database_worker_url: DatabaseUrl = Field(
+        default=_NONE, description="the workers' restricted role; empty: made by us"
+    )
+    database_pool_size: int = Field(default=20, ge=1, le=1000)
+    database_max_overflow: int = Field(default=10, ge=0, le=1000)
+    database_worker_pool_size: int = Field(default=2, ge=1, le=100)
+    redis_url: RedisUrl = Field(default=_NONE, description="queue and cache; empty: embedded Redis")
+    redis_pool_size: int = Field(default=50, ge=1, le=10_000)
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="address of the HTTP API")
+    port: int = Field(default=8000, ge=1, le=65_535)
+    url: HttpUrl = Field(default="", description="where clients find the API; empty: http://HOST:PORT")
+    max_body_mb: int = Field(default=64, ge=1, le=1024, description="a larger request body is answered 413")
+    admission_requests: int = Field(default=200, ge=1, description="requests in flight in a replica; above: 503")
+    admission_streams: int = Field(default=500, ge=1, description="event streams open in a replica; above: 503")
+    api_key: SecretStr = Field(default=_NONE, description="the command line's key; empty: HOME/api_key")
+    secret_key: SecretStr = Field(default=_NONE, description="encrypts tool secrets; empty: HOME/secret_key")
+
+    ray_address: str = Field(default="", description="a running Ray cluster; empty: start a local Ray")
+    ray_dashboard_port: int = Field(default=8265, ge=1, le=65_535)
+    ray_num_cpus: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="CPUs of the local Ray; empty: all"
+    )
+
+    retry_initial_s: float = Field(default=1.0, gt=0, le=3600)
+    retry_max_s: float = Field(default=60.0, gt=0, le=86_400)
+    lane: Literal["auto", "own"] = Field(default="auto", description="own: one Ray task for every subtask")
+    heartbeat_s: float = Field(default=1.0, gt=0, le=60, description="how often a scheduler says that it lives")
+    lease_s: float = Field(default=10.0, gt=0, le=3600, description="a silent scheduler loses its attempts after this")
+    faults: str = Field(default="", description="seed:rate, fault injection for tests")
+
+    llm_base_url: HttpUrl = Field(default="", description="an OpenAI-compatible endpoint")
+    llm_api_key: SecretStr = Field(default=_NONE)
+    llm_model: str = ""
+    sandbox: Literal["auto", "docker", "bubblewrap", "e2b", "unsafe-local"] = "auto"
+    log_store: Literal["postgres", "loki", "elasticsearch"] = "postgres"
+    blob_store: str = Field(default="postgres", description="postgres or s3://bucket/prefix")
+    allow_addresses: CommaList = Field(
+        default=(), description="host:port or CIDR, comma-separated, that tools may reach although private"
+    )
+    sql_connections: JsonObjectOfSecrets = Field(default_factory=dict, description='{"name": "url"} for sql.query')
+    skills_dir: Path | None = Field(default=None, description="where Skills may be registered from; empty: HOME/skills")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what it is given: `load_settings` gathers the sources, checks their names and skips service links."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.retry_max_s < self.retry_initial_s:
+            raise ValueError("RAYLOOM_RETRY_MAX_S is less than RAYLOOM_RETRY_INITIAL_S")
+        if self.lease_s < 2 * self.heartbeat_s:
+            raise ValueError("RAYLOOM_LEASE_S must be at least twice RAYLOOM_HEARTBEAT_S")
+        return self
+
+    @property
+    def api_url(self) -> str:
+        """Where the command line, the client and batches find the API."""
+        if self.url:
+            return self.url
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def database(self) -> DatabaseSettings:
+        """The database as configured; its URL is empty when the embedded server is meant."""
+        return DatabaseSettings(
+            url=self.database_url,
+            replica_url=self.database_replica_url if self.database_replica_url.get_secret_value() else None,
+            worker_url=self.database_worker_url if self.database_worker_url.get_secret_value() else None,
+            pool_size=self.database_pool_size,
+            max_overflow=self.database_max_overflow,
+            worker_pool_size=self.database_worker_pool_size,
+        )
+
+    @property
+    def redis(self) -> RedisSettings:
+        """Redis as configured; its URL is empty when the embedded server is meant."""
+        return RedisSettings(url=self.redis_url, pool_size=self.redis_pool_size)
+
+    @property
+    def serve(self) -> ServeSettings:
+        """What the HTTP side is told."""
+        return ServeSettings(
+            host=self.host,
+            port=self.port,
+            public_url=self.api_url,
+            max_body_bytes=self.max_body_mb * 1024 * 1024,
+            admission_requests=self.admission_requests,
+            admission_streams=self.admission_streams,
+        )
+
+
+def load_settings(folder: Path | None = None, *, environ: Mapping[str, str] | None = None, **given: object) -> Settings:
+    """Read all sources. ``folder``: that of ``rayloom up``, or None in other processes, which read only HOME's files.
+
+    ``given`` are settings by field name that go before everything else. Raises SettingsError, with one line for each
+    fault and no value of a secret.
+    """
+    known = Settings.model_fields
+    arguments = Source(origin="arguments", values=_known(given), folder=Path.cwd())
+    sources = [arguments, from_environment(os.environ if environ is None else environ, known)]
+    if folder is not None:
+        sources += from_folder(folder.absolute(), known)
+    home = _home(sources)
+    if folder is None or home != folder.absolute():
+        sources += [_without_home(source) for source in from_folder(home, known)]
+    values, origins = _merged(sources)
+    values["home"] = home
+    if "skills_dir" not in values:
+        values["skills_dir"] = home / "skills"
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        raise SettingsError(_lines(error, values, origins)) from None
+    _refuse_unbuilt(settings)
+    return settings
+
+
+def _known(given: Mapping[str, object]) -> dict[str, object]:
+    unknown = set(given) - set(Settings.model_fields)
+    if unknown:
+        raise TypeError(f"not settings: {sorted(unknown)}")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _home(sources: list[Source]) -> Path:
+    for source in sources:
+        if "home" in source.values:
+            value = source.values["home"]
+            if not isinstance(value, str | Path):
+                raise SettingsError([f"RAYLOOM_HOME in {source.origin} must be a path"])
+            if str(value):
+                return _path(value, source.folder)
+            break
+    return _path(default_home(), Path.cwd())
+
+
+def _path(value: str | Path, folder: Path) -> Path:
+    try:
+        return Path(os.path.normpath(folder / Path(value).expanduser()))
+    except RuntimeError:
+        raise SettingsError(["RAYLOOM_HOME is not set and this user has no home folder: set RAYLOOM_HOME"]) from None
+
+
+def _without_home(source: Source) -> Source:
+    if "home" not in source.values:
+        return source
+    raise SettingsError([f"RAYLOOM_HOME can't be set in {source.origin}, which lies in it"])
+
+
+def _merged(sources: list[Source]) -> tuple[dict[str, Any], dict[str, str]]:
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for source in sources:
+        for name, value in source.values.items():
+            if name not in origins:
+                origins[name] = source.origin
+                if value != "":
+                    relative = name == "skills_dir" and isinstance(value, str | Path)
+                    values[name] = _path(str(value), source.folder) if relative else value
+    return values, origins
+
+
+def _lines(error: ValidationError, values: Mapping[str, object], origins: Mapping[str, str]) -> list[str]:
+    lines = []
+    for fault in error.errors(include_url=False, include_context=False, include_input=False):
+        message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if not fault["loc"]:
+            lines.append(message)
+            continue
+        field = str(fault["loc"][0])
+        shown = f"={values[field]}" if _is_plain(field) and isinstance(values.get(field), str | int | float) else ""
+        lines.append(f"{variable(field)}{shown} in {origins.get(field, 'arguments')}: {message}"[:300])
+    return lines
+
+
+def _is_plain(field: str) -> bool:
+    """Whether a field's value may be shown: a number, a choice or a path, never anything that can hold a password."""
+    return not any(word in field for word in ("url", "key", "connections", "ray_address"))
+
+
+def _refuse_unbuilt(settings: Settings) -> None:
+    lines = []
+    if settings.faults:
+        lines.append("RAYLOOM_FAULTS: fault injection is not built in this version; leave it empty")
+    if settings.log_store != "postgres":
+        lines.append(f"RAYLOOM_LOG_STORE={settings.log_store} is not built in this version; use postgres")
+    if settings.blob_store != "postgres":
+        lines.append("RAYLOOM_BLOB_STORE: only postgres is built in this version")
+    if settings.database_replica_url.get_secret_value():
+        lines.append(
+            "RAYLOOM_DATABASE_REPLICA_URL: reading from a replica is not built in this version; leave it empty"
+        )
+    if lines:
+        raise SettingsError(lines)

@@ -1,0 +1,69 @@
+"""The spellings of values that users may write: URLs, comma lists and JSON objects, each made into one form."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+
+from pydantic import BeforeValidator, SecretStr
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        # The standard library's message quotes the host part, with the password in it.
+        raise ValueError("is not a URL") from None
+
+
+def _database_url(value: object) -> object:
+    """Any usual spelling of a PostgreSQL URL, as SQLAlchemy's asyncpg dialect wants it."""
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if not isinstance(text, str) or not text:
+        return value
+    parts = _split(text)
+    if parts.scheme not in ("postgresql+asyncpg", "postgresql", "postgres") or not parts.path.strip("/"):
+        raise ValueError("must look like postgresql+asyncpg://user:password@host:5432/database")
+    # libpq's name for TLS; asyncpg knows the same values as "ssl".
+    query = [("ssl" if key == "sslmode" else key, item) for key, item in parse_qsl(parts.query)]
+    return SecretStr(parts._replace(scheme="postgresql+asyncpg", query=urlencode(query)).geturl())
+
+
+def _redis_url(value: object) -> object:
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if isinstance(text, str) and text and _split(text).scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("must look like redis://:password@host:6379/0, or rediss://… for TLS")
+    return value
+
+
+def _http_url(value: object) -> object:
+    if isinstance(value, str) and value:
+        parts = _split(value)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError("must begin with http:// or https:// and name a host")
+        return value.rstrip("/")
+    return value
+
+
+def _comma_list(value: object) -> object:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+def _json_object(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'must be a JSON object such as {{"name": "url"}} ({error.msg})') from None
+    if not isinstance(parsed, dict):
+        raise ValueError('must be a JSON object such as {"name": "url"}')
+    return parsed
+
+
+DatabaseUrl = Annotated[SecretStr, BeforeValidator(_database_url)]
+RedisUrl = Annotated[SecretStr, BeforeValidator(_redis_url)]
+HttpUrl = Annotated[str, BeforeValidator(_http_url)]
+CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
+JsonObjectOfSecrets = Annotated[dict[str, SecretStr], BeforeValidator(_json_object)]
