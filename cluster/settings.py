@@ -19,6 +19,7 @@ from rayloom.cluster.sources import PREFIX, SettingsError, Source, from_environm
 from rayloom.cluster.spellings import CommaList, DatabaseUrl, HttpUrl, JsonObjectOfSecrets, RedisUrl
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.serve.settings import ServeSettings
+from rayloom.tools.settings import SandboxLimits, ToolSettings
 
 __all__ = ["Settings", "SettingsError", "default_home", "load_settings"]
 
@@ -77,6 +78,11 @@ class Settings(BaseSettings):
     llm_api_key: SecretStr = Field(default=_NONE)
     llm_model: str = ""
     sandbox: Literal["auto", "docker", "bubblewrap", "e2b", "unsafe-local"] = "auto"
+    sandbox_max_wall_s: float = Field(default=3_600, gt=0, description="no run in a sandbox may ask for more seconds")
+    sandbox_max_memory_mb: int = Field(default=8_192, ge=16)
+    sandbox_max_pids: int = Field(default=1_024, ge=1)
+    sandbox_max_output_kb: int = Field(default=16_384, ge=1)
+    sandbox_max_disk_mb: int = Field(default=2_048, ge=1)
     log_store: Literal["postgres", "loki", "elasticsearch"] = "postgres"
     blob_store: str = Field(default="postgres", description="postgres or s3://bucket/prefix")
     allow_addresses: CommaList = Field(
@@ -140,6 +146,28 @@ class Settings(BaseSettings):
             max_body_bytes=self.max_body_mb * 1024 * 1024,
             admission_requests=self.admission_requests,
             admission_streams=self.admission_streams,
+        )
+
+    @property
+    def tools(self) -> ToolSettings:
+        """What tools are told."""
+        return self.tools_for(self.database)
+
+    def tools_for(self, database: DatabaseSettings) -> ToolSettings:
+        """What tools are told, with ``database`` named as the one that no connection of theirs may reach."""
+        urls = (database.url, database.replica_url, database.worker_url)
+        return ToolSettings(
+            allow_addresses=self.allow_addresses,
+            sql_connections=self.sql_connections,
+            sql_forbidden_urls=tuple(url for url in urls if url is not None and url.get_secret_value()),
+            sandbox=self.sandbox,
+            sandbox_caps=SandboxLimits(
+                wall_s=self.sandbox_max_wall_s,
+                memory_mb=self.sandbox_max_memory_mb,
+                pids=self.sandbox_max_pids,
+                output_kb=self.sandbox_max_output_kb,
+                disk_mb=self.sandbox_max_disk_mb,
+            ),
         )
 
 
