@@ -1,0 +1,166 @@
+"""The plan as a client writes it: models of its JSON, and the reading of it with a pointer for every fault.
+
+Only the shape is judged here, what one subtask says by itself; ``verify`` judges what the parts say about each other,
+about tools and about the cluster.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails, core_schema
+
+from rayloom.dag.errors import Fault, InvalidPlan
+from rayloom.dag.json_text import faults_of, pointer_to
+from rayloom.dag.nearest import did_you_mean
+from rayloom.dag.values import Json, JsonObject
+
+MAX_SUBTASKS: Final = 100_000
+MAX_FAULTS: Final = 100
+"""More faults than this are not listed: nobody mends a plan by reading them all."""
+MAX_RETRIES: Final = 100
+MAX_TIMEOUT_S: Final = 86_400
+MIN_QUANTITY: Final = 0.0001
+"""The smallest share of a resource that Ray can tell from none."""
+
+# What is JSON was settled by json_text before; copying it again would cost more than all other checks together.
+_JsonObjectField = Annotated[JsonObject, GetPydanticSchema(lambda _source, _handler: core_schema.dict_schema())]
+_JsonField = Annotated[Json, GetPydanticSchema(lambda _source, _handler: core_schema.any_schema())]
+
+SubtaskId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]{1,128}$")]
+_Text = Annotated[str, StringConstraints(min_length=1, max_length=100_000)]
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+_ToolName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+_Quantity = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+_Flag = Annotated[bool, Field(strict=True)]
+_ResourceName = Annotated[str, StringConstraints(pattern=r"^[^\s,=:]{1,128}$")]
+# Ray reads "!x" and "in(a,b)" in a label selector as operators; plain values only, so that both say the same.
+_LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_./\-]{0,253}[A-Za-z0-9])?$")]
+_LabelValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.\-]{0,61}[A-Za-z0-9])?$")]
+
+
+class TaskType(StrEnum):
+    """What kind of work a subtask is."""
+
+    CODE_GEN = "CODE_GEN"
+    DATA_RETRIEVAL = "DATA_RETRIEVAL"
+    API_CALL = "API_CALL"
+    TOOL = "TOOL"
+    REASONING = "REASONING"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Resources(_Record):
+    """What a subtask asks of the node that runs it. ``None`` and zero mean: what its tool asks by default."""
+
+    num_cpus: _Quantity | None = None
+    num_gpus: _Quantity = 0
+    memory_mb: _Quantity = 0
+    """In MiB: 1,048,576 bytes."""
+    custom: dict[_ResourceName, _Quantity] = Field(default_factory=dict)
+    """Amounts of the cluster's own resources, by name."""
+    labels: dict[_LabelName, _LabelValue] = Field(default_factory=dict)
+    """Labels that the node must have, with exactly these values."""
+    lane: Literal["auto", "own", "shared"] = "auto"
+
+
+NO_WISHES: Final = Resources()
+"""The resources of a subtask that names none: one object, so that a hundred thousand such subtasks share it."""
+
+
+class Fallback(_Record):
+    """The tool to call in place of one that failed."""
+
+    tool: _ToolName
+    input: _JsonObjectField = Field(default_factory=dict)
+
+
+class Subtask(_Record):
+    """One node of the plan."""
+
+    id: SubtaskId
+    name: _Name = Field(default_factory=lambda known: str(known.get("id", "")))
+    """For people; the id where none is given."""
+    type: TaskType
+    depends_on: tuple[str, ...] = ()
+    tool: _ToolName | None = None
+    input: _JsonObjectField = Field(default_factory=dict)
+    """What the tool is given; may hold references to the outputs of other subtasks."""
+    instruction: _Text | None = None
+    """What a model is told, for REASONING and CODE_GEN."""
+    resources: Resources = Field(default_factory=lambda: NO_WISHES)
+    timeout_s: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, strict=True, allow_inf_nan=False)] = 300
+    """Of one attempt, in seconds."""
+    max_retries: Annotated[int, Field(ge=0, le=MAX_RETRIES, strict=True)] = 3
+    cacheable: _Flag = False
+    skills: tuple[_ToolName, ...] = ()
+    on_failure: Literal["block", "continue", "default", "fallback"] = "block"
+    default: _JsonField = None
+    fallback: Fallback | None = None
+    require_approval: _Flag = False
+
+
+class Plan(_Record):
+    """A DAG of subtasks, as it was written: not verified yet."""
+
+    subtasks: tuple[Subtask, ...]
+
+
+class Budget(_Record):
+    """What a task may spend before the rest of it is stopped. ``None`` means no limit."""
+
+    max_tokens: Annotated[int, Field(gt=0, strict=True, le=2**63 - 1)] | None = None
+    max_cost_usd: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] | None = None
+    deadline_s: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] | None = None
+    """Seconds from the task's creation."""
+
+
+def parse_plan(raw: object, *, pointer: str = "/plan") -> Plan:
+    """The plan that ``raw`` (decoded JSON) describes.
+
+    Raises InvalidPlan with every fault found, at most 100; their pointers start with ``pointer``.
+    """
+    if not isinstance(raw, dict):
+        raise InvalidPlan([Fault(pointer, "a plan is an object with a list `subtasks`")])
+    subtasks = raw.get("subtasks")
+    if isinstance(subtasks, list) and not 1 <= len(subtasks) <= MAX_SUBTASKS:
+        message = f"a plan has 1 to {MAX_SUBTASKS:,} subtasks, this one has {len(subtasks):,}"
+        raise InvalidPlan([Fault(f"{pointer}/subtasks", message)])
+    faults = faults_of(raw, pointer=pointer, limit=MAX_FAULTS)
+    if faults:
+        raise InvalidPlan(faults)
+    try:
+        return Plan.model_validate(raw)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False)[:MAX_FAULTS]
+        raise InvalidPlan([fault_of(detail, pointer) for detail in details]) from None
+
+
+_FIELDS: Final = {
+    model.__name__: tuple(model.model_fields) for model in (Plan, Subtask, Resources, Fallback)
+}
+_SUBTASK_ID: Final = re.compile(r"/subtasks/\d+/id$")
+
+
+def fault_of(detail: ErrorDetails, pointer: str) -> Fault:
+    """A fault that pydantic found, with its place below ``pointer``."""
+    # pydantic marks a fault of a key, as opposed to its value, by one more step; the pointer is the member's.
+    path = [step for step in detail["loc"] if step != "[key]"]
+    where = pointer_to(pointer, path)
+    if detail["type"] == "extra_forbidden":
+        owner = {1: "Plan", 3: "Subtask"}.get(len(path)) or str(path[-2]).title()
+        return Fault(where, "is not a field here" + did_you_mean(str(path[-1]), _FIELDS.get(owner, ())))
+    if detail["type"] == "missing":
+        return Fault(where, "is missing")
+    if detail["type"] == "string_pattern_mismatch":
+        if _SUBTASK_ID.search(where):
+            return Fault(where, "an id is 1 to 128 of the characters A-Z a-z 0-9 _ . -")
+        return Fault(where, "has characters that are not allowed here, or is too long or empty")
+    message = detail["msg"]
+    return Fault(where, message[:1].lower() + message[1:])

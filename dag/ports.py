@@ -1,0 +1,171 @@
+"""What the faces, the hands and the parser ask of each other across Ray names, and the values that cross.
+
+`serve` and `actors` are neighbours and never import each other: each knows these protocols only, and `cluster`
+hands the implementations in. Everything here is a plain value or an async method, so that a Ray actor handle behind
+a thin adapter and a plain object in a test are the same thing to a caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from rayloom.dag.values import Json, JsonObject
+
+Health = Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisteredTool:
+    """A tool as the registry knows it. ``endpoint`` is ``builtin:<name>`` or the name of an entry point."""
+
+    name: str
+    type: Literal["NATIVE", "MCP", "SKILL"]
+    description: str
+    version: str
+    schema: JsonObject
+    output_schema: JsonObject | None
+    endpoint: str
+    config: JsonObject
+    resources: Mapping[str, float]
+    lane: Literal["own", "shared"]
+    permission_level: Literal["read", "write", "execute", "admin"]
+    is_active: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolSnapshot:
+    """Every registered tool at one version of the registry; a greater version replaces it."""
+
+    version: int
+    tools: Mapping[str, RegisteredTool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A queued subtask that wants to start, and whose limits it counts against."""
+
+    sub_task_id: str
+    user_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """An attempt that was admitted and has ended, with the tokens that it really used."""
+
+    sub_task_id: str
+    user_id: str
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A subtask that may not start yet: which limit holds it, and in how many seconds to ask again."""
+
+    sub_task_id: str
+    limit: str
+    ask_again_in_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """The limits of a user; None means none."""
+
+    max_tokens: int | None = None
+    max_cost_usd: float | None = None
+    tokens_per_min: int | None = None
+    requests_per_min: int | None = None
+    max_concurrent: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeType:
+    """A kind of node that the cluster has or could start: its totals as Ray names them, labels, how many at most."""
+
+    resources: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    count_max: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """What the parser needs to plan a prompt."""
+
+    task_id: str
+    prompt: str
+    context: JsonObject
+    tools: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A plan as the parser proposes it, not yet verified; ``parsed_s`` and ``split_s`` are how long each took."""
+
+    plan: JsonObject
+    source: Literal["outline", "model"]
+    notes: tuple[str, ...]
+    language: str
+    parsed_s: float
+    split_s: float
+
+
+class SchedulerPort(Protocol):
+    """The scheduler, as the API sees it."""
+
+    async def wake(self) -> None:
+        """There is new work; used when Redis can't say so."""
+
+    async def stop(self, attempts: Sequence[tuple[str, int]]) -> None:
+        """Stop these running attempts (subtask id, attempt number) whose rows are already CANCELLED."""
+
+    async def nodes(self) -> Sequence[NodeType]:
+        """Every kind of node that the cluster has or could start."""
+
+    async def health(self) -> Health:
+        """Alive, with counts of what it holds."""
+
+
+class RegistryPort(Protocol):
+    """The tool registry, as everybody sees it."""
+
+    async def snapshot(self) -> ToolSnapshot:
+        """All tools now."""
+
+    async def changed(self, version: int) -> ToolSnapshot:
+        """Wait until the registry is newer than ``version`` (at most some 20 s) and answer all tools."""
+
+    async def register_native(self, name: str, endpoint: str) -> RegisteredTool:
+        """Switch on an installed entry point. Raises UserError (``TOOL_EXISTS``, ``TOOL_UNKNOWN``, ``TOOL_INVALID``)."""
+
+    async def set_active(self, name: str, active: bool) -> RegisteredTool:
+        """Switch a tool on or off. Raises UserError (``TOOL_UNKNOWN``)."""
+
+    async def remove(self, name: str) -> None:
+        """Remove a tool that is not built in. Raises UserError (``TOOL_UNKNOWN``, ``TOOL_BUILT_IN``)."""
+
+    async def health(self) -> Health:
+        """Alive, with its version."""
+
+
+class TokenPort(Protocol):
+    """The token controller, as everybody sees it."""
+
+    async def admit(self, asked: Sequence[Ask], finished: Sequence[Finished]) -> Sequence[Held]:
+        """Which of a batch must wait. Those not named are admitted and count until they are ``finished``."""
+
+    async def quota(self, user_id: str) -> Quota:
+        """The limits of a user."""
+
+    async def set_quota(self, user_id: str, quota: Quota) -> None:
+        """Change the limits of a user, durably."""
+
+    async def health(self) -> Health:
+        """Alive, with counts of what it holds."""
+
+
+class ParserPort(Protocol):
+    """The parser deployment, as the scheduler sees it."""
+
+    async def plan(self, request: PlanRequest) -> Planned:
+        """Parse a prompt and split it into a plan. Raises UserError when it can't be planned."""

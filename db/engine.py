@@ -1,0 +1,72 @@
+"""Engines and connections to PostgreSQL.
+
+Statements of the API go through SQLAlchemy. The engine's guarded writes call one database function each and go
+straight to the asyncpg connection under a pooled SQLAlchemy connection: one round trip, one commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import orjson
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from rayloom.dag.errors import Transient
+
+CONNECT_TIMEOUT_S = 10.0
+
+
+def make_engine(url: str, *, pool_size: int, max_overflow: int, name: str) -> AsyncEngine:
+    """An engine for this process and event loop. ``name`` shows in ``pg_stat_activity``."""
+    return create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=max_overflow,
+        # A database that was restarted leaves dead connections in the pool: notice before use.
+        pool_pre_ping=True,
+        pool_timeout=30,
+        json_serializer=lambda value: orjson.dumps(value).decode(),
+        json_deserializer=orjson.loads,
+        connect_args={"timeout": CONNECT_TIMEOUT_S, "server_settings": {"application_name": name, "jit": "off"}},
+    )
+
+
+@asynccontextmanager
+async def driver(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """The asyncpg connection of a pooled connection, in autocommit. Raises Transient when the database is away."""
+    try:
+        async with engine.connect() as connection:
+            raw = (await connection.get_raw_connection()).driver_connection
+            assert raw is not None
+            yield raw
+    except UNAVAILABLE as error:
+        raise Transient("DATABASE_UNAVAILABLE", f"the database did not answer: {type(error).__name__}") from error
+
+
+UNAVAILABLE: tuple[type[BaseException], ...] = (
+    OSError,
+    InterfaceError,
+    OperationalError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+)
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Whether an error says that the database is away, rather than that the statement is wrong."""
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or isinstance(error, InterfaceError | OperationalError)
+    return isinstance(error, UNAVAILABLE)
+
+
+def dump(value: Any) -> str:
+    """JSON text for a ``jsonb`` parameter."""
+    return orjson.dumps(value).decode()

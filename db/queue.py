@@ -1,0 +1,164 @@
+"""The ready queue and the wake-ups in Redis: hints, never the truth.
+
+One sorted set a resource shape holds the subtasks that are QUEUED (``<subtask id>:<user id>`` by score, lower first),
+so that a shape that has no room never blocks another. Whatever is lost here is found again by the scheduler's sweep
+of PostgreSQL; whatever is here twice, or too long, is refused by the guarded claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import BlockingConnectionPool
+from redis.exceptions import RedisError
+
+from rayloom.db.settings import RedisSettings
+
+PREFIX = "rayloom:"
+SHAPES = PREFIX + "shapes"
+WAKE = PREFIX + "wake"
+READY_TTL_S = 7 * 86_400
+REDIS_AWAY: tuple[type[BaseException], ...] = (RedisError, OSError, TimeoutError)
+
+# KEYS: the set of shapes. ARGV: prefix, then (shape, room) pairs. Pops the best of every shape that has room, and
+# forgets shapes that have run empty. One round trip, and no other popper in between.
+POP = """
+local out = {}
+for i = 2, #ARGV, 2 do
+  local key = ARGV[1] .. ARGV[i]
+  local got = redis.call('ZPOPMIN', key, tonumber(ARGV[i + 1]))
+  for j = 1, #got, 2 do
+    out[#out + 1] = ARGV[i]
+    out[#out + 1] = got[j]
+    out[#out + 1] = got[j + 1]
+  end
+  if redis.call('EXISTS', key) == 0 then redis.call('SREM', KEYS[1], ARGV[i]) end
+end
+return out
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A subtask that is QUEUED, as the queue knows it."""
+
+    sub_task_id: str
+    user_id: str
+    shape: str
+    score: float
+
+
+def make_redis(settings: RedisSettings, *, name: str) -> Redis:
+    """A client for this process and event loop."""
+    pool = BlockingConnectionPool.from_url(
+        settings.dsn(),
+        max_connections=settings.pool_size,
+        timeout=5,
+        client_name=name,
+        decode_responses=True,
+        socket_connect_timeout=2,
+        socket_timeout=30,
+        health_check_interval=15,
+    )
+    return Redis.from_pool(pool)
+
+
+class ReadyQueue:
+    """What is QUEUED, by shape and score. Every method raises one of ``REDIS_AWAY`` when Redis is away."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._pop = redis.register_script(POP)
+
+    async def push(self, items: Iterable[Queued]) -> None:
+        """Add subtasks and wake the scheduler."""
+        by_shape: dict[str, dict[str, float]] = {}
+        for item in items:
+            by_shape.setdefault(item.shape, {})[f"{item.sub_task_id}:{item.user_id}"] = item.score
+        if not by_shape:
+            return
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for shape, members in by_shape.items():
+                pipe.zadd(PREFIX + "ready:" + shape, dict(members))
+                # An owner's last resort against keys that nothing owns: a live queue is touched far more often.
+                pipe.expire(PREFIX + "ready:" + shape, READY_TTL_S)
+            pipe.sadd(SHAPES, *by_shape)
+            pipe.publish(WAKE, "ready")
+            await pipe.execute()
+
+    async def waiting(self) -> dict[str, int]:
+        """How many subtasks wait, by shape."""
+        shapes = sorted(await self._redis.smembers(SHAPES))
+        if not shapes:
+            return {}
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for shape in shapes:
+                pipe.zcard(PREFIX + "ready:" + shape)
+            counts = await pipe.execute()
+        return {shape: count for shape, count in zip(shapes, counts, strict=True) if count}
+
+    async def pop(self, room: Mapping[str, int]) -> list[Queued]:
+        """Take the best of each shape, at most as many as it has room for; best first over all shapes."""
+        arguments: list[str | int] = [PREFIX + "ready:"]
+        for shape, count in room.items():
+            if count > 0:
+                arguments += [shape, count]
+        if len(arguments) == 1:
+            return []
+        flat = await self._pop(keys=[SHAPES], args=arguments)
+        popped = []
+        for shape, member, score in zip(flat[0::3], flat[1::3], flat[2::3], strict=True):
+            sub_task_id, _, user_id = member.partition(":")
+            popped.append(Queued(sub_task_id, user_id, shape, float(score)))
+        popped.sort(key=lambda item: (item.score, item.sub_task_id))
+        return popped
+
+
+class Signals:
+    """Wake-ups: that there is work for the scheduler, and that something happened to a task."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def wake(self, reason: str) -> None:
+        """Wake the scheduler."""
+        await self._redis.publish(WAKE, reason)
+
+    async def tell(self, tasks: Sequence[str]) -> None:
+        """Something happened to these tasks: whoever follows them should look."""
+        if not tasks:
+            return
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for task in tasks:
+                pipe.publish(f"{PREFIX}task:{task}", "")
+            await pipe.execute()
+
+    @asynccontextmanager
+    async def listen(self, channel: str) -> AsyncIterator[Listener]:
+        """Listen on ``WAKE`` or on a task's channel (``Signals.task_channel``)."""
+        pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+        try:
+            await pubsub.subscribe(channel)
+            yield Listener(pubsub)
+        finally:
+            await pubsub.aclose()
+
+    @staticmethod
+    def task_channel(task_id: str) -> str:
+        """The channel on which a task's changes are told."""
+        return f"{PREFIX}task:{task_id}"
+
+
+class Listener:
+    """An open subscription."""
+
+    def __init__(self, pubsub: object) -> None:
+        self._pubsub = pubsub
+
+    async def wait(self, timeout_s: float) -> str | None:
+        """The next message; None when none came in time."""
+        message = await self._pubsub.get_message(timeout=timeout_s)  # type: ignore[attr-defined]
+        return None if message is None else str(message["data"])
