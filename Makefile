@@ -24,6 +24,9 @@ help:  ## show this list
 run: .venv-run  ## start everything, run one demonstration task, serve until Ctrl-C
 	@exec $(BIN)/rayloom up
 
+.PHONY: install
+install: .venv-run  ## make .venv with the locked dependencies of the product alone (cluster nodes, servers)
+
 .PHONY: setup
 setup: .venv-dev names  ## make .venv with the locked dependencies of product and tests
 
