@@ -1,7 +1,7 @@
 """Plain Ray: no-op remote functions, dependencies handed over as references. Nothing is durable.
 
-It runs in a process of its own, `python -m bench.plain_ray CPUS FOLDER`, which reads shapes and answers runs, one JSON a
-line, until its input ends; so its Ray starts and stops with the process.
+It runs in a process of its own, `python -m bench.plain_ray CPUS FOLDER`, which reads shapes and answers runs, one
+JSON a line, until its input ends; so its Ray starts and stops with the process.
 """
 
 from __future__ import annotations

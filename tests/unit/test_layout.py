@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -102,21 +101,6 @@ def test_every_folder_with_code_is_a_listed_package() -> None:
 
 def test_every_room_is_mapped_under_one_name() -> None:
     assert SETUPTOOLS["package-dir"] == {f"rayloom.{room}": room for room in ROOMS}
-
-
-def test_every_file_of_a_room_is_shipped() -> None:
-    patterns = SETUPTOOLS["package-data"]["*"]
-    left_out = [
-        _name(path)
-        for room in ROOMS
-        for path in (ROOT / room).rglob("*")
-        if path.is_file()
-        and not any(part == "__pycache__" or part.startswith(".") for part in path.relative_to(ROOT).parts)
-        and path.suffix != ".py"
-        and path.name != "ruff.toml"
-        and not any(fnmatch(path.name, pattern) for pattern in patterns)
-    ]
-    assert not left_out, "mend [tool.setuptools.package-data] in pyproject.toml"
 
 
 def test_the_locks_pin_and_hash_every_package_and_name_no_registry() -> None:
