@@ -19,11 +19,13 @@ import orjson
 
 from rayloom.dag.errors import Transient
 from rayloom.dag.values import Json, JsonObject
-from rayloom.serve.answers import Unreachable, document_of, object_of, refusal
+from rayloom.serve.answers import Busy, Unreachable, document_of, object_of, refusal
 
 TERMINAL: Final = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
 BACKOFF_INITIAL_S: Final = 0.2
 BACKOFF_MAX_S: Final = 5.0
+SERVER_FAULTS_MAX: Final = 5
+"""A request that is answered 500 so many times in a row is given up: that is no overload, waiting won't mend it."""
 STREAM_SILENCE_S: Final = 60.0
 """A stream that says nothing for so long, not even a comment, is taken for dead and resumed."""
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -86,7 +88,7 @@ class Client:
         url: str,
         api_key: str,
         *,
-        timeout_s: float = 30.0,
+        timeout_s: float | None = 30.0,
         patience_s: float = 0.0,
         stream_patience_s: float = 120.0,
         connections: int = 100,
@@ -251,6 +253,7 @@ class Client:
     ) -> httpx2.Response:
         patience = _Patience(self._patience_s, self._clock, self._pause)
         repeatable = method == "GET" if again is None else again
+        server_faults = 0
         content = None if body is None else orjson.dumps(body)
         extra = {**(headers or {}), **({} if content is None else {"Content-Type": "application/json"})}
         query = {name: _text(value) for name, value in (params or {}).items() if value is not None}
@@ -267,7 +270,8 @@ class Client:
                 failure.__cause__ = error
             except Transient as error:
                 failure = error
-            if not repeatable:
+            server_faults += isinstance(failure, Busy) and failure.problem.status == 500
+            if not repeatable or server_faults >= SERVER_FAULTS_MAX:
                 raise failure
             patience.wait_or_raise(failure)
 

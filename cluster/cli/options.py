@@ -1,0 +1,62 @@
+"""The options that several commands share, and the JSON that they take."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import orjson
+import typer
+
+from rayloom.dag.values import Json, JsonObject
+
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the API's own JSON.")]
+TaskId: TypeAlias = Annotated[str, typer.Argument(metavar="ID", help="The task's id.")]
+Limit: TypeAlias = Annotated[int, typer.Option("--limit", min=1, max=1_000, help="How many to show.")]
+
+
+def read_json(source: str, *, name: str) -> Json:
+    """The JSON of a file, or of standard input for ``-``. Ends with a usage error when there is none."""
+    try:
+        raw = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{source}: {error.strerror or error}", param_hint=name) from error
+    return parse_json(raw, name=f"{name} {source}")
+
+
+def read_object(source: str, *, name: str) -> JsonObject:
+    """As ``read_json``, for a JSON object."""
+    return _an_object(read_json(source, name=name), name=name)
+
+
+def parse_json(raw: bytes | str, *, name: str) -> Json:
+    """JSON text given on the command line. Ends with a usage error when it is not JSON."""
+    try:
+        document: Json = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint=name) from error
+    return document
+
+
+def parse_object(raw: str, *, name: str) -> JsonObject:
+    """A JSON object given on the command line, or ``@file`` that holds one."""
+    document = read_json(raw[1:], name=name) if raw.startswith("@") else parse_json(raw, name=name)
+    return _an_object(document, name=name)
+
+
+def parse_pairs(pairs: list[str], *, name: str) -> dict[str, str]:
+    """``key=value`` pairs. Ends with a usage error for anything else."""
+    parsed = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint=name)
+        parsed[key] = value
+    return parsed
+
+
+def _an_object(document: Json, *, name: str) -> JsonObject:
+    if not isinstance(document, dict):
+        raise typer.BadParameter("a JSON object is wanted", param_hint=name)
+    return document

@@ -1,0 +1,94 @@
+"""The commands that start, stop, check and measure the place itself."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayloom.cluster.cli.connection import connect
+from rayloom.cluster.cli.exits import ExitCode
+from rayloom.cluster.cli.options import AsJson
+from rayloom.cluster.cli.output import complain
+from rayloom.dag.errors import UserError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def up(
+    no_demo: Annotated[bool, typer.Option("--no-demo", help="Serve without running the demonstration.")] = False,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; loopback unless you say so.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Port of the HTTP API.")] = None,
+) -> None:
+    """Start everything, run one demonstration task, serve until Ctrl-C."""
+    from rayloom.cluster.up import run_up
+
+    raise typer.Exit(run_up(demo=False if no_demo else None, host=host, port=port))
+
+
+def down() -> None:
+    """Stop the rayloom of this home."""
+    from rayloom.cluster.up import run_down
+
+    raise typer.Exit(run_down())
+
+
+def status(as_json: AsJson = False) -> None:
+    """Say what runs, where, and how it is."""
+    from rayloom.cluster.up import run_status
+
+    raise typer.Exit(run_status(as_json=as_json))
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Check this machine for everything that rayloom needs, and say what to do about what is missing."""
+    from rayloom.cluster.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(as_json=as_json))
+
+
+def migrate(
+    url: Annotated[str | None, typer.Argument(help="The database; default: RAYLOOM_DATABASE_URL.")] = None,
+) -> None:
+    """Bring an external database to this version's schema. (`up` does it by itself.)"""
+    from rayloom.cluster.settings import load_settings
+    from rayloom.db.migrate import upgrade
+
+    target = url or load_settings().database_url.get_secret_value()
+    if not target:
+        raise UserError("NO_DATABASE_URL", "no RAYLOOM_DATABASE_URL: the embedded database is migrated by `rayloom up`")
+    asyncio.run(upgrade(target))
+    typer.echo("the database has this version's schema")
+
+
+def batch(
+    file: Annotated[Path, typer.Argument(help="A task in each line: the JSON body of a submission.")],
+    out: Annotated[Path, typer.Option("--out", help="Where the results go, one line each, in the same order.")],
+    concurrency: Annotated[int, typer.Option(min=1, max=500, help="Tasks under way at once.")] = 16,
+    timeout_s: Annotated[float | None, typer.Option(min=0, help="Stop after so long; a rerun goes on.")] = None,
+    run: Annotated[str, typer.Option(help="A name that makes new tasks of a file that ran before.")] = "",
+) -> None:
+    """Run the tasks of a JSONL file. Started again with the same files it goes on where it stopped."""
+    from rayloom.cluster.batch import BatchOptions, run_batch
+
+    options = BatchOptions(source=file, out=out, concurrency=concurrency, timeout_s=timeout_s, run=run)
+    try:
+        with connect(patience_s=options.patience_s, connections=concurrency + 8) as client:
+            raise typer.Exit(run_batch(client, options, say=typer.echo))
+    except KeyboardInterrupt:
+        complain("stopped; the tasks under way go on, and the same command goes on from here")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+def bench(
+    arguments: Annotated[list[str] | None, typer.Argument(help="Given on to the benchmark; after --.")] = None,
+) -> None:
+    """Measure rayloom beside plain Ray, from a checkout."""
+    if not (CHECKOUT / "bench" / "run.py").is_file():
+        raise UserError("NO_BENCH", "the benchmarks are part of the source tree: clone it and call `make bench`")
+    ended = subprocess.run([sys.executable, "-m", "bench.run", *(arguments or [])], cwd=CHECKOUT, check=False)
+    raise typer.Exit(ExitCode.OK if ended.returncode == 0 else ExitCode.ERROR)
