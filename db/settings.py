@@ -21,6 +21,11 @@ class DatabaseSettings(BaseModel):
     max_overflow: int = Field(default=10, ge=0, le=1000, description="connections above pool_size under load")
     worker_pool_size: int = Field(default=2, ge=1, le=100, description="connections kept by a worker process")
 
+    @property
+    def dsn_given(self) -> bool:
+        """Whether there is a URL; without one the embedded server is meant."""
+        return bool(self.url.get_secret_value())
+
     def primary_dsn(self) -> str:
         """The primary's URL in the clear, for an engine; never log it."""
         return self.url.get_secret_value()
@@ -41,6 +46,11 @@ class RedisSettings(BaseModel):
 
     url: SecretStr = Field(description="redis:// or rediss://; empty means the embedded server")
     pool_size: int = Field(default=50, ge=1, le=10_000, description="connections a process may open")
+
+    @property
+    def dsn_given(self) -> bool:
+        """Whether there is a URL; without one the embedded server is meant."""
+        return bool(self.url.get_secret_value())
 
     def dsn(self) -> str:
         """The URL in the clear, for a client; never log it."""
