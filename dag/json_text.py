@@ -1,19 +1,21 @@
 """What counts as JSON here, judged before anything else looks at a value.
 
-A value from outside may be deeper than a recursive reader survives, hold a NUL that PostgreSQL refuses, or a number that
-no JSON text can carry. Both walks below are loops, so no value can overflow the stack.
+A value from outside may be deeper than a recursive reader survives, hold a NUL that PostgreSQL refuses, or a number
+that no JSON text can carry. Both walks below are loops, so no value can overflow the stack.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any, Final
 
 from rayloom.dag.errors import Fault
 
-MAX_NESTING = 64
+MAX_NESTING: Final = 64
 """Containers inside one another, the outermost counting as one."""
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
+_SCALARS: Final = frozenset({int, float, bool, type(None)})
 
 
 def escape(token: str | int) -> str:
@@ -63,26 +65,24 @@ def faults_of(value: object, *, pointer: str = "", max_nesting: int = MAX_NESTIN
 
 def _is_clean(value: object, max_nesting: int) -> bool:
     """Whether there is no fault at all: the quick walk, level by level, that keeps no pointers."""
-    level: list[object] = [value]
+    level: list[Any] = [value]
     for depth in range(max_nesting + 1):
-        below: list[object] = []
+        below: list[Any] = []
         for item in level:
             kind = type(item)
             if kind is str:
-                if _fault_of_text(item):  # type: ignore[arg-type]  # the type was just compared
+                if _fault_of_text(item) is not None:
                     return False
-            elif kind is dict:
+            elif kind is dict or kind is list:
                 if depth == max_nesting:
                     return False
-                below.extend(item)  # type: ignore[call-overload]  # a dict gives its keys
-                below.extend(item.values())  # type: ignore[attr-defined]
-                if not all(type(key) is str for key in item):  # type: ignore[attr-defined]
-                    return False
-            elif kind is list:
-                if depth == max_nesting:
-                    return False
-                below.extend(item)  # type: ignore[call-overload]
-            elif _fault_of(item) is not None:
+                below.extend(item)
+                if kind is dict:
+                    if not all(type(key) is str for key in item):
+                        return False
+                    below.extend(item.values())
+            # A value of any other type, a subclass too, is for the thorough walk to judge.
+            elif kind not in _SCALARS or _fault_of(item) is not None:
                 return False
         if not below:
             return True

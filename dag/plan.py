@@ -10,7 +10,7 @@ import re
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetPydanticSchema, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails, core_schema
 
 from rayloom.dag.errors import Fault, InvalidPlan
@@ -23,8 +23,8 @@ MAX_FAULTS: Final = 100
 """More faults than this are not listed: nobody mends a plan by reading them all."""
 MAX_RETRIES: Final = 100
 MAX_TIMEOUT_S: Final = 86_400
-MIN_QUANTITY: Final = 0.0001
-"""The smallest share of a resource that Ray can tell from none."""
+RESERVED: Final = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
+"""Ray's names of the resources that a request gives in fields of their own."""
 
 # What is JSON was settled by json_text before; copying it again would cost more than all other checks together.
 _JsonObjectField = Annotated[JsonObject, GetPydanticSchema(lambda _source, _handler: core_schema.dict_schema())]
@@ -34,7 +34,7 @@ SubtaskId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]{1,128}$"
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=100_000)]
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 _ToolName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-_Quantity = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+_Quantity = Annotated[float, Field(ge=0, le=1e12, strict=True, allow_inf_nan=False)]
 _Flag = Annotated[bool, Field(strict=True)]
 _ResourceName = Annotated[str, StringConstraints(pattern=r"^[^\s,=:]{1,128}$")]
 # Ray reads "!x" and "in(a,b)" in a label selector as operators; plain values only, so that both say the same.
@@ -52,6 +52,19 @@ class TaskType(StrEnum):
     REASONING = "REASONING"
 
 
+def _whole_above_one(amount: float) -> float:
+    if amount > 1 and amount != int(amount):
+        raise ValueError("more than one GPU can only be asked for in whole numbers")
+    return amount
+
+
+def _not_reserved(custom: dict[str, float]) -> dict[str, float]:
+    taken = sorted(RESERVED & custom.keys())
+    if taken:
+        raise ValueError(f"{', '.join(taken)} can't be a custom resource: use num_cpus, num_gpus, memory_mb")
+    return custom
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,10 +73,10 @@ class Resources(_Record):
     """What a subtask asks of the node that runs it. ``None`` and zero mean: what its tool asks by default."""
 
     num_cpus: _Quantity | None = None
-    num_gpus: _Quantity = 0
+    num_gpus: Annotated[_Quantity, AfterValidator(_whole_above_one)] = 0
     memory_mb: _Quantity = 0
     """In MiB: 1,048,576 bytes."""
-    custom: dict[_ResourceName, _Quantity] = Field(default_factory=dict)
+    custom: Annotated[dict[_ResourceName, _Quantity], AfterValidator(_not_reserved)] = Field(default_factory=dict)
     """Amounts of the cluster's own resources, by name."""
     labels: dict[_LabelName, _LabelValue] = Field(default_factory=dict)
     """Labels that the node must have, with exactly these values."""
@@ -142,8 +155,11 @@ def parse_plan(raw: object, *, pointer: str = "/plan") -> Plan:
         raise InvalidPlan([fault_of(detail, pointer) for detail in details]) from None
 
 
-_FIELDS: Final = {
-    model.__name__: tuple(model.model_fields) for model in (Plan, Subtask, Resources, Fallback)
+_FIELDS: Final = {model.__name__: tuple(model.model_fields) for model in (Plan, Subtask, Resources, Fallback)}
+_MESSAGES: Final = {
+    "tuple_type": "must be a list",
+    "model_type": "must be an object",
+    "dict_type": "must be an object",
 }
 _SUBTASK_ID: Final = re.compile(r"/subtasks/\d+/id$")
 
@@ -162,5 +178,5 @@ def fault_of(detail: ErrorDetails, pointer: str) -> Fault:
         if _SUBTASK_ID.search(where):
             return Fault(where, "an id is 1 to 128 of the characters A-Z a-z 0-9 _ . -")
         return Fault(where, "has characters that are not allowed here, or is too long or empty")
-    message = detail["msg"]
+    message = _MESSAGES.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
     return Fault(where, message[:1].lower() + message[1:])

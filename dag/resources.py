@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
-from rayloom.dag.plan import MIN_QUANTITY, Resources
+from rayloom.dag.plan import RESERVED, Resources
 from rayloom.dag.values import JsonObject
 
 BYTES_PER_MB: Final = 1_048_576
 WEIGHTLESS_COPIES: Final = 64
 """How many copies of a request for nothing a node is said to hold: some number must bound it."""
-RESERVED: Final = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
-"""Names that a request gives in fields of their own."""
+MIN_QUANTITY: Final = 0.0001
+"""The smallest share of a resource that Ray can tell from none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +45,10 @@ class ResourceShape:
     def as_json(self) -> JsonObject:
         """A JSON object that ``from_json`` reads back."""
         return {
-            "cpus": self.cpus,
-            "gpus": self.gpus,
+            "cpus": float(self.cpus),
+            "gpus": float(self.gpus),
             "memory_bytes": self.memory_bytes,
-            "custom": dict(self.custom),
+            "custom": {name: float(amount) for name, amount in self.custom},
             "labels": dict(self.labels),
         }
 
@@ -145,7 +145,7 @@ def _quantum(amount: float) -> float:
 def _number(raw: object) -> float:
     if isinstance(raw, bool) or not isinstance(raw, (int, float)):
         raise TypeError(f"not a number: {raw!r}")
-    return raw
+    return float(raw)
 
 
 def _is_shown(name: str, amount: float) -> bool:

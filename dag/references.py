@@ -1,0 +1,263 @@
+"""References between subtasks: found and checked at submit, replaced by values before an attempt.
+
+- ``{"$ref": "id.output.path"}``, alone in its object, stands for that value, whatever its type.
+- ``${id.output.path}`` inside a string stands for its text: a string as it is, anything else as compact JSON.
+- ``{"$literal": x}`` stands for ``x``, in which nothing is looked for; ``$${`` in a string stands for ``${``.
+- ``{"$secret": "name"}`` names a secret.
+
+What follows ``id.output`` is JMESPath. Ids may hold dots: the longest known id wins. Keys of objects hold no
+references.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from rayloom.dag.errors import Fault, InvalidPlan, UserError
+from rayloom.dag.json_text import escape
+from rayloom.dag.nearest import did_you_mean
+from rayloom.dag.paths import Missing, path_fault, search
+from rayloom.dag.values import Json
+
+REF: Final = "$ref"
+LITERAL: Final = "$literal"
+SECRET: Final = "$secret"
+_MARKERS: Final = (REF, LITERAL, SECRET)
+
+# An id, ".output", and then nothing more that could belong to a name. The id takes as much as it can.
+_HEAD: Final = re.compile(r"([A-Za-z0-9_.\-]+)\.output(?![A-Za-z0-9_\-])")
+_OUTPUT: Final = re.compile(r"\.output(?![A-Za-z0-9_\-])")
+_OPENING: Final = re.compile(r"\$?\$\{")
+MAX_REFERENCE_CHARS: Final = 2_000
+"""``${`` whose brace is farther away than this is plain text."""
+_SHOWN_CHARS: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """One use of another subtask's output."""
+
+    pointer: str
+    """Where it stands."""
+    subtask: str
+    """The id that it points to."""
+    path: str
+    """What follows ``id.output`` as it is written, for example ``.items[0]``; empty for the whole output."""
+    whole: bool
+    """True for a ``$ref`` object, False inside a string."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """All that one value holds beside plain JSON."""
+
+    references: tuple[Reference, ...]
+    secrets: tuple[tuple[str, str], ...]
+    """Pointer and name of each."""
+    faults: tuple[Fault, ...]
+
+
+def scan(value: Json, known: Collection[str], *, pointer: str = "") -> Scan:
+    """Every reference, secret and fault of ``value``. ``known`` are the ids that may be referred to."""
+    references: list[Reference] = []
+    secrets: list[tuple[str, str]] = []
+    faults: list[Fault] = []
+    for where, item in _special(value, pointer):
+        try:
+            if isinstance(item, str):
+                for piece in _pieces(item):
+                    if isinstance(piece, _Embedded):
+                        subtask, path = _split(piece.text, known)
+                        references.append(Reference(pointer=where, subtask=subtask, path=path, whole=False))
+                continue
+            marker, content = _marked(item)
+            if marker == REF:
+                subtask, path = _split(content, known)
+                references.append(Reference(pointer=where, subtask=subtask, path=path, whole=True))
+            elif marker == SECRET:
+                secrets.append((where, content))
+        except ValueError as error:
+            faults.append(Fault(where, str(error)))
+    return Scan(references=tuple(references), secrets=tuple(secrets), faults=tuple(faults))
+
+
+def find(value: Json, known: Collection[str], *, pointer: str = "") -> list[Reference]:
+    """Every reference in ``value``, in reading order.
+
+    Raises InvalidPlan for an unknown id, a path that is not JMESPath, or a marker that shares its object.
+    """
+    scanned = scan(value, known, pointer=pointer)
+    if scanned.faults:
+        raise InvalidPlan(scanned.faults)
+    return list(scanned.references)
+
+
+def secrets(value: Json, *, pointer: str = "") -> list[tuple[str, str]]:
+    """Pointer and name of every ``$secret`` in ``value``."""
+    return list(scan(value, (), pointer=pointer).secrets)
+
+
+def resolve(value: Json, outputs: Mapping[str, Json], *, pointer: str = "") -> Json:
+    """``value`` with every reference replaced; what holds none is given back as it is, not copied.
+
+    Raises UserError ``REFERENCE_MISSING`` where a reference leads nowhere, and ``REFERENCE_INVALID`` where it can't be
+    read (which ``find`` would have told). The values of the outputs are shared, not copied.
+    """
+    if isinstance(value, str):
+        return _resolve_text(value, outputs, pointer) if "${" in value else value
+    if isinstance(value, list):
+        elements = [resolve(item, outputs, pointer=f"{pointer}/{i}") for i, item in enumerate(value)]
+        return elements if any(new is not old for new, old in zip(elements, value, strict=True)) else value
+    if not isinstance(value, dict):
+        return value
+    if not _is_marked(value):
+        members = {key: resolve(item, outputs, pointer=f"{pointer}/{escape(key)}") for key, item in value.items()}
+        return members if any(members[key] is not value[key] for key in value) else value
+    try:
+        marker, content = _marked(value)
+    except ValueError as error:
+        raise UserError("REFERENCE_INVALID", f"{pointer or '/'}: {error}") from None
+    if marker == LITERAL:
+        return value[LITERAL]
+    if marker == REF:
+        return _look_up(content, outputs, pointer)
+    raise UserError("REFERENCE_INVALID", f"{pointer or '/'}: there is no secret `{content}`")
+
+
+def text_of(value: Json) -> str:
+    """How a value stands inside a string: text as it is, anything else as compact JSON."""
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def literal(text: str) -> Json:
+    """``text`` so that ``resolve`` gives it back unchanged."""
+    return {LITERAL: text} if "${" in text else text
+
+
+def plain_text(text: str) -> str | None:
+    """``text`` as ``resolve`` would give it, where no output is needed for that; None where it holds a reference."""
+    if "${" not in text:
+        return text
+    pieces = list(_pieces(text))
+    return None if any(isinstance(piece, _Embedded) for piece in pieces) else "".join(map(str, pieces))
+
+
+@dataclass(frozen=True, slots=True)
+class _Embedded:
+    """What stands between ``${`` and ``}`` where it is a reference."""
+
+    text: str
+
+
+def _special(value: Json, pointer: str) -> Iterator[tuple[str, str | dict[str, Json]]]:
+    """Strings with ``${`` and objects with a marker, in reading order, with their pointers."""
+    stack: list[tuple[str, Json]] = [(pointer, value)]
+    while stack:
+        where, item = stack.pop()
+        if isinstance(item, str):
+            if "${" in item:
+                yield where, item
+        elif isinstance(item, list):
+            stack.extend((f"{where}/{i}", item[i]) for i in range(len(item) - 1, -1, -1))
+        elif isinstance(item, dict):
+            if _is_marked(item):
+                yield where, item
+            else:
+                stack.extend((f"{where}/{escape(key)}", item[key]) for key in reversed(item))
+
+
+def _is_marked(item: Mapping[str, Json]) -> bool:
+    return any(marker in item for marker in _MARKERS)
+
+
+def _marked(item: Mapping[str, Json]) -> tuple[str, str]:
+    """The marker of an object and its text (empty for ``$literal``). Raises ValueError where it is no good."""
+    marker = next(name for name in _MARKERS if name in item)
+    if len(item) > 1:
+        raise ValueError(f'`{marker}` must stand alone in its object; wrap it in {{"{LITERAL}": …}} if it is data')
+    content = item[marker]
+    if marker == LITERAL:
+        return marker, ""
+    if not isinstance(content, str) or not content:
+        raise ValueError(f"`{marker}` must be a text that is not empty")
+    return marker, content
+
+
+def _pieces(text: str) -> Iterator[str | _Embedded]:
+    """The parts of a string: plain text, escapes already undone, and references."""
+    start = 0
+    for opening in _OPENING.finditer(text):
+        if opening.start() < start:
+            continue  # inside a reference that was already taken
+        if opening.group() == "$${":
+            yield text[start : opening.start()]
+            yield "${"
+            start = opening.end()
+        elif _HEAD.match(text, opening.end()):
+            end = _closing(text, opening.end())
+            if end is not None:
+                yield text[start : opening.start()]
+                yield _Embedded(text[opening.end() : end])
+                start = end + 1
+    yield text[start:]
+
+
+_QUOTED_OR_BRACE: Final = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`(?:\\.|[^`\\])*`|[{}]""", re.DOTALL)
+
+
+def _closing(text: str, start: int) -> int | None:
+    """Where the brace stands that closes a reference: JMESPath has braces and quotes of its own.
+
+    None where there is none; it is looked for in a bounded stretch, so that many open ones don't cost their square.
+    """
+    depth = 1
+    for token in _QUOTED_OR_BRACE.finditer(text, start, start + MAX_REFERENCE_CHARS):
+        depth += {"{": 1, "}": -1}.get(token.group(), 0)
+        if depth == 0:
+            return token.start()
+    return None
+
+
+def _split(text: str, known: Collection[str]) -> tuple[str, str]:
+    """Id and path of a reference. Raises ValueError where there is no such id or no such path."""
+    head = _HEAD.match(text)
+    if head is None:
+        raise ValueError(f"`{_shown(text)}` is not a reference: write `<id>.output` and a JMESPath")
+    candidates = [text[: found.start()] for found in _OUTPUT.finditer(text, 0, head.end())]
+    subtask = next((name for name in reversed(candidates) if name in known), None)
+    if subtask is None:
+        name = candidates[0]
+        hint = did_you_mean(name, known)
+        raise ValueError(f"`{_shown(text)}` refers to `{_shown(name)}`, and there is no such subtask{hint}")
+    path = text[len(subtask) + len(".output") :]
+    fault = path_fault(path)
+    if fault is not None:
+        raise ValueError(f"`{_shown(text)}` has no valid JMESPath after `{_shown(subtask)}.output`: {fault}")
+    return subtask, path
+
+
+def _resolve_text(text: str, outputs: Mapping[str, Json], pointer: str) -> str:
+    return "".join(
+        piece if isinstance(piece, str) else text_of(_look_up(piece.text, outputs, pointer)) for piece in _pieces(text)
+    )
+
+
+def _look_up(text: str, outputs: Mapping[str, Json], pointer: str) -> Json:
+    try:
+        subtask, path = _split(text, outputs)
+    except ValueError as error:
+        raise UserError("REFERENCE_MISSING", f"{pointer or '/'}: {error}") from None
+    found = search(path, outputs[subtask])
+    if isinstance(found, Missing):
+        message = f"{pointer or '/'}: `{_shown(text)}` leads nowhere in the output of `{subtask}`"
+        raise UserError("REFERENCE_MISSING", message)
+    return found
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"

@@ -1,0 +1,280 @@
+"""Is this plan one that can run? Every fault of a plan, before anything of it is stored.
+
+``plan`` settled what each subtask says by itself. Here it is held against the other subtasks (ids, dependencies,
+references, cycles), against the tools (known, active, allowed, input as their schema wants it) and against the nodes
+that the cluster could ever have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Final, Literal
+
+from rayloom.dag import graph
+from rayloom.dag.errors import Fault, InvalidPlan
+from rayloom.dag.input_check import InputCheck
+from rayloom.dag.kinds import kind_faults, needs_model, tool_of
+from rayloom.dag.nearest import did_you_mean
+from rayloom.dag.plan import MAX_FAULTS, NO_WISHES, Plan, Resources, Subtask
+from rayloom.dag.references import scan
+from rayloom.dag.resources import NodeShape, ResourceShape, effective, fits, largest
+
+_MODEL_DEFAULTS: Final[Mapping[str, float]] = {"CPU": 0.25}
+"""What a subtask without a tool asks for: it waits for a model."""
+_SHOWN_MEMBERS: Final = 30
+
+Lane = Literal["own", "shared"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolView:
+    """What must be known of a tool to judge a plan."""
+
+    name: str
+    schema: Mapping[str, Any]
+    """JSON Schema (draft 2020-12) of its input; valid itself, which registration has checked."""
+    resources: Mapping[str, float]
+    """What it asks for by default, by Ray's names."""
+    permission_level: Literal["read", "write", "execute", "admin"] = "read"
+    is_active: bool = True
+    lane: Lane = "own"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedSubtask:
+    """One subtask with everything that the plan leaves to be worked out."""
+
+    spec: Subtask
+    ordinal: int
+    """Its place in the plan, from 0."""
+    tool: str
+    """The tool that runs it; empty where a model does."""
+    dependencies: tuple[int, ...]
+    """Ordinals, ascending, no repeats: what ``depends_on`` names and what references imply."""
+    dependents: tuple[int, ...]
+    references: tuple[str, ...]
+    """Ids of the subtasks whose outputs its input refers to, sorted."""
+    rank: int
+    """Nodes on the longest way from here to a sink, this one counted."""
+    shape: ResourceShape
+    lane: Lane
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedPlan:
+    """A plan that can run."""
+
+    plan: Plan
+    subtasks: tuple[VerifiedSubtask, ...]
+    width: int
+    """Size of the largest level: the most that runs at once if every subtask takes equally long."""
+    critical_path: tuple[str, ...]
+    """Ids of a longest chain, in running order."""
+    sinks: tuple[str, ...]
+    """Ids that nothing depends on: their outputs are the task's result."""
+
+
+def verify(
+    plan: Plan,
+    *,
+    tools: Mapping[str, ToolView],
+    nodes: Sequence[NodeShape],
+    allow: Sequence[str] = ("*",),
+    deny: Sequence[str] = (),
+    model_available: bool = False,
+    pointer: str = "/plan",
+) -> VerifiedPlan:
+    """The plan with its dependencies, ranks and resource shapes settled.
+
+    ``tools`` are all that exist, by name; ``allow`` and ``deny`` are globs of names, deny wins. ``nodes`` are all node
+    types that the cluster could ever have; where there are none, resources are not judged. Raises InvalidPlan with
+    every fault found, at most 100.
+    """
+    return _Verification(plan, tools, nodes, allow, deny, model_available, pointer).run()
+
+
+class _Verification:
+    """One run over one plan: its faults so far, and what is worth remembering from one subtask to the next."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        tools: Mapping[str, ToolView],
+        nodes: Sequence[NodeShape],
+        allow: Sequence[str],
+        deny: Sequence[str],
+        model_available: bool,
+        pointer: str,
+    ) -> None:
+        self.plan = plan
+        self.tools = tools
+        self.nodes = nodes
+        self.allow = allow
+        self.deny = deny
+        self.model_available = model_available
+        self.pointer = pointer
+        self.faults: list[Fault] = []
+        self.references: dict[int, tuple[str, ...]] = {}
+        self.ordinals: dict[str, int] = {}
+        self.offered = frozenset(name for node in nodes for name, amount in node.total.items() if amount > 0)
+        self.tool_faults: dict[str, str | None] = {}
+        self.input_checks: dict[str, InputCheck] = {}
+        self.default_shapes: dict[str, ResourceShape] = {}
+        self.shapes: dict[ResourceShape, ResourceShape] = {}
+        self.shape_faults: dict[ResourceShape, str | None] = {}
+
+    def run(self) -> VerifiedPlan:
+        self._number_ids()
+        dependencies: list[tuple[int, ...]] = []
+        for ordinal, subtask in enumerate(self.plan.subtasks):
+            if len(self.faults) >= MAX_FAULTS:
+                raise InvalidPlan(self.faults[:MAX_FAULTS])
+            where = f"{self.pointer}/subtasks/{ordinal}"
+            dependencies.append(self._dependencies(ordinal, subtask, where))
+            self._check_subtask(subtask, where)
+        layers = self._levels(dependencies)
+        if self.faults:
+            raise InvalidPlan(self.faults[:MAX_FAULTS])
+        return self._verified(dependencies, layers)
+
+    def _fault(self, pointer: str, message: str) -> None:
+        self.faults.append(Fault(pointer, message))
+
+    def _number_ids(self) -> None:
+        for ordinal, subtask in enumerate(self.plan.subtasks):
+            first = self.ordinals.setdefault(subtask.id, ordinal)
+            if first != ordinal:
+                where = f"{self.pointer}/subtasks/{ordinal}/id"
+                self._fault(where, f"`{subtask.id}` is the id of {self.pointer}/subtasks/{first} already")
+
+    def _dependencies(self, ordinal: int, subtask: Subtask, where: str) -> tuple[int, ...]:
+        """The ordinals that one subtask waits for; those that exist, where others are faults."""
+        found: set[int] = set()
+        for place, name in enumerate(subtask.depends_on):
+            needed = self.ordinals.get(name)
+            if needed is None:
+                hint = did_you_mean(name, self.ordinals)
+                self._fault(f"{where}/depends_on/{place}", f"there is no subtask `{name}`{hint}")
+            elif name == subtask.id:
+                self._fault(f"{where}/depends_on/{place}", f"`{name}` can't depend on itself")
+            else:
+                found.add(needed)
+        if subtask.input:
+            scanned = scan(subtask.input, self.ordinals, pointer=f"{where}/input")
+            self.faults.extend(scanned.faults)
+            for pointer, name in scanned.secrets:
+                self._fault(pointer, f"there is no secret `{name}`: this version keeps no secrets")
+            if scanned.references:
+                self.references[ordinal] = tuple(sorted({reference.subtask for reference in scanned.references}))
+            for reference in scanned.references:
+                if reference.subtask == subtask.id:
+                    self._fault(reference.pointer, f"`{subtask.id}` can't use its own output")
+                else:
+                    found.add(self.ordinals[reference.subtask])
+        return tuple(sorted(found))
+
+    def _check_subtask(self, subtask: Subtask, where: str) -> None:
+        for field, message in kind_faults(subtask, model_available=self.model_available):
+            self._fault(f"{where}/{field}", message)
+        name = tool_of(subtask)
+        if name:
+            fault = self._tool_fault(name)
+            if fault is not None:
+                self._fault(f"{where}/tool", fault)
+                return
+            if not needs_model(subtask):
+                self.faults.extend(self._input_check(name).faults(subtask.input, pointer=f"{where}/input"))
+        fault = self._shape_fault(self._shape(name, subtask.resources))
+        if fault is not None:
+            self._fault(f"{where}/resources", fault)
+
+    def _tool_fault(self, name: str) -> str | None:
+        if name not in self.tool_faults:
+            self.tool_faults[name] = self._judge_tool(name)
+        return self.tool_faults[name]
+
+    def _judge_tool(self, name: str) -> str | None:
+        tool = self.tools.get(name)
+        if tool is None:
+            active = sorted(known for known, view in self.tools.items() if view.is_active)
+            return f"there is no tool `{name}`{did_you_mean(name, active)}"
+        if not tool.is_active:
+            return f"the tool `{name}` is switched off"
+        if any(fnmatchcase(name, glob) for glob in self.deny):
+            return f"the tool `{name}` is denied to this task by `tools.deny`"
+        if not any(fnmatchcase(name, glob) for glob in self.allow):
+            return f"the tool `{name}` is not among those that `tools.allow` gives this task"
+        return None
+
+    def _input_check(self, name: str) -> InputCheck:
+        if name not in self.input_checks:
+            self.input_checks[name] = InputCheck(self.tools[name].schema)
+        return self.input_checks[name]
+
+    def _shape(self, tool: str, wishes: Resources) -> ResourceShape:
+        """The resource shape of a subtask; the same object for all that ask for the same."""
+        if wishes is NO_WISHES and tool in self.default_shapes:
+            return self.default_shapes[tool]
+        defaults = self.tools[tool].resources if tool else _MODEL_DEFAULTS
+        shape = effective(wishes, defaults, self.offered)
+        shape = self.shapes.setdefault(shape, shape)
+        if wishes is NO_WISHES:
+            self.default_shapes[tool] = shape
+        return shape
+
+    def _shape_fault(self, shape: ResourceShape) -> str | None:
+        if shape not in self.shape_faults:
+            fault = None
+            if self.nodes and not any(fits(shape, node) for node in self.nodes):
+                fault = f"no node could ever give {shape}: the largest offers {largest(shape, self.nodes)}"
+            self.shape_faults[shape] = fault
+        return self.shape_faults[shape]
+
+    def _levels(self, dependencies: Sequence[Sequence[int]]) -> list[list[int]]:
+        try:
+            return graph.levels(dependencies)
+        except ValueError:
+            subtasks = self.plan.subtasks
+            for cycle in graph.find_cycles(dependencies):
+                ids = [subtasks[member].id for member in cycle]
+                explicit = subtasks[cycle[0]].depends_on
+                edge = f"depends_on/{explicit.index(ids[-1])}" if ids[-1] in explicit else "input"
+                self._fault(f"{self.pointer}/subtasks/{cycle[0]}/{edge}", f"closes a cycle: {_cycle_text(ids)}")
+            return []
+
+    def _verified(self, dependencies: Sequence[tuple[int, ...]], layers: list[list[int]]) -> VerifiedPlan:
+        waiting = graph.dependents(dependencies)
+        rank = graph.ranks(layers, waiting)
+        specs = self.plan.subtasks
+        return VerifiedPlan(
+            plan=self.plan,
+            subtasks=tuple(
+                VerifiedSubtask(
+                    spec=spec,
+                    ordinal=ordinal,
+                    tool=tool_of(spec),
+                    dependencies=dependencies[ordinal],
+                    dependents=waiting[ordinal],
+                    references=self.references.get(ordinal, ()),
+                    rank=rank[ordinal],
+                    shape=self._shape(tool_of(spec), spec.resources),
+                    # A tool may be made for the shared lane; until there is one, everything runs in its own.
+                    lane="own",
+                )
+                for ordinal, spec in enumerate(specs)
+            ),
+            width=graph.width(layers),
+            critical_path=tuple(specs[node].id for node in graph.critical_path(layers, waiting, rank)),
+            sinks=tuple(spec.id for spec, dependents in zip(specs, waiting, strict=True) if not dependents),
+        )
+
+
+def _cycle_text(ids: Sequence[str]) -> str:
+    """``a -> b -> a``: each waits for the one before it. The middle of a very long one is left out."""
+    shown = list(ids)
+    if len(ids) > _SHOWN_MEMBERS:
+        half = _SHOWN_MEMBERS // 2
+        shown = [*ids[:half], f"({len(ids) - 2 * half:,} more)", *ids[-half:]]
+    return " -> ".join([*shown, ids[0]])
