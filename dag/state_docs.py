@@ -1,0 +1,168 @@
+"""The page that explains the states, made from the tables of transitions so that it can't say anything else.
+
+``docs/states.md`` is what ``page()`` returns; a test holds the two together. To write it anew, in Python:
+``Path("docs/states.md").write_text(page())``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Final, TypeVar
+
+from rayloom.dag.states import (
+    SUBTASK_FINAL,
+    SUBTASK_MOVES,
+    SUBTASK_SETTLED,
+    TASK_FINAL,
+    TASK_MOVES,
+    TASK_TERMINAL,
+    Phase,
+    SubtaskEvent,
+    SubtaskStatus,
+    TaskEvent,
+    TaskStatus,
+)
+
+_Status = TypeVar("_Status", bound=StrEnum)
+_Event = TypeVar("_Event", bound=StrEnum)
+
+TASK_MEANING: Final[Mapping[TaskStatus, str]] = {
+    TaskStatus.PENDING: "Accepted and on disk; nobody has looked at it yet.",
+    TaskStatus.SPLITTING: "Its prompt is being turned into a plan, or its given plan is being verified.",
+    TaskStatus.READY: "The plan is stored. Lasts only while the plan waits for approval.",
+    TaskStatus.PROCESSING: "Its subtasks run.",
+    TaskStatus.COMPLETED: "Every subtask that had to complete has; the result is there.",
+    TaskStatus.FAILED: "It can't go on by itself. A retry takes it back to PROCESSING.",
+    TaskStatus.CANCELLED: "Somebody stopped it, or refused its plan.",
+}
+
+TASK_WHO: Final[Mapping[TaskEvent, tuple[str, str]]] = {
+    TaskEvent.SPLIT_STARTED: ("scheduler", "takes the task, best priority first, and asks the parser for a plan"),
+    TaskEvent.PLAN_ACCEPTED: ("scheduler", "stores the verified plan with all its subtasks, in one transaction"),
+    TaskEvent.STARTED: ("scheduler", "the plan needs no approval, or somebody approved it"),
+    TaskEvent.REJECTED: ("API", "somebody rejects the plan"),
+    TaskEvent.ALL_DONE: ("scheduler", "the last subtask completes"),
+    TaskEvent.GAVE_UP: (
+        "scheduler",
+        "no plan can be made, the plan is refused, nothing can run any more while a subtask is BLOCKED, "
+        "or the deadline has passed",
+    ),
+    TaskEvent.CANCEL: ("API", "somebody cancels the task"),
+    TaskEvent.RETRIED: ("API", "somebody retries what is BLOCKED"),
+}
+
+SUBTASK_MEANING: Final[Mapping[SubtaskStatus, str]] = {
+    SubtaskStatus.PENDING: "In a plan that is not accepted yet.",
+    SubtaskStatus.READY: "Waits for its dependencies.",
+    SubtaskStatus.AWAITING_APPROVAL: "Could run, and waits for somebody to allow it.",
+    SubtaskStatus.QUEUED: "Waits for its turn, for room on a node, or for quota.",
+    SubtaskStatus.RUNNING: "An attempt is under way.",
+    SubtaskStatus.COMPLETED: "Its output is on disk.",
+    SubtaskStatus.FAILED: "An attempt failed; `retry_at` says when the next one is due.",
+    SubtaskStatus.BLOCKED: "No attempt is left, or none would help: a dead letter that waits for a person.",
+    SubtaskStatus.SKIPPED: "A subtask that it depends on, at any distance, is BLOCKED.",
+    SubtaskStatus.CANCELLED: "Its task was cancelled before it completed.",
+}
+
+SUBTASK_WHO: Final[Mapping[SubtaskEvent, tuple[str, str]]] = {
+    SubtaskEvent.ACCEPTED: ("scheduler", "the plan is accepted"),
+    SubtaskEvent.FREED: ("database", "the last dependency completes, in the statement that records its output"),
+    SubtaskEvent.HELD: ("scheduler", "the dependencies are done, and the subtask wants approval"),
+    SubtaskEvent.APPROVED: ("API", "somebody approves it"),
+    SubtaskEvent.REJECTED: ("API", "somebody rejects it; the error has the code `REJECTED`"),
+    SubtaskEvent.STARTED: ("scheduler", "claims it: a new attempt number, a lease, a Ray task"),
+    SubtaskEvent.SUCCEEDED: ("scheduler", "commits the outcome of the current attempt"),
+    SubtaskEvent.ATTEMPT_FAILED: (
+        "scheduler",
+        "commits a failed or timed-out attempt, or finds that the worker, node or scheduler of the attempt is gone",
+    ),
+    SubtaskEvent.RETRY_DUE: ("scheduler", "attempts are left; the subtask may start when its back-off is over"),
+    SubtaskEvent.SPENT: ("scheduler", "the attempts are spent, or the error is one that no attempt would mend"),
+    SubtaskEvent.DEPENDENCY_BLOCKED: ("database", "a dependency becomes BLOCKED or SKIPPED"),
+    SubtaskEvent.RETRIED: ("API", "somebody retries the dead letter, or the task"),
+    SubtaskEvent.REVIVED: ("database", "the BLOCKED subtask that it was skipped for is retried"),
+    SubtaskEvent.CANCEL: ("API", "somebody cancels the task; a running attempt is stopped with it"),
+}
+
+PHASE_MEANING: Final[Mapping[Phase, str]] = {
+    Phase.PREPARE_ENV: "References are resolved, the input is checked in full, the tool is looked up.",
+    Phase.EXECUTING: "The tool runs; its output lines stream to the log.",
+    Phase.POST_PROCESS: "The output is checked, made fit to store, and handed over.",
+}
+
+_INTRODUCTION: Final = """\
+# States
+
+<!-- Made from the tables in dag/states.py by dag/state_docs.py. Change those, not this page. -->
+
+Tasks and subtasks are state machines. A transition that is not drawn here does not exist: asking for it raises
+`ILLEGAL_TRANSITION`, and the database refuses the write as well, since its guard is made from the same tables. Every
+write names the state that it expects to find, and for an attempt its number. A write that finds another state changes
+nothing: somebody was faster.
+
+Three hands move things. The **API** moves them because a person asked. The **scheduler** moves them because work came
+up or ended. The **database** moves what follows from another move, in the same statement, so that no crash can come
+between the two. Workers move nothing: an attempt returns its outcome, and the scheduler commits it.
+"""
+
+
+def page() -> str:
+    """The whole page, as Markdown."""
+    sections = [
+        _INTRODUCTION,
+        "## Task\n",
+        _diagram(TaskStatus, TASK_MOVES, TaskStatus.PENDING, TASK_FINAL),
+        _meanings("status", TASK_MEANING),
+        _transitions(TASK_MOVES, TASK_WHO),
+        f"{_listed(TASK_TERMINAL)} end a task, and close its event\n"
+        f"stream. {_listed(TASK_FINAL)} are final: nothing ever leaves them.\n",
+        "## Subtask\n",
+        _diagram(SubtaskStatus, SUBTASK_MOVES, SubtaskStatus.PENDING, SUBTASK_FINAL),
+        _meanings("status", SUBTASK_MEANING),
+        _transitions(SUBTASK_MOVES, SUBTASK_WHO),
+        f"A subtask that is {_listed(SUBTASK_SETTLED, 'or')} waits for nothing that the system would do by itself.\n"
+        f"{_listed(SUBTASK_FINAL)} are final.\n",
+        "### Phases of a running attempt\n",
+        "RUNNING is one state for the machine; its `phase` says how far the attempt has come.\n",
+        _meanings("phase", PHASE_MEANING),
+    ]
+    return "\n".join(sections)
+
+
+def _diagram(
+    statuses: type[_Status],
+    moves: Mapping[tuple[_Status, _Event], _Status],
+    first: _Status,
+    final: frozenset[_Status],
+) -> str:
+    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {first}"]
+    # One arrow for each pair of states, with all its events, so that the drawing stays readable.
+    for source in statuses:
+        for target in statuses:
+            events = [event for (start, event), end in moves.items() if (start, end) == (source, target)]
+            if events:
+                lines.append(f"    {source} --> {target}: {', '.join(events)}")
+    lines.extend(f"    {status} --> [*]" for status in statuses if status in final)
+    return "\n".join([*lines, "```", ""])
+
+
+def _meanings(title: str, meaning: Mapping[_Status, str]) -> str:
+    return _table((title, "meaning"), [(f"`{status}`", text) for status, text in meaning.items()])
+
+
+def _transitions(moves: Mapping[tuple[_Status, _Event], _Status], who: Mapping[_Event, tuple[str, str]]) -> str:
+    rows = [
+        (f"`{source}`", event, f"`{target}`", who[event][0], who[event][1]) for (source, event), target in moves.items()
+    ]
+    return _table(("from", "event", "to", "who", "when"), rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + [""])
+
+
+def _listed(statuses: frozenset[_Status], last: str = "and") -> str:
+    *front, end = (f"`{status}`" for status in sorted(statuses))
+    return f"{', '.join(front)} {last} {end}"
