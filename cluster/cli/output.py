@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import orjson
@@ -38,20 +37,24 @@ STATUS_STYLES = {
 class Output:
     """Where a command's answer goes: standard output, in one of the three forms."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, console: Console | None = None) -> None:
         self.as_json = as_json
+        self._console = console
 
     @property
     def rich(self) -> bool:
-        """Whether a person is watching: standard output is a terminal and no JSON was asked for."""
-        return not self.as_json and sys.stdout.isatty()
+        """Whether a person is watching: this is a terminal and no JSON was asked for."""
+        terminal = sys.stdout.isatty() if self._console is None else self._console.is_terminal
+        return terminal and not self.as_json
 
-    @cached_property
+    @property
     def console(self) -> Console:
-        """Rich's console on standard output, made when first needed: the import takes time."""
-        from rich.console import Console
+        """Rich's console, made on standard output when first needed: the import takes time."""
+        if self._console is None:
+            from rich.console import Console
 
-        return Console(highlight=False, soft_wrap=False)
+            self._console = Console(highlight=False)
+        return self._console
 
     def json(self, document: object) -> None:
         """The API's own document: indented on a terminal, one line in a pipe."""
