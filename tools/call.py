@@ -1,0 +1,73 @@
+"""One call of a tool: input checked, work done, output checked, foreign errors named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import orjson
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.protocols import Validator
+from referencing import Registry
+
+from rayloom.dag.errors import Bug, RayloomError, UserError
+from rayloom.dag.values import Json
+from rayloom.tools.tool import Tool, ToolContext, ToolResult
+
+MAX_FAULTS = 10
+MAX_FAULT_CHARS = 300
+
+
+async def call_tool(tool: Tool, input: Json, context: ToolContext) -> ToolResult:
+    """Run a tool once.
+
+    Raises UserError (``INPUT_INVALID``, with a JSON pointer for every fault), what the tool raises of ours, and Bug
+    (``TOOL_CRASHED``, ``TOOL_OUTPUT_INVALID``, ``TOOL_SCHEMA_INVALID``) for everything that only its author can mend.
+    """
+    spec = tool.spec
+    faults = schema_faults(spec.input_schema, input, of=spec.name)
+    if faults:
+        raise UserError("INPUT_INVALID", f"the input of {spec.name} is invalid: {'; '.join(faults)}")
+    if not isinstance(input, dict):
+        raise UserError("INPUT_INVALID", f"the input of {spec.name} must be an object")
+    try:
+        result = await tool.run(input, context)
+    except RayloomError:
+        raise
+    except Exception as error:
+        raise Bug("TOOL_CRASHED", f"{spec.name} raised {type(error).__name__}: {error}") from error
+    if not isinstance(result, ToolResult):
+        raise Bug("TOOL_OUTPUT_INVALID", f"{spec.name} returned {type(result).__name__} in place of a ToolResult")
+    if spec.output_schema is not None:
+        faults = schema_faults(spec.output_schema, result.output, of=spec.name)
+        if faults:
+            raise Bug("TOOL_OUTPUT_INVALID", f"{spec.name} broke its output schema: {'; '.join(faults)}")
+    return result
+
+
+def schema_faults(schema: Mapping[str, Json], value: Json, *, of: str) -> list[str]:
+    """The faults of a value, each as ``pointer: message``. Raises Bug (``TOOL_SCHEMA_INVALID``)."""
+    validator = _validator(orjson.dumps(schema), of)
+    faults = []
+    for error in validator.iter_errors(value):
+        faults.append(f"{_pointer(error)}: {error.message[:MAX_FAULT_CHARS]}")
+        if len(faults) == MAX_FAULTS:
+            break
+    return faults
+
+
+@lru_cache(maxsize=512)
+def _validator(schema_json: bytes, of: str) -> Validator:
+    schema = orjson.loads(schema_json)
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        raise Bug("TOOL_SCHEMA_INVALID", f"the schema of {of} is invalid: {error.message}") from error
+    # An empty registry: a $ref to an address must never make us fetch it.
+    return Draft202012Validator(schema, registry=Registry())
+
+
+def _pointer(error: ValidationError) -> str:
+    path = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in error.absolute_path)
+    return path or "/"

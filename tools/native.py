@@ -1,0 +1,76 @@
+"""A native tool: a pydantic model of the input, which yields the schema, and a coroutine that does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rayloom.dag.errors import UserError
+from rayloom.dag.values import Json
+from rayloom.tools.tool import LIGHT, PermissionLevel, ToolContext, ToolLane, ToolResult, ToolSpec
+
+
+class ToolInput(BaseModel):
+    """The base of every input: no unknown fields, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+InputT = TypeVar("InputT", bound=ToolInput)
+Body = Callable[[InputT, ToolContext], Awaitable[ToolResult]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeTool(Generic[InputT]):
+    """A tool written in Python: satisfies ``Tool``."""
+
+    spec: ToolSpec
+    model: type[InputT]
+    body: Body[InputT]
+
+    async def run(self, input: dict[str, Json], context: ToolContext) -> ToolResult:
+        """Parse the input and do the work. Raises UserError (``INPUT_INVALID``) for what the schema can't say."""
+        try:
+            parsed = self.model.model_validate(input)
+        except ValidationError as error:
+            raise UserError("INPUT_INVALID", _faults(error)) from None
+        return await self.body(parsed, context)
+
+
+def native(
+    name: str,
+    model: type[InputT],
+    body: Body[InputT],
+    *,
+    description: str,
+    permission_level: PermissionLevel,
+    output_schema: Mapping[str, Json] | None = None,
+    version: str = "1",
+    resources: Mapping[str, float] = LIGHT,
+    lane: ToolLane = "shared",
+    deterministic: bool = False,
+) -> NativeTool[InputT]:
+    """A native tool from its input model and its body."""
+    spec = ToolSpec(
+        name=name,
+        type="NATIVE",
+        description=description,
+        version=version,
+        input_schema={"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()},
+        output_schema=output_schema,
+        permission_level=permission_level,
+        resources=dict(resources),
+        lane=lane,
+        deterministic=deterministic,
+    )
+    return NativeTool(spec=spec, model=model, body=body)
+
+
+def _faults(error: ValidationError) -> str:
+    def pointer(location: tuple[int | str, ...]) -> str:
+        return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location) or "/"
+
+    return "; ".join(f"{pointer(fault['loc'])}: {fault['msg']}" for fault in error.errors(include_url=False)[:5])

