@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from rayloom.actors.settings import EngineSettings
 from rayloom.cluster.sources import PREFIX, SettingsError, Source, from_environment, from_folder, variable
 from rayloom.cluster.spellings import CommaList, DatabaseUrl, HttpUrl, JsonObjectOfSecrets, RedisUrl
 from rayloom.db.settings import DatabaseSettings, RedisSettings
@@ -168,6 +169,18 @@ class Settings(BaseSettings):
                 output_kb=self.sandbox_max_output_kb,
                 disk_mb=self.sandbox_max_disk_mb,
             ),
+        )
+
+    @property
+    def engine(self) -> EngineSettings:
+        """What the scheduler and the attempts are told."""
+        return EngineSettings(
+            retry_initial_s=self.retry_initial_s,
+            retry_max_s=self.retry_max_s,
+            lane=self.lane,
+            heartbeat_s=self.heartbeat_s,
+            lease_s=self.lease_s,
+            faults=self.faults,
         )
 
 

@@ -50,9 +50,10 @@ _SETTINGS = {
     "log_timezone": "UTC",
     "logging_collector": "off",
     "log_destination": "stderr",
-    "log_min_messages": "warning",
+    # Errors of statements go to who sent them, and may hold somebody's data.
+    "log_min_messages": "log",
+    "log_error_verbosity": "terse",
     "log_checkpoints": "off",
-    # A failed statement may hold somebody's data or key.
     "log_min_error_statement": "panic",
     "log_line_prefix": "%m [%p] ",
 }

@@ -63,6 +63,11 @@ class EmbeddedServices:
         if self._sockets is not None:
             shutil.rmtree(self._sockets, ignore_errors=True)
 
+    @property
+    def are_running(self) -> bool:
+        """Whether there is a server to stop."""
+        return any(keeper.pid is not None for keeper in self._keepers)
+
     def told(self) -> dict[str, str]:
         """Where each service comes from, for people; without any password."""
         return {

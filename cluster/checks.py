@@ -1,0 +1,136 @@
+"""What must hold on a machine before rayloom starts; each check says what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rayloom.cluster.settings import Settings
+
+Level = Literal["ok", "warn", "fail"]
+PYTHONS = ((3, 11), (3, 12))
+GIB = 1024**3
+LEAST_DISK_BYTES = GIB
+
+
+class StartRefused(Exception):
+    """rayloom can't start here and now; the message is one line that says what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was looked at; ``advice`` says what to do where ``level`` is not ok."""
+
+    name: str
+    level: Level
+    detail: str
+    advice: str = ""
+
+
+def ok(name: str, detail: str) -> Check:
+    """A check that holds."""
+    return Check(name=name, level="ok", detail=detail)
+
+
+def python_version() -> Check:
+    """Whether this Python is one that we and Ray run on."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] in PYTHONS:
+        return ok("python", version)
+    advice = "install Python 3.11 or 3.12, and make the virtual environment with that"
+    return Check(name="python", level="fail", detail=f"Python {version} is not supported", advice=advice)
+
+
+def disk_space(folder: Path) -> Check:
+    """Whether there is room for data in ``folder``, or where it will be made."""
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    detail = f"{free / GIB:.1f} GiB free for {folder}"
+    if free >= LEAST_DISK_BYTES:
+        return ok("disk", detail)
+    advice = f"free at least {LEAST_DISK_BYTES // GIB} GiB there, or set RAYLOOM_HOME to another disk"
+    return Check(name="disk", level="fail", detail=f"only {detail}", advice=advice)
+
+
+def port(settings: Settings) -> Check:
+    """Whether the HTTP address can be listened on."""
+    where = f"{settings.host}:{settings.port}"
+    if settings.ray_address:
+        return ok("port", f"{where} on the nodes of the Ray cluster")
+    fault = _listen_fault(settings.host, settings.port)
+    if fault is None:
+        return ok("port", f"{where} is free")
+    if fault == errno.EADDRINUSE:
+        detail, advice = (
+            f"port {settings.port} on {settings.host} is taken",
+            "stop what listens there, or set RAYLOOM_PORT",
+        )
+    elif fault == errno.EACCES:
+        detail, advice = f"this user may not listen on port {settings.port}", "set RAYLOOM_PORT to 1024 or more"
+    else:
+        detail = f"{settings.host} is not an address of this machine"
+        advice = "set RAYLOOM_HOST to 127.0.0.1, or to 0.0.0.0 for all addresses"
+    return Check(name="port", level="fail", detail=detail, advice=advice)
+
+
+def refuse_to_start(settings: Settings) -> None:
+    """Raise StartRefused for the first thing that makes a start pointless."""
+    for check in (python_version(), disk_space(settings.home), port(settings)):
+        if check.level == "fail":
+            raise StartRefused(f"{check.detail}: {check.advice}")
+
+
+def _listen_fault(host: str, number: int) -> int | None:
+    """The errno of a server that would try to listen there, or None if it could."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # As servers do: connections that are only closing down are no hindrance.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except socket.gaierror:
+        return errno.EADDRNOTAVAIL
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def shared_memory() -> Check:
+    """Whether Ray's object store has memory to share."""
+    try:
+        size = shutil.disk_usage("/dev/shm").total
+    except OSError:
+        return Check(name="shared-memory", level="warn", detail="there is no /dev/shm", advice="mount one of 1 GiB")
+    detail = f"/dev/shm has {size / GIB:.1f} GiB"
+    if size >= GIB:
+        return ok("shared-memory", detail)
+    advice = "Ray will use slower files in /tmp; start the container with --shm-size=2g"
+    return Check(name="shared-memory", level="warn", detail=detail, advice=advice)
+
+
+def memory() -> Check:
+    """Whether there is memory enough for PostgreSQL, Redis and a local Ray."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    detail = f"{total / GIB:.1f} GiB"
+    if total >= 4 * GIB:
+        return ok("memory", detail)
+    advice = "rayloom wants 4 GiB; with less, Ray kills workers under load"
+    return Check(name="memory", level="warn", detail=detail, advice=advice)
+
+
+def file_handles() -> Check:
+    """Whether a process may open enough files and connections."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    detail = f"{soft} open files (at most {hard})"
+    if soft >= 4096 or soft == resource.RLIM_INFINITY:
+        return ok("file-handles", detail)
+    return Check(name="file-handles", level="warn", detail=detail, advice="raise it with `ulimit -n 65536`")

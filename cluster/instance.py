@@ -1,0 +1,105 @@
+"""The rayloom that runs in a home, seen from another process: `rayloom down` and `rayloom status`."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from typing import Any
+
+import httpx2
+import typer
+
+from rayloom.cluster.cli.exits import ExitCode
+from rayloom.cluster.cli.output import Output, complain
+from rayloom.cluster.home import Home
+from rayloom.cluster.settings import Settings, load_settings
+
+DOWN_TIMEOUT_S = 60.0
+_READY_TIMEOUT_S = 5.0
+
+
+def run_down() -> int:
+    """Ask the owner of this home to stop, and wait up to 60 s for it; gives the exit code."""
+    home = Home(load_settings().home)
+    pid = home.owner()
+    if pid is None:
+        typer.echo(f"no rayloom runs in {home.path}")
+        return ExitCode.OK
+    if not pid:
+        complain(f"somebody owns {home.path} and has not said who: try again in a second")
+        return ExitCode.ERROR
+    try:
+        # A handle on this very process: its number can't come to mean another one while we wait.
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return ExitCode.OK
+    try:
+        if home.owner() != pid:
+            return ExitCode.OK
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        ended, _, _ = select.select([process], [], [], DOWN_TIMEOUT_S)
+    except PermissionError:
+        complain(f"process {pid} belongs to another user: stop it as that user")
+        return ExitCode.ERROR
+    finally:
+        os.close(process)
+    if ended:
+        typer.echo(f"stopped process {pid}")
+        return ExitCode.OK
+    complain(f"process {pid} still runs after {DOWN_TIMEOUT_S:.0f} s; `kill -9 {pid}` ends it, and nothing is lost")
+    return ExitCode.ERROR
+
+
+def run_status(*, as_json: bool = False) -> int:
+    """Show what runs in this home and how it is; exit code 0 when it serves, 1 otherwise."""
+    status = read_status(load_settings())
+    output = Output(as_json=as_json)
+    if as_json:
+        output.json(status)
+    else:
+        output.fields(list(_flat(status)))
+    return ExitCode.OK if status["serve"]["state"] in ("ok", "degraded") else ExitCode.ERROR
+
+
+def read_status(settings: Settings) -> dict[str, Any]:
+    """What `status` shows; without any secret. ``running``: whether somebody owns this home."""
+    home = Home(settings.home)
+    pid, told = home.owner(), home.read_run()
+    url = settings.url or (told.url if told else settings.api_url)
+    ready = _ready(url)
+    return {
+        "running": pid is not None,
+        "state": told.state if told else ("starting" if pid is not None else "down"),
+        "pid": pid or None,
+        "home": str(home.path),
+        "url": url,
+        "urls": told.urls if told else {},
+        "started_at": told.started_at if told else None,
+        "services": told.services if told else {},
+        "ray": {"address": (told.ray_address if told else None) or settings.ray_address or None},
+        "serve": ready,
+        "sandbox": settings.sandbox,
+    }
+
+
+def _ready(url: str) -> dict[str, Any]:
+    try:
+        answer = httpx2.get(f"{url}/readyz", timeout=_READY_TIMEOUT_S)
+        said = answer.json()
+    except (httpx2.HTTPError, ValueError) as error:
+        return {"state": "down", "detail": f"{url} does not answer ({type(error).__name__})"}
+    if not isinstance(said, dict):
+        return {"state": "down", "detail": f"{url} answers, but it is not rayloom"}
+    state = str(said.get("status", "ok")) if answer.status_code == 200 else "not ready"
+    return {"state": state, "detail": said}
+
+
+def _flat(status: dict[str, Any], prefix: str = "") -> list[tuple[str, object]]:
+    pairs: list[tuple[str, object]] = []
+    for name, value in status.items():
+        if isinstance(value, dict):
+            pairs += _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            pairs.append((f"{prefix}{name}", value))
+    return pairs

@@ -1,0 +1,244 @@
+"""`rayloom up`: starts everything in the foreground, keeps it running, and stops it in the right order.
+
+Services first, then Ray and Serve, then the demonstration. The first Ctrl-C stops cleanly, the second at once. A
+supervisor that is killed takes its servers with it: the kernel tells them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import signal
+import threading
+from collections.abc import Awaitable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Literal, Protocol, TypeVar, cast
+
+import typer
+
+from rayloom.cluster import reach
+from rayloom.cluster.checks import StartRefused, python_version, refuse_to_start
+from rayloom.cluster.embedded.identity import ServiceError
+from rayloom.cluster.embedded.services import EmbeddedServices
+from rayloom.cluster.home import Home, RunningInstance
+from rayloom.cluster.instance import run_down, run_status
+from rayloom.cluster.settings import Settings, load_settings
+from rayloom.db.settings import DatabaseSettings, RedisSettings
+
+__all__ = ["Running", "run_down", "run_status", "run_up"]
+
+T = TypeVar("T")
+INTERRUPTED = 130
+
+
+class Running(Protocol):
+    """Ray and Serve, started."""
+
+    @property
+    def urls(self) -> Mapping[str, str]:
+        """Addresses by name, for people."""
+
+    @property
+    def api_key(self) -> str:
+        """The key that the command line and the demonstration use."""
+
+    async def stop(self) -> None:
+        """Drain Serve, then end Ray if we started it."""
+
+
+class BringUp(Protocol):
+    """`rayloom.cluster.bringup`, as far as it is needed here."""
+
+    async def start(
+        self, settings: Settings, database: DatabaseSettings, redis: RedisSettings, *, exclusive: bool
+    ) -> Running:
+        """Start Ray, the singletons and Serve. ``exclusive``: no other scheduler can use this database."""
+
+
+class Demonstration(Protocol):
+    """`rayloom.cluster.demo`, as far as it is needed here."""
+
+    def run(self, url: str, api_key: str, console: object) -> int:
+        """Run the demonstration task; 0 when it ended well."""
+
+
+def run_up(*, demo: bool | None = None, host: str | None = None, port: int | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; gives the exit code. ``demo`` None: as the settings say.
+
+    What a person must mend is told in one line on stderr, with exit code 1. Raises SettingsError and HomeError, which
+    are such lines already.
+    """
+    version = python_version()
+    if version.level == "fail":
+        typer.echo(f"rayloom: {version.detail}: {version.advice}", err=True)
+        return 1
+    settings = load_settings(Path.cwd(), host=host, port=port)
+    try:
+        with asyncio.Runner() as runner:
+            return runner.run(_Supervisor(settings, settings.demo if demo is None else demo).run())
+    except (StartRefused, ServiceError) as error:
+        typer.echo(f"rayloom: {error}", err=True)
+        return 1
+
+
+class _Stopped(Exception):
+    """Somebody asked us to stop while we were starting."""
+
+
+class _Supervisor:
+    def __init__(self, settings: Settings, demo: bool) -> None:
+        self._settings = settings
+        self._demo = demo
+        self._home = Home(settings.home)
+        self._services = EmbeddedServices(settings, self._home, _say)
+        self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._urls: Mapping[str, str] = {}
+
+    async def run(self) -> int:
+        self._home.acquire()
+        self._stop = asyncio.Event()
+        self._interrupts = _Interrupts(asyncio.get_running_loop(), self._stop)
+        self._interrupts.install()
+        try:
+            refuse_to_start(self._settings)
+            return await self._serve()
+        except _Stopped:
+            return 0
+        finally:
+            if self._services.are_running:
+                _say("stopping the services")
+            await asyncio.to_thread(self._services.stop)
+            self._home.release()
+            self._interrupts.release()
+
+    async def _serve(self) -> int:
+        self._tell("starting")
+        self._make_secrets()
+        database, redis = await self._start_services()
+        exclusive = not self._settings.database.dsn_given
+        bringup = cast(BringUp, importlib.import_module("rayloom.cluster.bringup"))
+        _say("starting Ray and Serve")
+        starting = asyncio.ensure_future(bringup.start(self._settings, database, redis, exclusive=exclusive))
+        try:
+            running = await self._unless_stopped(starting)
+        except _Stopped:
+            if not starting.cancelled() and starting.exception() is None:
+                await starting.result().stop()  # it was done before it heard that it should not be
+            raise
+        try:
+            # Ray has put its own in their place.
+            self._interrupts.install()
+            self._urls = dict(running.urls)
+            self._tell("serving")
+            self._welcome(running)
+            if self._demo:
+                self._begin_demonstration(running)
+            await self._stop.wait()
+        finally:
+            _say("stopping (Ctrl-C again: at once)")
+            self._tell("stopping")
+            await running.stop()
+        return 0
+
+    async def _start_services(self) -> tuple[DatabaseSettings, RedisSettings]:
+        if not (self._settings.database.dsn_given and self._settings.redis.dsn_given):
+            _say(f"starting services in {self._home.path}")
+        starting = asyncio.create_task(asyncio.to_thread(self._services.start))
+        try:
+            database, redis = await self._unless_stopped(asyncio.shield(starting))
+        except _Stopped:
+            await asyncio.to_thread(self._services.stop)
+            await asyncio.wait([starting])
+            starting.exception()
+            raise
+        if self._settings.database.dsn_given:
+            await self._unless_stopped(reach.database(database))
+        if self._settings.redis.dsn_given:
+            await self._unless_stopped(reach.cache(redis))
+        return database, redis
+
+    async def _unless_stopped(self, work: Awaitable[T]) -> T:
+        """The result of ``work``; it is cancelled, and _Stopped raised, when somebody wants us to stop first."""
+        working, stopping = asyncio.ensure_future(work), asyncio.create_task(self._stop.wait())
+        await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if working.done():
+            return working.result()
+        working.cancel()
+        await asyncio.wait([working])
+        raise _Stopped
+
+    def _make_secrets(self) -> None:
+        if not self._settings.api_key.get_secret_value():
+            self._home.secret("api_key")
+        if not self._settings.secret_key.get_secret_value():
+            self._home.secret("secret_key")
+
+    def _welcome(self, running: Running) -> None:
+        width = max((len(name) for name in running.urls), default=0)
+        for name, url in running.urls.items():
+            _say(f"  {name.ljust(width)}  {url}")
+        if self._settings.api_key.get_secret_value():
+            _say(f"  {'key'.ljust(width)}  the one in RAYLOOM_API_KEY")
+        else:
+            _say(f"  {'key'.ljust(width)}  {running.api_key}  (kept in {self._home.path / 'api_key'})")
+
+    def _begin_demonstration(self, running: Running) -> None:
+        # A thread that nobody waits for: Ctrl-C in the middle of it must not hang.
+        threading.Thread(target=self._demonstrate, args=(running.api_key,), name="demonstration", daemon=True).start()
+
+    def _demonstrate(self, api_key: str) -> None:
+        from rich.console import Console
+
+        demonstration = cast(Demonstration, importlib.import_module("rayloom.cluster.demo"))
+        code = demonstration.run(self._settings.api_url, api_key, Console(highlight=False))
+        if self._stop.is_set():
+            return
+        if code != 0:
+            _say("the demonstration did not end well; serving all the same")
+        _say("serving until Ctrl-C")
+
+    def _tell(self, state: Literal["starting", "serving", "stopping"]) -> None:
+        self._home.write_run(
+            RunningInstance(
+                pid=os.getpid(),
+                started_at=self._started_at,
+                state=state,
+                url=self._settings.api_url,
+                urls=dict(self._urls),
+                ray_address=self._settings.ray_address or self._urls.get("ray"),
+                services=self._services.told(),
+            )
+        )
+
+
+class _Interrupts:
+    """SIGINT and SIGTERM: the first asks to stop, the second ends the process, and with it its servers."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+        self._loop = loop
+        self._stop = stop
+        self._asked = False
+
+    def install(self) -> None:
+        """Take the signals, also from a library that has taken them since."""
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def release(self) -> None:
+        """Give the signals back to Python."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self._asked:
+            os._exit(INTERRUPTED)
+        self._asked = True
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+
+def _say(line: str) -> None:
+    typer.echo(line)
