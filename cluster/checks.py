@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from rayloom.cluster.settings import Settings
+from rayloom.dag.errors import Refused
+from rayloom.tools.sandbox.select import sandbox_for
 
 Level = Literal["ok", "warn", "fail"]
 PYTHONS = ((3, 11), (3, 12))
@@ -134,3 +137,17 @@ def file_handles() -> Check:
     if soft >= 4096 or soft == resource.RLIM_INFINITY:
         return ok("file-handles", detail)
     return Check(name="file-handles", level="warn", detail=detail, advice="raise it with `ulimit -n 65536`")
+
+
+def sandbox(settings: Settings) -> Check:
+    """Whether foreign code can be confined on this machine, by the sandbox that the settings mean."""
+    try:
+        report = asyncio.run(sandbox_for(settings.sandbox).probe())
+    except Refused as error:
+        advice = "python.run and shell.run are refused without it; `rayloom doctor` runs this check again"
+        return Check(name="sandbox", level="warn", detail=error.message, advice=advice)
+    notes = "; ".join((f"{report.backend} {report.version}", f"memory limit: {report.memory_limit}", *report.notes))
+    if report.isolated:
+        return ok("sandbox", notes)
+    advice = "foreign code can do whatever you can: use it only where all of it is yours"
+    return Check(name="sandbox", level="warn", detail=notes, advice=advice)

@@ -19,7 +19,6 @@ from rayloom.cluster.embedded.identity import ServiceError, choose
 from rayloom.cluster.embedded.services import data_version
 from rayloom.cluster.home import Home
 from rayloom.cluster.settings import Settings, SettingsError, load_settings
-from rayloom.dag.errors import Refused
 
 RAY_VERSION = "2.60.0"
 _MODULES = ("asyncpg", "fastapi", "httpx2", "networkx", "orjson", "pydantic", "redis", "sqlalchemy", "starlette")
@@ -59,7 +58,7 @@ def diagnose(folder: Path | None = None) -> Iterator[Check]:
     yield checks.port(settings) if home.owner() is None else checks.ok("port", f"{settings.api_url} is ours")
     yield _judged("postgresql", lambda: postgresql(settings, home))
     yield _judged("redis", lambda: redis(settings))
-    yield sandbox(settings)
+    yield checks.sandbox(settings)
 
 
 def modules() -> Check:
@@ -132,19 +131,6 @@ def redis(settings: Settings) -> str:
         asyncio.run(reach.cache(settings.redis))
         return "RAYLOOM_REDIS_URL answers"
     return str(RedisBinary.find().path)
-
-
-def sandbox(settings: Settings) -> Check:
-    """Whether foreign code can be confined on this machine."""
-    from rayloom.tools.sandbox.bubblewrap import Bubblewrap
-
-    try:
-        report = asyncio.run(Bubblewrap().probe())
-    except Refused as error:
-        advice = "python.run and shell.run are refused without it; allow user namespaces, or install bubblewrap"
-        return Check(name="sandbox", level="warn", detail=error.message, advice=advice)
-    notes = "; ".join((f"memory limit: {report.memory_limit}", *report.notes))
-    return checks.ok("sandbox", f"{report.backend} {report.version} ({settings.sandbox}); {notes}")
 
 
 def _judged(name: str, look: Callable[[], str]) -> Check:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import typer
 
+from rayloom.cluster import checks
 from rayloom.cluster.cli.exits import ExitCode
 from rayloom.cluster.cli.output import Output, complain
 from rayloom.cluster.home import Home
@@ -67,7 +68,7 @@ def read_status(settings: Settings) -> dict[str, Any]:
     home = Home(settings.home)
     pid, told = home.owner(), home.read_run()
     url = settings.url or (told.url if told else settings.api_url)
-    ready = _ready(url)
+    ready, confined = _ready(url), checks.sandbox(settings)
     return {
         "running": pid is not None,
         "state": told.state if told else ("starting" if pid is not None else "down"),
@@ -79,7 +80,7 @@ def read_status(settings: Settings) -> dict[str, Any]:
         "services": told.services if told else {},
         "ray": {"address": (told.ray_address if told else None) or settings.ray_address or None},
         "serve": ready,
-        "sandbox": settings.sandbox,
+        "sandbox": {"setting": settings.sandbox, "state": confined.level, "detail": confined.detail},
     }
 
 

@@ -26,6 +26,7 @@ from rayloom.cluster.embedded.services import EmbeddedServices
 from rayloom.cluster.home import Home, RunningInstance
 from rayloom.cluster.instance import run_down, run_status
 from rayloom.cluster.settings import Settings, load_settings
+from rayloom.dag.errors import RayloomError
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 
 __all__ = ["Running", "run_down", "run_status", "run_up"]
@@ -56,13 +57,6 @@ class BringUp(Protocol):
         self, settings: Settings, database: DatabaseSettings, redis: RedisSettings, *, exclusive: bool
     ) -> Running:
         """Start Ray, the singletons and Serve. ``exclusive``: no other scheduler can use this database."""
-
-
-class Demonstration(Protocol):
-    """`rayloom.cluster.demo`, as far as it is needed here."""
-
-    def run(self, url: str, api_key: str, console: object) -> int:
-        """Run the demonstration task; 0 when it ended well."""
 
 
 def run_up(*, demo: bool | None = None, host: str | None = None, port: int | None = None) -> int:
@@ -136,6 +130,8 @@ class _Supervisor:
             self._welcome(running)
             if self._demo:
                 self._begin_demonstration(running)
+            else:
+                _say("serving until Ctrl-C")
             await self._stop.wait()
         finally:
             _say("stopping (Ctrl-C again: at once)")
@@ -193,12 +189,17 @@ class _Supervisor:
     def _demonstrate(self, api_key: str) -> None:
         from rich.console import Console
 
-        demonstration = cast(Demonstration, importlib.import_module("rayloom.cluster.demo"))
-        code = demonstration.run(self._settings.api_url, api_key, Console(highlight=False))
+        from rayloom.cluster import demo
+
+        try:
+            ended_well = demo.run(self._settings.api_url, api_key, Console(highlight=False)) == 0
+            reason = "see above"
+        except RayloomError as error:
+            ended_well, reason = False, error.message
         if self._stop.is_set():
             return
-        if code != 0:
-            _say("the demonstration did not end well; serving all the same")
+        if not ended_well:
+            typer.echo(f"rayloom: the demonstration did not end well ({reason}); serving all the same", err=True)
         _say("serving until Ctrl-C")
 
     def _tell(self, state: Literal["starting", "serving", "stopping"]) -> None:
