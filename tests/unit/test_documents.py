@@ -1,0 +1,49 @@
+"""What the documents point at exists: files, settings, make targets, routes of the first request."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rayloom.cluster.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
+VARIABLES = {f"RAYLOOM_{name.upper()}" for name in Settings.model_fields}
+# Read by the tests, not by rayloom.
+TEST_VARIABLES = {"RAYLOOM_TEST_DATABASE_URL", "RAYLOOM_TEST_REDIS_URL"}
+
+
+@pytest.fixture(params=PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def page(request: pytest.FixtureRequest) -> Path:
+    chosen: Path = request.param
+    return chosen
+
+
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    broken = [each for each in targets if "://" not in each and not (page.parent / each).exists()]
+    assert not broken
+
+
+def test_settings_exist(page: Path) -> None:
+    named = set(re.findall(r"\bRAYLOOM_[A-Z][A-Z_]*[A-Z]\b", page.read_text()))
+    assert named <= VARIABLES | TEST_VARIABLES
+
+
+def test_make_targets_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE))
+    assert named <= targets
+
+
+def test_a_decision_says_context_decision_and_consequences() -> None:
+    decisions = sorted((ROOT / "docs" / "adr").glob("0*.md"))
+    assert [int(each.name[:4]) for each in decisions] == list(range(1, len(decisions) + 1))
+    index = (ROOT / "docs" / "adr" / "README.md").read_text()
+    for each in decisions:
+        headings = re.findall(r"^## (.+)$", each.read_text(), re.MULTILINE)
+        assert headings == ["Context", "Decision", "Consequences"], each.name
+        assert each.name in index
