@@ -25,12 +25,15 @@ PAGE = 200
 class OverRest:
     """The side of rayloom. ``cpus`` is what each node asks for; None leaves it to the tool."""
 
-    def __init__(self, url: str, api_key: str, *, cpus: float | None) -> None:
+    def __init__(
+        self, url: str, api_key: str, *, cpus: float | None, transport: httpx2.BaseTransport | None = None
+    ) -> None:
         self._resources = {} if cpus is None else {"resources": {"num_cpus": cpus}}
         self._client = httpx2.Client(
             base_url=f"{url}/api/v1",
             headers={"Authorization": f"Bearer {api_key}"},
             timeout=TASK_TIMEOUT_S,
+            transport=transport,
             limits=httpx2.Limits(max_connections=SUBMITTERS * 2, max_keepalive_connections=SUBMITTERS * 2),
         )
 
