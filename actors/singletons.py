@@ -1,0 +1,198 @@
+"""The singletons on Ray: the one place where registry and token controller become actors, and their callers' side.
+
+A singleton is a detached, named actor that Ray restarts for ever; it is asked for with ``get_if_exists``, so whoever
+comes second gets the first one's. Names carry a version: a release that talks differently must not meet an old actor.
+Constructors read nothing: Ray gives up an actor whose constructor fails, and a database may be away for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import ray
+
+from rayloom.actors.named import Answer, NamedActor, as_value
+from rayloom.actors.periodic import repeat
+from rayloom.actors.registry import LONG_POLL_S, ToolRegistry
+from rayloom.actors.settings import EngineSettings
+from rayloom.actors.tokens import TokenController
+from rayloom.dag.ports import Ask, Finished, Health, Held, Quota, RegisteredTool, ToolSnapshot
+from rayloom.db.catalogue import Catalogue
+from rayloom.db.engine import make_engine
+from rayloom.db.quotas import QuotaStore
+from rayloom.db.settings import DatabaseSettings
+from rayloom.tools.builtin.catalogue import BUILTINS
+
+REGISTRY_NAME: Final = "rayloom-registry-v1"
+TOKENS_NAME: Final = "rayloom-tokens-v1"
+HEALTH_TIMEOUT_S: Final = 3.0
+POOL_SIZE: Final = 2
+MAX_CONCURRENCY: Final = 1000
+_HEALTH_GROUP: Final = "health"
+
+
+class _ToolRegistryActor:
+    """``ToolRegistry`` as an actor. ``health`` has a group, and so an event loop, of its own."""
+
+    async def __init__(self, database: DatabaseSettings) -> None:  # type: ignore[misc]  # Ray awaits it
+        engine = make_engine(database.primary_dsn(), pool_size=POOL_SIZE, max_overflow=0, name=REGISTRY_NAME)
+        self._registry = ToolRegistry(Catalogue(engine), BUILTINS)
+        self._life = asyncio.create_task(repeat(REGISTRY_NAME, self._registry.step))
+
+    async def snapshot(self) -> Answer[ToolSnapshot]:
+        return await as_value(self._registry.snapshot())
+
+    async def changed(self, version: int) -> Answer[ToolSnapshot]:
+        return await as_value(self._registry.changed(version))
+
+    async def register_native(self, name: str, endpoint: str) -> Answer[RegisteredTool]:
+        return await as_value(self._registry.register_native(name, endpoint))
+
+    async def set_active(self, name: str, active: bool) -> Answer[RegisteredTool]:
+        return await as_value(self._registry.set_active(name, active))
+
+    async def remove(self, name: str) -> Answer[None]:
+        return await as_value(self._registry.remove(name))
+
+    @ray.method(concurrency_group=_HEALTH_GROUP)
+    async def health(self) -> Answer[Health]:
+        return await as_value(self._registry.health())
+
+
+class _TokenControllerActor:
+    """``TokenController`` as an actor. ``health`` has a group, and so an event loop, of its own."""
+
+    async def __init__(self, database: DatabaseSettings) -> None:  # type: ignore[misc]  # Ray awaits it
+        engine = make_engine(database.primary_dsn(), pool_size=POOL_SIZE, max_overflow=0, name=TOKENS_NAME)
+        self._tokens = TokenController(QuotaStore(engine))
+        self._life = asyncio.create_task(repeat(TOKENS_NAME, self._tokens.step))
+
+    async def admit(self, asked: Sequence[Ask], finished: Sequence[Finished]) -> Answer[Sequence[Held]]:
+        return await as_value(self._tokens.admit(asked, finished))
+
+    async def quota(self, user_id: str) -> Answer[Quota]:
+        return await as_value(self._tokens.quota(user_id))
+
+    async def set_quota(self, user_id: str, quota: Quota) -> Answer[None]:
+        return await as_value(self._tokens.set_quota(user_id, quota))
+
+    @ray.method(concurrency_group=_HEALTH_GROUP)
+    async def health(self) -> Answer[Health]:
+        return await as_value(self._tokens.health())
+
+
+def start_singleton(
+    actor: type, *arguments: object, name: str, engine: EngineSettings, node_labels: Mapping[str, str] | None = None
+) -> Any:
+    """The handle of the singleton of that name; it is made when there is none yet.
+
+    ``node_labels``: where it has to run, for clusters that keep a pool of nodes for control.
+    """
+    # Ray's own types know neither concurrency groups nor the options of named actors.
+    remote: Any = ray.remote
+    options: dict[str, Any] = {"label_selector": dict(node_labels)} if node_labels else {}
+    made = remote(num_cpus=0, concurrency_groups={_HEALTH_GROUP: 8})(actor)
+    return made.options(
+        name=name,
+        namespace=engine.namespace,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        # Callers repeat what may be repeated; Ray can't know which calls those are.
+        max_task_retries=0,
+        max_concurrency=MAX_CONCURRENCY,
+        **options,
+    ).remote(*arguments)
+
+
+def start_registry(
+    engine: EngineSettings, database: DatabaseSettings, *, node_labels: Mapping[str, str] | None = None
+) -> RayRegistry:
+    """Start the tool registry, unless it runs already."""
+    start_singleton(_ToolRegistryActor, database, name=REGISTRY_NAME, engine=engine, node_labels=node_labels)
+    return RayRegistry(engine)
+
+
+def start_tokens(
+    engine: EngineSettings, database: DatabaseSettings, *, node_labels: Mapping[str, str] | None = None
+) -> RayTokens:
+    """Start the token controller, unless it runs already."""
+    start_singleton(_TokenControllerActor, database, name=TOKENS_NAME, engine=engine, node_labels=node_labels)
+    return RayTokens(engine)
+
+
+class RayRegistry:
+    """The registry of a Ray cluster, by name: ``RegistryPort``. Belongs to one event loop.
+
+    Every method may raise Transient (``ACTOR_UNAVAILABLE``); after that it is not known whether a registration or
+    removal was done.
+    """
+
+    def __init__(self, engine: EngineSettings) -> None:
+        self._actor = NamedActor(REGISTRY_NAME, engine.namespace)
+
+    async def snapshot(self) -> ToolSnapshot:
+        """All tools now."""
+        snapshot: ToolSnapshot = await self._actor.call("snapshot", idempotent=True)
+        return snapshot
+
+    async def changed(self, version: int) -> ToolSnapshot:
+        """Wait until the registry is newer than ``version``, or for some 20 s; answers all tools either way."""
+        snapshot: ToolSnapshot = await self._actor.call("changed", version, idempotent=True, timeout_s=LONG_POLL_S + 20)
+        return snapshot
+
+    async def register_native(self, name: str, endpoint: str) -> RegisteredTool:
+        """Switch on an installed entry point.
+
+        Raises UserError (``TOOL_EXISTS``, ``TOOL_UNKNOWN``, ``TOOL_INVALID``).
+        """
+        tool: RegisteredTool = await self._actor.call("register_native", name, endpoint, idempotent=False)
+        return tool
+
+    async def set_active(self, name: str, active: bool) -> RegisteredTool:
+        """Switch a tool on or off. Raises UserError (``TOOL_UNKNOWN``)."""
+        tool: RegisteredTool = await self._actor.call("set_active", name, active, idempotent=True)
+        return tool
+
+    async def remove(self, name: str) -> None:
+        """Remove a tool that is not built in. Raises UserError (``TOOL_UNKNOWN``, ``TOOL_BUILT_IN``)."""
+        await self._actor.call("remove", name, idempotent=False)
+
+    async def health(self) -> Health:
+        """Alive, with its version; ``ok`` once it has read the database. Does not wait for a restart."""
+        return await _health(self._actor)
+
+
+class RayTokens:
+    """The token controller of a Ray cluster, by name: ``TokenPort``. Belongs to one event loop.
+
+    Every method may raise Transient (``ACTOR_UNAVAILABLE``) and may then be called again with the same arguments.
+    """
+
+    def __init__(self, engine: EngineSettings) -> None:
+        self._actor = NamedActor(TOKENS_NAME, engine.namespace)
+
+    async def admit(self, asked: Sequence[Ask], finished: Sequence[Finished]) -> Sequence[Held]:
+        """Which of a batch must wait. Those not named are admitted and count until they are ``finished``."""
+        held: Sequence[Held] = await self._actor.call("admit", asked, finished, idempotent=True)
+        return held
+
+    async def quota(self, user_id: str) -> Quota:
+        """The limits of a user."""
+        quota: Quota = await self._actor.call("quota", user_id, idempotent=True)
+        return quota
+
+    async def set_quota(self, user_id: str, quota: Quota) -> None:
+        """Change the limits of a user, durably. Raises UserError (``USER_UNKNOWN``, ``QUOTA_INVALID``)."""
+        await self._actor.call("set_quota", user_id, quota, idempotent=True)
+
+    async def health(self) -> Health:
+        """Alive, with counts of what it holds; ``ok`` once it has read the database. Does not wait for a restart."""
+        return await _health(self._actor)
+
+
+async def _health(actor: NamedActor) -> Health:
+    health: Health = await actor.call("health", idempotent=True, timeout_s=HEALTH_TIMEOUT_S, retry_for_s=0)
+    return health

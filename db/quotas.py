@@ -1,0 +1,181 @@
+"""The quotas of the users, and what counts against them, as the record has it."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rayloom.dag.errors import UserError
+from rayloom.dag.ports import Quota
+from rayloom.db.engine import driver
+
+# A controller that asks must not hang with a database that does.
+QUERY_TIMEOUT_S: Final = 5.0
+
+_NAMES: Final = tuple(limit.name for limit in fields(Quota))
+_MAX: Final[Mapping[str, int]] = {"requests_per_min": 2**31 - 1, "max_concurrent": 2**31 - 1}
+_MAX_BIGINT: Final = 2**63 - 1
+_LIMITED: Final = f"""
+    SELECT user_id, {", ".join(_NAMES)} FROM quotas
+    WHERE num_nonnulls(max_tokens, tokens_per_min, requests_per_min, max_concurrent) > 0
+"""
+_WRITE: Final = f"""
+    INSERT INTO quotas (user_id, {", ".join(_NAMES)})
+    VALUES ($1, {", ".join(f"${place}" for place, _ in enumerate(_NAMES, start=2))})
+    ON CONFLICT (user_id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _NAMES)}, updated_at = now()
+"""
+# The first condition is that of the index on leases: as many rows as attempts are under way, whatever the table holds.
+_LEASED: Final = "SELECT user_id, id FROM sub_tasks WHERE incarnation IS NOT NULL AND user_id = ANY ($1::uuid[])"
+_TOTALS: Final = """
+    SELECT user_id, sum(tokens_used)::bigint AS tokens FROM tasks
+    WHERE user_id = ANY ($1::uuid[]) AND tokens_used > 0 GROUP BY user_id
+"""
+# An attempt that waits for a worker will start later: until then it counts as if it started now.
+_STARTS: Final = """
+    SELECT user_id, age_s, count(*) AS amount FROM (
+        SELECT t.user_id, greatest(floor(extract(epoch FROM clock_timestamp() - l.start_time)), 0)::int AS age_s
+        FROM execution_logs l JOIN tasks t ON t.id = l.task_id
+        WHERE l.start_time > now() - make_interval(secs => $2) AND t.user_id = ANY ($1::uuid[])
+        UNION ALL
+        SELECT s.user_id, CASE WHEN s.status = 'RUNNING'
+            THEN greatest(floor(extract(epoch FROM clock_timestamp() - s.started_at)), 0)::int ELSE 0 END
+        FROM sub_tasks s
+        WHERE s.incarnation IS NOT NULL AND s.user_id = ANY ($1::uuid[])
+            AND (s.status <> 'RUNNING' OR s.started_at > now() - make_interval(secs => $2))
+    ) starts GROUP BY user_id, age_s
+"""
+# Bounded by the index on start_time: of an attempt that took longer than $3 the last minute is forgiven.
+_RECENT: Final = """
+    SELECT t.user_id, greatest(floor(extract(epoch FROM clock_timestamp() - l.end_time)), 0)::int AS age_s,
+        sum(l.tokens_used)::bigint AS amount
+    FROM execution_logs l JOIN tasks t ON t.id = l.task_id
+    WHERE l.start_time > now() - make_interval(secs => $3) AND l.end_time > now() - make_interval(secs => $2)
+        AND l.tokens_used > 0 AND t.user_id = ANY ($1::uuid[])
+    GROUP BY 1, 2
+"""
+_RECENT_ATTEMPT_S: Final = 3600.0
+
+Ages = tuple[tuple[int, int], ...]
+"""Pairs of age in whole seconds and amount."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What counts against a user: attempts that hold a lease, recent starts, recent tokens, tokens in all."""
+
+    leased: frozenset[str] = frozenset()
+    starts: Ages = ()
+    tokens: Ages = ()
+    tokens_total: int = 0
+
+
+class QuotaStore:
+    """The table ``quotas``, and the tables that say what was used. Raises Transient when the database is away."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def limited(self) -> dict[str, Quota]:
+        """The quotas of all users who have a limit."""
+        async with driver(self._engine) as connection:
+            rows = await connection.fetch(_LIMITED, timeout=QUERY_TIMEOUT_S)
+        return {str(row["user_id"]): _quota(row) for row in rows}
+
+    async def quota(self, user_id: str) -> Quota:
+        """The limits of a user; none for one who has none or does not exist."""
+        identity = _uuid(user_id)
+        if identity is None:
+            return Quota()
+        async with driver(self._engine) as connection:
+            row = await connection.fetchrow(
+                f"SELECT {', '.join(_NAMES)} FROM quotas WHERE user_id = $1", identity, timeout=QUERY_TIMEOUT_S
+            )
+        return Quota() if row is None else _quota(row)
+
+    async def write(self, user_id: str, quota: Quota) -> str:
+        """Change the limits of a user, and answer its id as the tables spell it.
+
+        Raises UserError (``USER_UNKNOWN``, ``QUOTA_INVALID``).
+        """
+        identity = _uuid(user_id)
+        if identity is None:
+            raise UserError("USER_UNKNOWN", f"there is no user {user_id!r}")
+        limits = [_checked(name, getattr(quota, name)) for name in _NAMES]
+        try:
+            async with driver(self._engine) as connection:
+                await connection.execute(_WRITE, identity, *limits, timeout=QUERY_TIMEOUT_S)
+        except asyncpg.ForeignKeyViolationError as error:
+            raise UserError("USER_UNKNOWN", f"there is no user {user_id!r}") from error
+        return str(identity)
+
+    async def leased(self, users: Sequence[str]) -> dict[str, frozenset[str]]:
+        """The ids of the subtasks that have an attempt under way, running or handed to Ray, by user."""
+        async with driver(self._engine) as connection:
+            return await _leased(connection, users)
+
+    async def standings(self, users: Sequence[str], *, window_s: float) -> dict[str, Standing]:
+        """What counts against each of these users, all of it as of one moment."""
+        async with (
+            driver(self._engine) as connection,
+            # One moment: an attempt that ends meanwhile must not be seen both under way and ended.
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            leased = await _leased(connection, users)
+            starts = _by_user(await _fetch(connection, _STARTS, users, window_s))
+            recent = _by_user(await _fetch(connection, _RECENT, users, window_s, _RECENT_ATTEMPT_S))
+            totals = {str(row["user_id"]): row["tokens"] for row in await _fetch(connection, _TOTALS, users)}
+        return {
+            user: Standing(
+                leased=leased.get(user, frozenset()),
+                starts=starts.get(user, ()),
+                tokens=recent.get(user, ()),
+                tokens_total=totals.get(user, 0),
+            )
+            for user in users
+        }
+
+
+async def _leased(connection: asyncpg.Connection[asyncpg.Record], users: Sequence[str]) -> dict[str, frozenset[str]]:
+    leased: defaultdict[str, set[str]] = defaultdict(set)
+    for row in await _fetch(connection, _LEASED, users):
+        leased[str(row["user_id"])].add(str(row["id"]))
+    return {user: frozenset(ids) for user, ids in leased.items()}
+
+
+async def _fetch(connection: asyncpg.Connection[asyncpg.Record], sql: str, *arguments: Any) -> list[asyncpg.Record]:
+    rows: list[asyncpg.Record] = await connection.fetch(sql, *arguments, timeout=QUERY_TIMEOUT_S)
+    return rows
+
+
+def _by_user(rows: Sequence[asyncpg.Record]) -> dict[str, Ages]:
+    ages: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+    for row in rows:
+        ages[str(row["user_id"])].append((row["age_s"], row["amount"]))
+    return {user: tuple(pairs) for user, pairs in ages.items()}
+
+
+def _quota(row: asyncpg.Record) -> Quota:
+    return Quota(**{name: row[name] for name in _NAMES})
+
+
+def _uuid(user_id: str) -> UUID | None:
+    try:
+        return UUID(user_id)
+    except ValueError:
+        return None
+
+
+def _checked(name: str, limit: float | None) -> float | None:
+    if limit is None:
+        return None
+    highest = _MAX.get(name, _MAX_BIGINT)
+    if not math.isfinite(limit) or not 0 <= limit <= highest:
+        raise UserError("QUOTA_INVALID", f"{name} must be between 0 and {highest}, or null for no limit")
+    return limit
