@@ -8,9 +8,11 @@ a thin adapter and a plain object in a test are the same thing to a caller.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from rayloom.dag.resources import NodeShape
+from rayloom.dag.verify import ToolView
 from rayloom.dag.values import Json, JsonObject
 
 Health = Mapping[str, Json]
@@ -40,6 +42,20 @@ class ToolSnapshot:
 
     version: int
     tools: Mapping[str, RegisteredTool]
+
+    def views(self) -> dict[str, ToolView]:
+        """What the verification of a plan must know of them."""
+        return {
+            name: ToolView(
+                name=name,
+                schema=tool.schema,
+                resources=tool.resources,
+                permission_level=tool.permission_level,
+                is_active=tool.is_active,
+                lane=tool.lane,
+            )
+            for name, tool in self.tools.items()
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,15 +96,6 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeType:
-    """A kind of node that the cluster has or could start: its totals as Ray names them, labels, how many at most."""
-
-    resources: Mapping[str, float]
-    labels: Mapping[str, str] = field(default_factory=dict)
-    count_max: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
     """What the parser needs to plan a prompt."""
 
@@ -119,7 +126,7 @@ class SchedulerPort(Protocol):
     async def stop(self, attempts: Sequence[tuple[str, int]]) -> None:
         """Stop these running attempts (subtask id, attempt number) whose rows are already CANCELLED."""
 
-    async def nodes(self) -> Sequence[NodeType]:
+    async def nodes(self) -> Sequence[NodeShape]:
         """Every kind of node that the cluster has or could start."""
 
     async def health(self) -> Health:

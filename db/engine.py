@@ -70,3 +70,8 @@ def is_unavailable(error: BaseException) -> bool:
 def dump(value: Any) -> str:
     """JSON text for a ``jsonb`` parameter."""
     return orjson.dumps(value).decode()
+
+
+def dump_sorted(value: Any) -> str:
+    """JSON text that is the same for equal values: a key."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()

@@ -23,21 +23,28 @@ WAKE = PREFIX + "wake"
 READY_TTL_S = 7 * 86_400
 REDIS_AWAY: tuple[type[BaseException], ...] = (RedisError, OSError, TimeoutError)
 
-# KEYS: the set of shapes. ARGV: prefix, then (shape, room) pairs. Pops the best of every shape that has room, and
-# forgets shapes that have run empty. One round trip, and no other popper in between.
+# KEYS: the set of shapes. ARGV: prefix, then (shape, room) pairs. Pops the best of every shape that has room and forgets
+# shapes that have run empty; answers what it popped, and how many wait in every shape. One round trip.
 POP = """
-local out = {}
+local popped, waiting = {}, {}
 for i = 2, #ARGV, 2 do
-  local key = ARGV[1] .. ARGV[i]
-  local got = redis.call('ZPOPMIN', key, tonumber(ARGV[i + 1]))
+  local got = redis.call('ZPOPMIN', ARGV[1] .. ARGV[i], tonumber(ARGV[i + 1]))
   for j = 1, #got, 2 do
-    out[#out + 1] = ARGV[i]
-    out[#out + 1] = got[j]
-    out[#out + 1] = got[j + 1]
+    popped[#popped + 1] = ARGV[i]
+    popped[#popped + 1] = got[j]
+    popped[#popped + 1] = got[j + 1]
   end
-  if redis.call('EXISTS', key) == 0 then redis.call('SREM', KEYS[1], ARGV[i]) end
 end
-return out
+for _, shape in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local count = redis.call('ZCARD', ARGV[1] .. shape)
+  if count == 0 then
+    redis.call('SREM', KEYS[1], shape)
+  else
+    waiting[#waiting + 1] = shape
+    waiting[#waiting + 1] = count
+  end
+end
+return {popped, waiting}
 """
 
 
@@ -49,6 +56,14 @@ class Queued:
     user_id: str
     shape: str
     score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Popped:
+    """What was taken, best first over all shapes, and how many still wait in each shape."""
+
+    items: tuple[Queued, ...]
+    waiting: dict[str, int]
 
 
 def make_redis(settings: RedisSettings, *, name: str) -> Redis:
@@ -89,32 +104,23 @@ class ReadyQueue:
             pipe.publish(WAKE, "ready")
             await pipe.execute()
 
-    async def waiting(self) -> dict[str, int]:
-        """How many subtasks wait, by shape."""
-        shapes = sorted(await self._redis.smembers(SHAPES))
-        if not shapes:
-            return {}
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for shape in shapes:
-                pipe.zcard(PREFIX + "ready:" + shape)
-            counts = await pipe.execute()
-        return {shape: count for shape, count in zip(shapes, counts, strict=True) if count}
-
-    async def pop(self, room: Mapping[str, int]) -> list[Queued]:
-        """Take the best of each shape, at most as many as it has room for; best first over all shapes."""
+    async def pop(self, room: Mapping[str, int]) -> Popped:
+        """Take the best of each shape, at most as many as it has room for."""
         arguments: list[str | int] = [PREFIX + "ready:"]
         for shape, count in room.items():
             if count > 0:
                 arguments += [shape, count]
-        if len(arguments) == 1:
-            return []
-        flat = await self._pop(keys=[SHAPES], args=arguments)
-        popped = []
+        flat, counts = await self._pop(keys=[SHAPES], args=arguments)
+        items = []
         for shape, member, score in zip(flat[0::3], flat[1::3], flat[2::3], strict=True):
             sub_task_id, _, user_id = member.partition(":")
-            popped.append(Queued(sub_task_id, user_id, shape, float(score)))
-        popped.sort(key=lambda item: (item.score, item.sub_task_id))
-        return popped
+            items.append(Queued(sub_task_id, user_id, shape, float(score)))
+        items.sort(key=lambda item: (item.score, item.sub_task_id))
+        return Popped(tuple(items), dict(zip(counts[0::2], counts[1::2], strict=True)))
+
+    async def waiting(self) -> dict[str, int]:
+        """How many subtasks wait, by shape."""
+        return (await self.pop({})).waiting
 
 
 class Signals:

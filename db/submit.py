@@ -17,7 +17,7 @@ from rayloom.dag.order import queue_score
 from rayloom.dag.states import SubtaskEvent, SubtaskStatus, TaskEvent, TaskStatus, move_subtask, move_task
 from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.verify import VerifiedPlan
-from rayloom.db.engine import driver, dump
+from rayloom.db.engine import driver, dump, dump_sorted
 from rayloom.db.queue import Queued
 
 
@@ -49,7 +49,7 @@ class Submitted:
 
 SUB_TASK_COLUMNS = (
     "id", "parent_id", "user_id", "key", "name", "task_type", "status", "execution_order", "dependencies", "dependents",
-    "pending_dependencies", "tool", "input_context", "has_references", "timeout_s", "max_retries", "resources", "shape",
+    "pending_dependencies", "tool", "input_context", "referred", "timeout_s", "max_retries", "resources", "shape",
     "score", "created_at", "queued_at",
 )  # fmt: skip
 EVENT_COLUMNS = ("task_id", "kind", "subtask", "from_status", "to_status", "reason", "at")
@@ -86,13 +86,16 @@ async def submit_task(engine: AsyncEngine, new: NewTask) -> Submitted:
             status = move_task(TaskStatus.PENDING, TaskEvent.SPLIT_STARTED)
             await connection.execute("UPDATE tasks SET status = $2, started_at = $3 WHERE id = $1", task_id, status, now)
             events.append((task_id, "task", None, TaskStatus.PENDING, status, "the plan was given", now))
-            queued = await _write_plan(connection, _Target(task_id, new.user_id, new.priority, now), new.plan, events, now)
+            target = _Target(task_id, new.user_id, new.priority, now)
+            queued = await _write_plan(connection, target, new.plan, {"source": "given"}, events, now)
         await connection.copy_records_to_table("task_events", records=events, columns=EVENT_COLUMNS)
     return Submitted(task_id=task_id, replayed=False, queued=queued)
 
 
-async def accept_plan(engine: AsyncEngine, task_id: UUID, plan: VerifiedPlan, *, incarnation: UUID) -> tuple[Queued, ...]:
-    """Store the plan of a task that ``incarnation`` is splitting, and start it.
+async def accept_plan(
+    engine: AsyncEngine, task_id: UUID, plan: VerifiedPlan, *, meta: JsonObject, incarnation: UUID
+) -> tuple[Queued, ...]:
+    """Store the plan of a task that ``incarnation`` is splitting, and start it. ``meta``: how the plan was made.
 
     Raises Stale (``TASK_MOVED_ON``) when the task is no longer SPLITTING by that incarnation.
     """
@@ -107,7 +110,7 @@ async def accept_plan(engine: AsyncEngine, task_id: UUID, plan: VerifiedPlan, *,
             raise Stale("TASK_MOVED_ON", "the task is no longer being split here")
         events: list[tuple[Any, ...]] = []
         target = _Target(task_id, row["user_id"], row["priority"], row["created_at"])
-        queued = await _write_plan(connection, target, plan, events, now)
+        queued = await _write_plan(connection, target, plan, meta, events, now)
         await connection.copy_records_to_table("task_events", records=events, columns=EVENT_COLUMNS)
     return queued
 
@@ -130,7 +133,12 @@ class _Target:
 
 
 async def _write_plan(
-    connection: asyncpg.Connection[Any], target: _Target, plan: VerifiedPlan, events: list[tuple[Any, ...]], now: datetime
+    connection: asyncpg.Connection[Any],
+    target: _Target,
+    plan: VerifiedPlan,
+    meta: JsonObject,
+    events: list[tuple[Any, ...]],
+    now: datetime,
 ) -> tuple[Queued, ...]:
     """Write the subtasks of a SPLITTING task and bring it to PROCESSING, its roots to QUEUED. Adds to ``events``."""
     ready = move_task(TaskStatus.SPLITTING, TaskEvent.PLAN_ACCEPTED)
@@ -145,14 +153,14 @@ async def _write_plan(
     events.append((task_id, "plan", None, None, None, f"{len(ids)} subtasks, width {plan.width}", now))
     for subtask, id_ in zip(plan.subtasks, ids, strict=True):
         spec, is_root = subtask.spec, not subtask.dependencies
-        shape = subtask.shape.key()
+        shape = dump_sorted(subtask.shape.as_json())
         score = queue_score(priority=target.priority, created_ms=created_ms, rank=subtask.rank)
         keys: Sequence[Json] = [plan.subtasks[ordinal].spec.id for ordinal in subtask.dependencies]
         rows.append((
             id_, task_id, target.user_id, spec.id, spec.name or spec.id, spec.type, freed if is_root else accepted,
             subtask.ordinal, dump(keys), [ids[ordinal] for ordinal in subtask.dependents], len(subtask.dependencies),
-            subtask.tool, dump(spec.input), subtask.has_references, spec.timeout_s, spec.max_retries,
-            dump(subtask.shape.as_json()), shape, score, now, now if is_root else None,
+            subtask.tool, dump(spec.input), list(subtask.references), spec.timeout_s, spec.max_retries,
+            shape, shape, score, now, now if is_root else None,
         ))  # fmt: skip
         events.append((task_id, "subtask", spec.id, SubtaskStatus.PENDING, accepted, None, now))
         if is_root:
@@ -162,8 +170,10 @@ async def _write_plan(
     # In two steps, as the guard sees no way from SPLITTING to PROCESSING but through READY.
     await connection.execute("UPDATE tasks SET status = $2 WHERE id = $1", task_id, ready)
     await connection.execute(
-        "UPDATE tasks SET status = $2, plan = $3, subtask_count = $4, open_count = $4, incarnation = NULL WHERE id = $1",
-        task_id, processing, dump(plan.plan.model_dump(mode="json", exclude_unset=True)), len(ids),
+        "UPDATE tasks SET status = $2, plan = $3, plan_meta = $4, subtask_count = $5, open_count = $5, incarnation = NULL "
+        "WHERE id = $1",
+        task_id, processing, dump(plan.plan.model_dump(mode="json", exclude_unset=True)),
+        dump(meta | {"width": plan.width, "critical_path": list(plan.critical_path)}), len(ids),
     )  # fmt: skip
     events.append((task_id, "task", None, TaskStatus.SPLITTING, ready, None, now))
     events.append((task_id, "task", None, ready, processing, None, now))

@@ -67,7 +67,7 @@ END $$
 CREATE FUNCTION claim_subtasks(p_ids uuid[], p_running boolean[], p_incarnation uuid)
 RETURNS TABLE (
     id uuid, task_id uuid, user_id uuid, key text, tool text, task_type text, attempt integer, retry_count integer,
-    max_retries integer, timeout_s double precision, input jsonb, has_references boolean, resources jsonb, shape text,
+    max_retries integer, timeout_s double precision, input text, referred text[], shape text,
     score double precision, running boolean
 ) LANGUAGE plpgsql AS $$
 BEGIN
@@ -89,7 +89,7 @@ BEGIN
         SELECT c.parent_id, 'subtask', c.key, 'QUEUED', 'RUNNING', 'PREPARE_ENV', c.attempt FROM claimed c WHERE c.is_running
     )
     SELECT c.id, c.parent_id, c.user_id, c.key, c.tool, c.task_type, c.attempt, c.retry_count, c.max_retries, c.timeout_s,
-        c.input_context, c.has_references, c.resources, c.shape, c.score, c.is_running
+        c.input_context::text, c.referred, c.shape, c.score, c.is_running
     FROM claimed c;
 END $$
 ----
@@ -146,6 +146,15 @@ DECLARE
     v_closing uuid[];
 BEGIN
     PERFORM lock_tasks_of(p_id);
+    -- Attempts that were handed over as demand and ended before anybody told that they began.
+    WITH begun AS (
+        UPDATE sub_tasks s SET status = 'RUNNING', started_at = greatest(s.queued_at, least(now(), to_timestamp(o.started)))
+        FROM unnest(p_id, p_attempt, p_started, p_ray_task) AS o (id, attempt, started, ray_task)
+        WHERE s.id = o.id AND s.attempt = o.attempt AND s.status = 'QUEUED' AND s.incarnation IS NOT NULL AND o.ray_task <> ''
+        RETURNING s.parent_id, s.key, s.attempt, s.started_at
+    )
+    INSERT INTO task_events (task_id, kind, subtask, from_status, to_status, phase, attempt, at)
+    SELECT b.parent_id, 'subtask', b.key, 'QUEUED', 'RUNNING', 'PREPARE_ENV', b.attempt, b.started_at FROM begun b;
     RETURN QUERY
     WITH o AS MATERIALIZED (
         SELECT * FROM unnest(p_id, p_attempt, p_verdict, p_output, p_output_size, p_output_sha256, p_error, p_retry_in_s,

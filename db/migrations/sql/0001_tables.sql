@@ -57,6 +57,8 @@ CREATE TABLE tasks (
     options jsonb NOT NULL DEFAULT '{}',
     labels jsonb NOT NULL DEFAULT '{}',
     plan jsonb,
+    -- Where the plan came from and what making it took: {source, language, notes, width, critical_path, parsed_s, split_s}.
+    plan_meta jsonb,
     result jsonb,
     error jsonb,
     subtask_count integer NOT NULL DEFAULT 0,
@@ -106,7 +108,8 @@ CREATE TABLE sub_tasks (
     pending_dependencies integer NOT NULL DEFAULT 0 CONSTRAINT ck_sub_tasks_pending CHECK (pending_dependencies >= 0),
     tool text NOT NULL,
     input_context jsonb NOT NULL DEFAULT '{}',
-    has_references boolean NOT NULL DEFAULT false,
+    -- Ids in the plan of the subtasks whose outputs input_context refers to.
+    referred text[] NOT NULL DEFAULT '{}',
     timeout_s double precision NOT NULL,
     max_retries integer NOT NULL,
     output_result jsonb,

@@ -1,0 +1,179 @@
+"""One attempt, from its order to its outcome: PREPARE_ENV, EXECUTING, POST_PROCESS. It never raises.
+
+Knows nothing of Ray: what runs it, and in which process, is the business of `lanes`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import orjson
+
+from rayloom.actors.order import AttemptOrder
+from rayloom.actors.settings import WorkerSettings
+from rayloom.dag.errors import ErrorInfo, UserError
+from rayloom.dag.outcome import Outcome, Span, Verdict
+from rayloom.dag.output import sanitise
+from rayloom.dag.references import resolve
+from rayloom.dag.states import Phase
+from rayloom.dag.values import Json
+from rayloom.tools.call import call_tool
+from rayloom.tools.ports import FilesPort, LogPort
+from rayloom.tools.tool import Tool, ToolContext, ToolResult
+
+
+_log = logging.getLogger(__name__)
+
+
+class Reporter(LogPort, Protocol):
+    """The attempt's log, and the place where it says which phase it is in."""
+
+    def phase(self, phase: Phase) -> None:
+        """The attempt has come to this phase; told outside only if the attempt lasts."""
+
+    async def close(self) -> None:
+        """Write down what is still buffered."""
+
+
+class Surroundings(Protocol):
+    """What an attempt needs of the process that it runs in."""
+
+    settings: WorkerSettings
+
+    async def tool(self, name: str, registry_version: int) -> Tool:
+        """The tool, as the registry knows it at this version or later. Raises Refused, UserError."""
+
+    async def outputs(self, task_id: str, keys: Sequence[str]) -> dict[str, Json]:
+        """The outputs of completed subtasks of a task, by their ids in the plan."""
+
+    def reporter(self, order: AttemptOrder) -> Reporter:
+        """A reporter of its own for one attempt."""
+
+    def files(self, task_id: str) -> FilesPort:
+        """The workspace of a task."""
+
+
+@dataclass(slots=True)
+class _Record:
+    """What is known of the attempt so far."""
+
+    started_at: float
+    clock: Callable[[], float]
+    spans: list[Span] = field(default_factory=list)
+    result: ToolResult | None = None
+
+    @contextmanager
+    def phase(self, phase: Phase, reporter: Reporter) -> Iterator[None]:
+        reporter.phase(phase)
+        started_at, ok = self.clock(), False
+        try:
+            yield
+            ok = True
+        finally:
+            self.spans.append(
+                Span(name=phase, kind="phase", started_at=started_at, finished_at=self.clock(), ok=ok)
+            )
+
+    def outcome(self, verdict: Verdict, *, error: ErrorInfo | None = None, limit: int = 0) -> Outcome:
+        result = self.result
+        return Outcome(
+            verdict=verdict,
+            error=error,
+            started_at=self.started_at,
+            finished_at=self.clock(),
+            stdout=_head(result.stdout, limit) if result else "",
+            stderr=_head(result.stderr, limit) if result else "",
+            tokens_used=result.tokens_used if result else 0,
+            spans=tuple(self.spans),
+        )
+
+
+async def run_attempt(
+    order: AttemptOrder, surroundings: Surroundings, *, clock: Callable[[], float] = time.time
+) -> Outcome:
+    """Run one attempt within its timeout. Whatever happens is in the outcome; only cancellation of the whole passes."""
+    record = _Record(started_at=clock(), clock=clock)
+    reporter = surroundings.reporter(order)
+    limit = surroundings.settings.engine.output_text_chars
+    try:
+        async with asyncio.timeout(order.timeout_s):
+            text = await _phases(order, surroundings, reporter, record)
+    except TimeoutError:
+        error = ErrorInfo(
+            code="TIMED_OUT",
+            error_class="transient",
+            message=f"the attempt did not end within {order.timeout_s:g} s",
+            retryable=True,
+        )
+        outcome = record.outcome("timed_out", error=error, limit=limit)
+    except asyncio.CancelledError:
+        error = ErrorInfo(code="CANCELLED", error_class="refused", message="the attempt was stopped", retryable=False)
+        outcome = record.outcome("cancelled", error=error, limit=limit)
+    except Exception as failure:  # noqa: BLE001 - the one place where an attempt's exceptions become values
+        outcome = record.outcome("failed", error=ErrorInfo.from_exception(failure), limit=limit)
+    else:
+        outcome = _succeeded(record.outcome("succeeded", limit=limit), text)
+    await _last_words(reporter.close)
+    return outcome
+
+
+async def _phases(order: AttemptOrder, surroundings: Surroundings, reporter: Reporter, record: _Record) -> str:
+    with record.phase(Phase.PREPARE_ENV, reporter):
+        tool = await surroundings.tool(order.tool, order.registry_version)
+        input_: Json = orjson.loads(order.input)
+        if order.referred:
+            outputs = await surroundings.outputs(order.task_id, order.referred)
+            input_ = resolve(input_, {key: outputs[key] for key in order.referred}, pointer="/input")
+        else:
+            input_ = resolve(input_, {}, pointer="/input")
+        context = ToolContext(
+            task_id=order.task_id,
+            user_id=order.user_id,
+            subtask=order.key,
+            attempt=order.attempt,
+            idempotency_key=order.sub_task_id,
+            settings=surroundings.settings.tools,
+            log=reporter,
+            files=surroundings.files(order.task_id),
+        )
+    with record.phase(Phase.EXECUTING, reporter):
+        started_at, ok = record.clock(), False
+        try:
+            record.result = await call_tool(tool, input_, context)
+            ok = True
+        finally:
+            record.spans.append(
+                Span(name=order.tool, kind="tool", started_at=started_at, finished_at=record.clock(), ok=ok)
+            )
+    with record.phase(Phase.POST_PROCESS, reporter):
+        text = orjson.dumps(sanitise(record.result.output)).decode()
+        if len(text) > surroundings.settings.engine.output_max_bytes:
+            largest = surroundings.settings.engine.output_max_bytes
+            raise UserError("OUTPUT_TOO_LARGE", f"the output has {len(text)} bytes; at most {largest} are kept")
+    return text
+
+
+def _succeeded(outcome: Outcome, text: str) -> Outcome:
+    raw = text.encode()
+    return replace(outcome, output=text, output_size=len(raw), output_sha256=hashlib.sha256(raw).hexdigest())
+
+
+async def _last_words(close: Callable[[], Awaitable[None]]) -> None:
+    """Flush the log, but never let a lost log line change how an attempt ended."""
+    try:
+        async with asyncio.timeout(5):
+            await close()
+    except (Exception, asyncio.CancelledError):  # noqa: BLE001 - the outcome matters more than its log
+        _log.warning("attempt.log_lost", exc_info=True)
+
+
+def _head(text: str, limit: int) -> str:
+    clean = text.replace("\x00", "\ufffd")
+    return clean if len(clean) <= limit else clean[:limit] + f"\n… {len(clean) - limit} more characters"

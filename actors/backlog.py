@@ -1,0 +1,109 @@
+"""What is QUEUED, as the scheduler sees it: in Redis while Redis is there, else read from PostgreSQL."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from uuid import UUID
+
+import orjson
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rayloom.dag.resources import ResourceShape
+from rayloom.db import attempts
+from rayloom.db.queue import REDIS_AWAY, Queued, ReadyQueue, Signals
+
+_log = logging.getLogger(__name__)
+
+SWEEP_ROWS = 5_000
+
+
+class Backlog:
+    """The ready queue with its safety net. ``redis_away`` says that PostgreSQL stands in for Redis."""
+
+    def __init__(self, engine: AsyncEngine, queue: ReadyQueue, signals: Signals) -> None:
+        self._engine, self._queue, self._signals = engine, queue, signals
+        self._shapes: dict[str, ResourceShape] = {}
+        self._held: list[tuple[float, str, Queued]] = []
+        self._sweep_after: tuple[float, UUID] | None = None
+        self.waiting: dict[str, int] = {}
+        self.redis_away = False
+        self.dirty = True
+        """Something may have been queued since the last look."""
+
+    def shape(self, key: str) -> ResourceShape:
+        """The resource shape that a key stands for: its JSON text."""
+        shape = self._shapes.get(key)
+        if shape is None:
+            shape = self._shapes.setdefault(key, ResourceShape.from_json(orjson.loads(key)))
+        return shape
+
+    async def add(self, items: Sequence[Queued], *, tasks: Iterable[str] = ()) -> None:
+        """These have become QUEUED, and something happened to these tasks."""
+        if items:
+            self.dirty = True
+        try:
+            await self._queue.push(items)
+            await self._signals.tell(list(tasks))
+            self.redis_away = False
+        except REDIS_AWAY as error:
+            self._away(error)
+
+    def hold(self, item: Queued, seconds: float) -> None:
+        """A limit holds this one back for so long."""
+        heapq.heappush(self._held, (time.monotonic() + seconds, item.sub_task_id, item))
+
+    async def put_back_held(self) -> None:
+        """Queue again what was held back long enough."""
+        due = []
+        while self._held and self._held[0][0] <= time.monotonic():
+            due.append(heapq.heappop(self._held)[2])
+        if due:
+            await self.add(due)
+
+    def next_held_s(self) -> float | None:
+        """Seconds until the next held one is due."""
+        return max(self._held[0][0] - time.monotonic(), 0.0) if self._held else None
+
+    async def pop(self, room: Mapping[str, int]) -> tuple[Queued, ...]:
+        """Take the best of each shape, at most as many as it has room for; best first."""
+        self.dirty = False
+        try:
+            popped = await self._queue.pop(room)
+        except REDIS_AWAY as error:
+            self._away(error)
+            return await self._pop_from_database(room)
+        self.redis_away = False
+        self.waiting = popped.waiting
+        return popped.items
+
+    async def _pop_from_database(self, room: Mapping[str, int]) -> tuple[Queued, ...]:
+        # PostgreSQL's claim decides; here we only look, so a second look may see the same rows again.
+        held = {item.sub_task_id for _, _, item in self._held}
+        left = dict(room)
+        taken = []
+        page = await attempts.queued_page(self._engine, after=None, limit=1_000)
+        self.waiting = {}
+        for item in page:
+            self.waiting[item.shape] = self.waiting.get(item.shape, 0) + 1
+            if left.get(item.shape, 0) > 0 and item.sub_task_id not in held:
+                left[item.shape] -= 1
+                self.waiting[item.shape] -= 1
+                taken.append(item)
+        return tuple(taken)
+
+    async def sweep(self) -> None:
+        """Tell Redis a bounded part of what is QUEUED, going on next time where this stops: it may have lost it."""
+        page = await attempts.queued_page(self._engine, after=self._sweep_after, limit=SWEEP_ROWS)
+        held = {item.sub_task_id for _, _, item in self._held}
+        await self.add([item for item in page if item.sub_task_id not in held])
+        last = page[-1] if len(page) == SWEEP_ROWS else None
+        self._sweep_after = None if last is None else (last.score, UUID(last.sub_task_id))
+
+    def _away(self, error: BaseException) -> None:
+        if not self.redis_away:
+            _log.warning("redis.away", extra={"error": f"{type(error).__name__}: {error}"})
+        self.redis_away = True
+        self.dirty = True

@@ -1,0 +1,112 @@
+"""Ends of attempts, written in batches: what is known only in memory becomes true in one commit."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rayloom.actors.backlog import Backlog
+from rayloom.actors.flight import Flying
+from rayloom.actors.settings import EngineSettings
+from rayloom.dag.decision import RetryPolicy, decide
+from rayloom.dag.errors import ErrorInfo
+from rayloom.dag.outcome import Outcome
+from rayloom.dag.ports import Finished
+from rayloom.db import attempts
+from rayloom.db.attempts import Committed, Ending
+
+_log = logging.getLogger(__name__)
+
+
+class Commits:
+    """The outcomes that wait for their commit."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        backlog: Backlog,
+        settings: EngineSettings,
+        *,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._engine, self._backlog, self._settings, self._jitter = engine, backlog, settings, jitter
+        self._policy = RetryPolicy(initial_s=settings.retry_initial_s, max_s=settings.retry_max_s)
+        self._ended: deque[tuple[Flying, Outcome]] = deque()
+        self.finished: list[Finished] = []
+        """What the token controller has still to be told."""
+
+    def add(self, flying: Flying, outcome: Outcome) -> None:
+        """An attempt has ended."""
+        self._ended.append((flying, outcome))
+
+    def __len__(self) -> int:
+        return len(self._ended)
+
+    async def turn(self) -> Committed:
+        """Write down what has ended so far, at most one batch. Raises Transient, with nothing lost, when the database is away."""
+        batch = [self._ended[i] for i in range(min(len(self._ended), self._settings.batch_max))]
+        if not batch:
+            return Committed()
+        committed = await attempts.complete(self._engine, [self._ending(flying, outcome) for flying, outcome in batch])
+        for ending, why in committed.refused:
+            _log.error("outcome.refused", extra={"sub_task_id": ending.sub_task_id, "why": why})
+            committed = committed.joined(await self._record_refusal(ending, why))
+        # Handed over, never begun, and dead: the lease is simply given back.
+        unbegun = [
+            (flying.claimed.sub_task_id, flying.claimed.attempt)
+            for flying, outcome in batch
+            if flying.claimed.sub_task_id not in committed.accepted and not outcome.ray_task_id
+        ]
+        released = await attempts.release(self._engine, unbegun) if unbegun else ()
+        for flying, outcome in batch:
+            self._ended.popleft()
+            claimed = flying.claimed
+            self.finished.append(
+                Finished(sub_task_id=claimed.sub_task_id, user_id=claimed.user_id, tokens=outcome.tokens_used)
+            )
+        await self._backlog.add(committed.queued + released, tasks=committed.touched)
+        return committed
+
+    def _ending(self, flying: Flying, outcome: Outcome) -> Ending:
+        claimed = flying.claimed
+        if flying.overran and outcome.verdict != "succeeded":
+            outcome = _timed_out(outcome, claimed.timeout_s)
+        decision = decide(
+            outcome,
+            retry_count=claimed.retry_count,
+            max_retries=claimed.max_retries,
+            policy=self._policy,
+            jitter=self._jitter(),
+        )
+        return Ending(
+            sub_task_id=claimed.sub_task_id,
+            attempt=claimed.attempt,
+            outcome=outcome,
+            retry_in_s=decision.retry_in_s,
+            spends=decision.spends,
+        )
+
+    async def _record_refusal(self, ending: Ending, why: str) -> Committed:
+        """PostgreSQL would not take this outcome even alone: the attempt fails, and says why."""
+        error = ErrorInfo(
+            code="OUTPUT_UNSTORABLE",
+            error_class="user",
+            message=f"the database refused the output: {why.replace(chr(0), ' ')[:500]}",
+            retryable=False,
+        )
+        outcome = replace(
+            ending.outcome, verdict="failed", output=None, output_size=0, output_sha256=None, error=error, stdout="",
+            stderr="", spans=(),
+        )  # fmt: skip
+        return await attempts.complete(self._engine, [replace(ending, outcome=outcome, retry_in_s=None)])
+
+
+def _timed_out(outcome: Outcome, timeout_s: float) -> Outcome:
+    message = f"the attempt did not end within {timeout_s:g} s and its worker was killed"
+    error = ErrorInfo(code="TIMED_OUT", error_class="transient", message=message, retryable=True)
+    return replace(outcome, verdict="timed_out", error=error)

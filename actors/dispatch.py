@@ -1,0 +1,126 @@
+"""From queued to handed over: what has room, best first, within its user's limits, claimed in one statement."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rayloom.actors.backlog import Backlog
+from rayloom.actors.commits import Commits
+from rayloom.actors.flight import Flight
+from rayloom.actors.settings import EngineSettings
+from rayloom.dag.errors import Transient
+from rayloom.dag.ports import Ask, Finished, TokenPort
+from rayloom.dag.window import Window
+from rayloom.db import attempts
+from rayloom.db.attempts import Claimed
+from rayloom.db.queue import Queued
+
+_log = logging.getLogger(__name__)
+
+ASK_AGAIN_S = 0.5
+
+
+class Dispatch:
+    """The starting of attempts."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        backlog: Backlog,
+        commits: Commits,
+        flight: Flight,
+        tokens: TokenPort,
+        settings: EngineSettings,
+    ) -> None:
+        self._engine, self._backlog, self._commits, self._flight = engine, backlog, commits, flight
+        self._tokens, self._settings = tokens, settings
+        self.window = Window()
+        self.incarnation: UUID | None = None
+        self.registry_version = 0
+        self._known: frozenset[str] = frozenset()
+
+    async def turn(self) -> tuple[Claimed, ...]:
+        """Start what there is room for, at most one batch. Raises Transient, with nothing lost, when something is away."""
+        if self.incarnation is None:
+            return ()
+        items = await self._backlog.pop(self._room())
+        if any(shape not in self._known for shape in self._backlog.waiting):
+            self._backlog.dirty = True
+        taken: list[tuple[Queued, bool]] = []
+        back: list[Queued] = []
+        for item in items:
+            if item.sub_task_id in self._flight.attempts:
+                # An echo of the sweep: its lease is ours already.
+                continue
+            running = self.window.take(self._backlog.shape(item.shape))
+            if running is None:
+                back.append(item)
+            else:
+                taken.append((item, running))
+        if back:
+            dirty = self._backlog.dirty
+            await self._backlog.add(back)
+            self._backlog.dirty = dirty
+        if not taken and not self._commits.finished:
+            return ()
+        return await self._start(taken)
+
+    def _room(self) -> dict[str, int]:
+        self._known = frozenset(self._backlog.waiting)
+        return {
+            shape: min(self.window.capacity(self._backlog.shape(shape)), self._settings.batch_max) for shape in self._known
+        }
+
+    async def _start(self, taken: Sequence[tuple[Queued, bool]]) -> tuple[Claimed, ...]:
+        admitted = await self._admit(taken)
+        claimed: tuple[Claimed, ...] = ()
+        assert self.incarnation is not None
+        if admitted:
+            try:
+                claimed = await attempts.claim(
+                    self._engine, [(item.sub_task_id, running) for item, running in admitted], incarnation=self.incarnation
+                )
+            except BaseException:
+                await self._undo([item for item, _ in admitted])
+                raise
+        won = {one.sub_task_id for one in claimed}
+        for item, _ in admitted:
+            if item.sub_task_id not in won:
+                # Somebody was faster, or it was cancelled: it is not ours to start.
+                self.window.give_back(self._backlog.shape(item.shape))
+                self._commits.finished.append(Finished(sub_task_id=item.sub_task_id, user_id=item.user_id))
+        for one in claimed:
+            self._flight.start(one, self._backlog.shape(one.shape), registry_version=self.registry_version)
+        return claimed
+
+    async def _admit(self, taken: Sequence[tuple[Queued, bool]]) -> list[tuple[Queued, bool]]:
+        """Ask the token controller for the whole batch in one call, and tell it what has finished since."""
+        finished, self._commits.finished = self._commits.finished, []
+        try:
+            answers = await self._tokens.admit(
+                [Ask(sub_task_id=item.sub_task_id, user_id=item.user_id) for item, _ in taken], finished
+            )
+        except Transient:
+            # Without the controller nobody knows the limits: nothing starts until it is back.
+            self._commits.finished = finished + self._commits.finished
+            for item, _ in taken:
+                self.window.give_back(self._backlog.shape(item.shape))
+                self._backlog.hold(item, ASK_AGAIN_S)
+            return []
+        held = {answer.sub_task_id: answer for answer in answers}
+        for item, _ in taken:
+            answer = held.get(item.sub_task_id)
+            if answer is not None:
+                self.window.give_back(self._backlog.shape(item.shape))
+                self._backlog.hold(item, answer.ask_again_in_s)
+        return [(item, running) for item, running in taken if item.sub_task_id not in held]
+
+    async def _undo(self, items: Sequence[Queued]) -> None:
+        for item in items:
+            self.window.give_back(self._backlog.shape(item.shape))
+            self._commits.finished.append(Finished(sub_task_id=item.sub_task_id, user_id=item.user_id))
+            self._backlog.hold(item, ASK_AGAIN_S)

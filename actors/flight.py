@@ -1,0 +1,110 @@
+"""The attempts that a scheduler has handed over and not heard of yet."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rayloom.actors.order import AttemptOrder
+from rayloom.dag.outcome import Outcome
+from rayloom.dag.resources import ResourceShape
+from rayloom.db.attempts import Claimed
+
+_log = logging.getLogger(__name__)
+
+
+class Running(Protocol):
+    """An attempt that has been handed over."""
+
+    def stop(self, *, force: bool) -> None:
+        """Ask it to stop, or kill its worker. It still ends with an outcome."""
+
+
+class Lane(Protocol):
+    """Where attempts are run."""
+
+    def start(self, order: AttemptOrder, shape: ResourceShape, done: Callable[[Outcome], None]) -> Running:
+        """Hand an attempt over; ``done`` is called in the caller's event loop, once, whatever happens."""
+
+
+@dataclass(slots=True)
+class Flying:
+    """One attempt in flight. ``stopping_at``: when it was asked to stop (monotonic seconds); ``killed``: by force."""
+
+    claimed: Claimed
+    shape: ResourceShape
+    running: Running
+    stopping_at: float | None = None
+    killed: bool = False
+    overran: bool = False
+
+
+@dataclass(slots=True)
+class Flight:
+    """Every attempt in flight, by subtask id."""
+
+    lane: Lane
+    on_end: Callable[[Flying, Outcome], None]
+    attempts: dict[str, Flying] = field(default_factory=dict)
+
+    def start(self, claimed: Claimed, shape: ResourceShape, *, registry_version: int) -> None:
+        """Hand an attempt over."""
+        order = AttemptOrder(
+            sub_task_id=claimed.sub_task_id,
+            task_id=claimed.task_id,
+            user_id=claimed.user_id,
+            key=claimed.key,
+            tool=claimed.tool,
+            registry_version=registry_version,
+            attempt=claimed.attempt,
+            timeout_s=claimed.timeout_s,
+            input=claimed.input,
+            referred=claimed.referred,
+            running=claimed.running,
+        )
+        flying: Flying
+
+        def ended(outcome: Outcome) -> None:
+            if self.attempts.get(claimed.sub_task_id) is flying:
+                del self.attempts[claimed.sub_task_id]
+            self.on_end(flying, outcome)
+
+        flying = Flying(claimed, shape, self.lane.start(order, shape, ended))
+        self.attempts[claimed.sub_task_id] = flying
+
+    def stop(self, sub_task_id: str, attempt: int | None = None) -> bool:
+        """Ask an attempt to stop; False when it is not here (any more)."""
+        flying = self.attempts.get(sub_task_id)
+        if flying is None or (attempt is not None and flying.claimed.attempt != attempt):
+            return False
+        if flying.stopping_at is None:
+            flying.stopping_at = time.monotonic()
+            flying.running.stop(force=False)
+        return True
+
+    def kill(self, flying: Flying) -> None:
+        """Kill the worker of an attempt."""
+        if not flying.killed:
+            flying.killed = True
+            _log.warning("attempt.killed", extra={"subtask": flying.claimed.key, "task_id": flying.claimed.task_id})
+            flying.running.stop(force=True)
+
+    def kill_stubborn(self, grace_s: float) -> None:
+        """Kill those that were asked to stop more than ``grace_s`` seconds ago."""
+        now = time.monotonic()
+        for flying in list(self.attempts.values()):
+            if flying.stopping_at is not None and now - flying.stopping_at > grace_s:
+                self.kill(flying)
+
+    def leases(self) -> list[tuple[str, int]]:
+        """(subtask id, attempt) of everything in flight."""
+        return [(id_, flying.claimed.attempt) for id_, flying in self.attempts.items()]
+
+    def __len__(self) -> int:
+        return len(self.attempts)
+
+    def __iter__(self) -> Iterator[Flying]:
+        return iter(list(self.attempts.values()))

@@ -1,0 +1,47 @@
+"""What the Ray cluster offers: its live nodes, the kinds of node that it could start, and what others use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray._private.state import state as ray_state
+
+from rayloom.dag.resources import NodeShape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterView:
+    """``nodes``: one entry a live node. ``types``: those kinds of node that an autoscaler could add. ``free``: totals of
+    what nobody uses right now, by resource."""
+
+    nodes: tuple[NodeShape, ...] = ()
+    types: tuple[NodeShape, ...] = ()
+    total: Mapping[str, float] = field(default_factory=dict)
+    free: Mapping[str, float] = field(default_factory=dict)
+
+
+def look_at_cluster() -> ClusterView:
+    """Ask Ray's control service. Blocks for some milliseconds: call it in a thread."""
+    nodes = tuple(
+        NodeShape(total=dict(node["Resources"]), labels=dict(node.get("Labels") or {}), count_max=1)
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+    return ClusterView(
+        nodes=nodes, types=_types(), total=dict(ray.cluster_resources()), free=dict(ray.available_resources())
+    )
+
+
+def _types() -> tuple[NodeShape, ...]:
+    # The autoscaler reports the node types of its configuration to the control service; without one there are none.
+    config: Any = ray_state.get_cluster_config()
+    if config is None:
+        return ()
+    return tuple(
+        NodeShape(total=dict(group.resources), labels=dict(getattr(group, "labels", {})), count_max=group.max_count or 1_000)
+        for group in config.node_group_configs
+        if group.resources and group.max_count != 0
+    )

@@ -1,0 +1,93 @@
+"""What keeps work from being stuck for ever: heartbeats, dead schedulers' leases, back-offs, deadlines, stale attempts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rayloom.actors.backlog import Backlog
+from rayloom.actors.flight import Flight
+from rayloom.actors.settings import EngineSettings
+from rayloom.dag.errors import ErrorInfo
+from rayloom.db import attempts, incarnations
+
+_log = logging.getLogger(__name__)
+
+LOST_WORKER_GRACE_S = 60.0
+"""Over an attempt's timeout before its worker is killed from outside: the worker's own watch should have come first."""
+
+
+class Reaper:
+    """Returns expired leases, and everything else that time alone brings about. Sweeps are bounded."""
+
+    def __init__(self, engine: AsyncEngine, backlog: Backlog, flight: Flight, settings: EngineSettings) -> None:
+        self._engine, self._backlog, self._flight, self._settings = engine, backlog, flight, settings
+        self._next_sweep = 0.0
+
+    async def beat(self, incarnation: UUID) -> bool:
+        """Do everything that is due. False: somebody declared us dead; our leases are no longer ours."""
+        if not await incarnations.heartbeat(self._engine, incarnation, lease_s=self._settings.lease_s):
+            return False
+        await self.requeue()
+        await self.expire()
+        await self.recover()
+        await self.stop_stale(incarnation)
+        self._flight.kill_stubborn(self._settings.stop_grace_s + 0.4)
+        await self._backlog.put_back_held()
+        now = time.monotonic()
+        if now >= self._next_sweep:
+            self._next_sweep = now + self._settings.sweep_s
+            await self._backlog.sweep()
+        return True
+
+    async def requeue(self) -> None:
+        """Queue again what has waited out its back-off."""
+        while True:
+            due = await attempts.requeue_due(self._engine)
+            if not due.queued:
+                return
+            await self._backlog.add(due.queued, tasks=due.touched)
+
+    async def recover(self) -> None:
+        """Take back the leases of schedulers that are dead."""
+        dead = await incarnations.dead_with_leases(self._engine)
+        while dead:
+            taken = await attempts.recover(self._engine, dead)
+            if not taken.queued:
+                return
+            _log.warning("leases.recovered", extra={"count": len(taken.queued)})
+            await self._backlog.add(taken.queued, tasks=taken.touched)
+
+    async def expire(self) -> None:
+        """Fail the tasks whose deadline has passed, and stop what runs of them."""
+        for task_id in await attempts.expired_tasks(self._engine):
+            error = ErrorInfo(
+                code="DEADLINE_EXCEEDED", error_class="user", message="the task's deadline has passed", retryable=False
+            )
+            ended = await attempts.end_task(
+                self._engine, task_id, status="FAILED", error=error, reason="DEADLINE_EXCEEDED"
+            )
+            for sub_task_id, attempt in ended.stopped:
+                self._flight.stop(sub_task_id, attempt)
+            await self._backlog.add((), tasks=[str(task_id)])
+
+    async def stop_stale(self, incarnation: UUID) -> None:
+        """Stop attempts whose lease is gone, and those that have overrun their timeout by far."""
+        leases = self._flight.leases()
+        if not leases:
+            return
+        held = await attempts.held_leases(self._engine, leases, incarnation=incarnation, grace_s=LOST_WORKER_GRACE_S)
+        current = dict(self._flight.attempts)
+        for sub_task_id, attempt in leases:
+            flying = current.get(sub_task_id)
+            if flying is None or flying.claimed.attempt != attempt:
+                continue
+            overran = held.get(sub_task_id)
+            if overran is None:
+                self._flight.stop(sub_task_id, attempt)
+            elif overran:
+                flying.overran = True
+                self._flight.kill(flying)

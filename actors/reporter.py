@@ -1,0 +1,138 @@
+"""An attempt's log and phases, told to the database in batches, and only once the attempt lasts long enough."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rayloom.actors.order import AttemptOrder
+from rayloom.dag.output import sanitise
+from rayloom.dag.states import Phase
+from rayloom.dag.values import Json, JsonObject
+from rayloom.db import attempts
+from rayloom.db.log_lines import LogLine, append
+from rayloom.db.queue import REDIS_AWAY, Signals
+from rayloom.tools.ports import Level, Stream
+
+_log = logging.getLogger(__name__)
+
+FIRST_REPORT_S = 0.25
+"""An attempt that ends sooner is told once, with its outcome: a phase nobody could have seen costs no write."""
+FLUSH_S = 0.1
+BATCH_LINES = 500
+MAX_LINES = 100_000
+"""Beyond this an attempt's further lines are counted, not kept: endless output must not fill the database."""
+
+
+class AttemptReporter:
+    """Buffers the lines of one attempt and tells its phase. Lives in the event loop of the worker process."""
+
+    def __init__(self, engine: AsyncEngine, signals: Signals, order: AttemptOrder, worker_id: str) -> None:
+        self._engine, self._signals, self._order, self._worker_id = engine, signals, order, worker_id
+        self._lines: list[LogLine] = []
+        self._kept = 0
+        self._dropped = 0
+        self._phase: Phase | None = None
+        self._told_phase: Phase | None = None
+        self._begun = order.running
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(FIRST_REPORT_S, self._start)
+        self._closed = False
+
+    def line(
+        self,
+        message: str,
+        *,
+        stream: Stream = "tool",
+        level: Level = "INFO",
+        fields: Mapping[str, Json] | None = None,
+    ) -> None:
+        """Append one line; never raises and never blocks."""
+        if self._kept >= MAX_LINES:
+            self._dropped += 1
+            return
+        self._kept += 1
+        order = self._order
+        self._lines.append(
+            LogLine(
+                at=datetime.now(UTC), task_id=order.task_id, subtask=order.key, attempt=order.attempt, stream=stream,
+                level=level, message=message, fields=_clean(fields),
+            )  # fmt: skip
+        )
+        if len(self._lines) >= BATCH_LINES and self._task is None:
+            self._start()
+
+    def phase(self, phase: Phase) -> None:
+        """The attempt has come to this phase."""
+        self._phase = phase
+
+    async def close(self) -> None:
+        """Write down what is still buffered."""
+        self._closed = True
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._dropped:
+            dropped, self._dropped, self._kept = self._dropped, 0, 0
+            self.line(f"{dropped} more lines were dropped", stream="system", level="WARNING")
+        if self._lines:
+            await self._flush()
+
+    def _start(self) -> None:
+        if self._task is None and not self._closed:
+            self._timer.cancel()
+            self._task = asyncio.get_running_loop().create_task(self._report())
+
+    async def _report(self) -> None:
+        while True:
+            try:
+                await self._tell_phase()
+                if self._lines:
+                    await self._flush()
+            except Exception:  # noqa: BLE001 - the database may be away for a while; the attempt goes on meanwhile
+                _log.warning("attempt.report_failed", exc_info=True)
+                await asyncio.sleep(1)
+            await asyncio.sleep(FLUSH_S)
+
+    async def _tell_phase(self) -> None:
+        phase, order = self._phase, self._order
+        if not self._begun:
+            # False means that the lease is gone; the scheduler is stopping this attempt already.
+            await attempts.begin(self._engine, order.sub_task_id, order.attempt, self._worker_id)
+            self._begun = True
+        if phase is not None and phase is not self._told_phase:
+            await attempts.report_phase(self._engine, order.sub_task_id, order.attempt, phase, self._worker_id)
+            self._told_phase = phase
+            await self._signal()
+
+    async def _flush(self) -> None:
+        batch, self._lines = self._lines[:BATCH_LINES], self._lines[BATCH_LINES:]
+        try:
+            await append(self._engine, batch)
+        except BaseException:
+            # Cancelled or refused: the lines are still ours to write. A batch that did arrive is then told twice,
+            # which a log survives.
+            self._lines = batch + self._lines
+            raise
+        if self._lines:
+            await self._flush()
+        else:
+            await self._signal()
+
+    async def _signal(self) -> None:
+        try:
+            await self._signals.tell([self._order.task_id])
+        except REDIS_AWAY:
+            _log.info("attempt.signal_lost", extra={"task_id": self._order.task_id})
+
+
+def _clean(fields: Mapping[str, Json] | None) -> JsonObject:
+    if not fields:
+        return {}
+    clean = sanitise(dict(fields))
+    return clean if isinstance(clean, dict) else {}

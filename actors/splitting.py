@@ -1,0 +1,134 @@
+"""From a prompt to a plan in the database: ask the parser, verify what it says, store it, or say why not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rayloom.actors.backlog import Backlog
+from rayloom.dag.errors import ErrorInfo, InvalidPlan, RayloomError, Stale, Transient
+from rayloom.dag.plan import parse_plan
+from rayloom.dag.ports import ParserPort, Planned, PlanRequest, ToolSnapshot
+from rayloom.dag.resources import NodeShape
+from rayloom.dag.verify import VerifiedPlan, verify
+from rayloom.db import attempts, incarnations
+from rayloom.db.attempts import TaskToSplit
+from rayloom.db.log_lines import LogLine, append
+from rayloom.db.submit import accept_plan
+
+_log = logging.getLogger(__name__)
+
+AT_ONCE = 8
+AGAIN_S = 1.0
+
+
+class Splitting:
+    """The tasks that this incarnation is splitting. They are rows; losing this object loses nothing."""
+
+    def __init__(
+        self, engine: AsyncEngine, backlog: Backlog, parser: ParserPort, *, on_room: Callable[[], None]
+    ) -> None:
+        self._engine, self._backlog, self._parser, self._on_room = engine, backlog, parser, on_room
+        self._busy: set[asyncio.Task[None]] = set()
+        self.tools = ToolSnapshot(version=-1, tools={})
+        self.nodes: tuple[NodeShape, ...] = ()
+
+    async def turn(self, incarnation: UUID) -> None:
+        """Take as many tasks as there is room for."""
+        room = AT_ONCE - len(self._busy)
+        if room <= 0:
+            return
+        dead = await incarnations.dead_with_leases(self._engine)
+        for task in await attempts.claim_tasks(self._engine, incarnation=incarnation, dead=dead, limit=room):
+            job = asyncio.get_running_loop().create_task(self._split(task, incarnation))
+            self._busy.add(job)
+            job.add_done_callback(self._done)
+
+    def _done(self, job: asyncio.Task[None]) -> None:
+        self._busy.discard(job)
+        self._on_room()
+
+    async def close(self) -> None:
+        """Stop; what was being split is taken over by the next incarnation."""
+        for job in self._busy:
+            job.cancel()
+        if self._busy:
+            await asyncio.wait(self._busy)
+
+    @property
+    def count(self) -> int:
+        """How many tasks are being split."""
+        return len(self._busy)
+
+    async def _split(self, task: TaskToSplit, incarnation: UUID) -> None:
+        while True:
+            try:
+                await self._try(task, incarnation)
+                return
+            except Transient as error:
+                _log.warning("split.again", extra={"task_id": str(task.task_id), "error": error.message})
+                await asyncio.sleep(AGAIN_S)
+            except Stale:
+                return
+            except Exception:
+                _log.exception("split.failed", extra={"task_id": str(task.task_id)})
+                await asyncio.sleep(AGAIN_S)
+
+    async def _try(self, task: TaskToSplit, incarnation: UUID) -> None:
+        await self._backlog.add((), tasks=[str(task.task_id)])
+        try:
+            planned = await self._parser.plan(
+                PlanRequest(
+                    task_id=str(task.task_id),
+                    prompt=task.prompt,
+                    context=task.context,
+                    tools=tuple(name for name, tool in self.tools.tools.items() if tool.is_active),
+                )
+            )
+            verified = await asyncio.to_thread(self._verify, planned, task)
+        except Transient:
+            raise
+        except RayloomError as error:
+            await self._fail(task, error)
+            return
+        at = datetime.now(UTC)
+        lines = [
+            LogLine(at=at, task_id=str(task.task_id), message=note, fields={"source": planned.source})
+            for note in planned.notes
+        ]
+        await append(self._engine, lines)
+        meta = {
+            "source": planned.source,
+            "language": planned.language,
+            "notes": list(planned.notes),
+            "parsed_s": planned.parsed_s,
+            "split_s": planned.split_s,
+        }
+        queued = await accept_plan(self._engine, task.task_id, verified, meta=meta, incarnation=incarnation)
+        await self._backlog.add(queued, tasks=[str(task.task_id)])
+
+    def _verify(self, planned: Planned, task: TaskToSplit) -> VerifiedPlan:
+        rules = task.options.get("tools")
+        allow, deny = (rules.get("allow"), rules.get("deny")) if isinstance(rules, dict) else (None, None)
+        return verify(
+            parse_plan(planned.plan),
+            tools=self.tools.views(),
+            nodes=self.nodes,
+            allow=[str(glob) for glob in allow] if isinstance(allow, list) else ("*",),
+            deny=[str(glob) for glob in deny] if isinstance(deny, list) else (),
+        )
+
+    async def _fail(self, task: TaskToSplit, error: RayloomError) -> None:
+        info = ErrorInfo.from_exception(error)
+        if isinstance(error, InvalidPlan):
+            info = ErrorInfo(
+                code="PLAN_REFUSED", error_class="user", message=f"the plan made of this prompt is refused: {info.message}",
+                retryable=False,
+            )  # fmt: skip
+        await attempts.end_task(self._engine, task.task_id, status="FAILED", error=info, reason=info.message)
+        await self._backlog.add((), tasks=[str(task.task_id)])

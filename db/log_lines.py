@@ -1,0 +1,49 @@
+"""Writing the full-chain log: lines in batches, one round trip each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rayloom.dag.output import clean_text
+from rayloom.dag.values import JsonObject
+from rayloom.db.engine import driver, dump
+
+MAX_MESSAGE_CHARS = 16_384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine:
+    """One line. ``stream``: system, stdout, stderr, tool or model; ``level``: DEBUG, INFO, WARNING or ERROR."""
+
+    at: datetime
+    task_id: str
+    message: str
+    subtask: str | None = None
+    attempt: int | None = None
+    stream: str = "system"
+    level: str = "INFO"
+    fields: JsonObject = field(default_factory=dict)
+
+
+async def append(engine: AsyncEngine, lines: Sequence[LogLine]) -> None:
+    """Write lines. Text that PostgreSQL refuses (NUL, lone surrogates) is replaced; very long lines are cut."""
+    if not lines:
+        return
+    async with driver(engine) as connection:
+        await connection.execute(
+            "INSERT INTO log_lines (at, task_id, subtask, attempt, stream, level, message, fields) "
+            "SELECT * FROM unnest($1::timestamptz[], $2::uuid[], $3::text[], $4::integer[], $5::text[], $6::text[], "
+            "$7::text[], $8::jsonb[])",
+            [line.at for line in lines],
+            [line.task_id for line in lines],
+            [line.subtask for line in lines],
+            [line.attempt for line in lines],
+            [line.stream for line in lines],
+            [line.level for line in lines],
+            [clean_text(line.message[:MAX_MESSAGE_CHARS]) for line in lines],
+            [dump(line.fields) for line in lines],
+        )
