@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, WithJsonSchema
+from pydantic.json_schema import GenerateJsonSchema
 
 from rayloom.dag.errors import UserError
 from rayloom.dag.values import Json
 from rayloom.tools.tool import LIGHT, PermissionLevel, ToolContext, ToolLane, ToolResult, ToolSpec
+
+AnyJson = Annotated[JsonValue, WithJsonSchema({})]
+"""Any JSON value, as a field of an input."""
+
+
+class _PlainSchema(GenerateJsonSchema):
+    """Without a title for every field: it would only repeat the field's name."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
 
 
 class ToolInput(BaseModel):
@@ -59,7 +70,10 @@ def native(
         type="NATIVE",
         description=description,
         version=version,
-        input_schema={"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()},
+        input_schema={
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            **model.model_json_schema(schema_generator=_PlainSchema),
+        },
         output_schema=output_schema,
         permission_level=permission_level,
         resources=dict(resources),

@@ -6,11 +6,11 @@ import base64
 import binascii
 from typing import Annotated, Final
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
 from rayloom.dag.errors import UserError
 from rayloom.dag.values import Json
-from rayloom.tools.native import ToolInput, native
+from rayloom.tools.native import AnyJson, ToolInput, native
 from rayloom.tools.paths import workspace_path
 from rayloom.tools.sandbox.sandbox import Program, RunResult, RunSpec
 from rayloom.tools.sandbox.select import sandbox_for
@@ -49,7 +49,7 @@ class RunInput(ToolInput):
     files: dict[str, str | Base64File] | None = None
     packages: list[str] | None = None
     limits: LimitsInput | None = None
-    network: JsonValue = None
+    network: AnyJson = None
 
 
 class PythonInput(RunInput):

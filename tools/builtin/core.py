@@ -7,10 +7,10 @@ import os
 import signal
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
 from rayloom.dag.errors import Bug, Transient, UserError
-from rayloom.tools.native import ToolInput, native
+from rayloom.tools.native import AnyJson, ToolInput, native
 from rayloom.tools.tool import ToolContext, ToolResult
 
 MAX_SLEEP_S: Final = 86_400.0
@@ -23,7 +23,7 @@ class NoopInput(ToolInput):
 class EchoInput(ToolInput):
     """A value to give back."""
 
-    value: JsonValue
+    value: AnyJson
 
 
 class SleepInput(ToolInput):
@@ -37,7 +37,7 @@ class FailInput(ToolInput):
 
     times: Annotated[int, Field(ge=0, le=1_000)]
     kind: Literal["transient", "user", "crash", "hang"]
-    then: JsonValue = None
+    then: AnyJson = None
 
 
 async def _noop(_input: NoopInput, _context: ToolContext) -> ToolResult:

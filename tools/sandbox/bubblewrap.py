@@ -151,7 +151,7 @@ async def _supervise(child: Child, spec: RunSpec, info: int, stack: ExitStack) -
 
 
 def _confine(child: Child, limits: SandboxLimits, info: int) -> tuple[int, bool]:
-    """Take hold of what stands but has not begun; gives the workspace's descriptor, and whether a control group holds it."""
+    """Take hold of what stands but has not begun: its workspace, and whether a control group holds it."""
     try:
         init = int(orjson.loads(os.read(info, 65_536))["child-pid"])
     except (BlockingIOError, ValueError, KeyError) as error:
@@ -206,7 +206,8 @@ def _command(host: Host, spec: RunSpec, info_out: int, stack: ExitStack) -> tupl
 
     for place, data in _ACCOUNTS.items():
         put(place, data, "0444")
-    put("/run/code/main", spec.source, "0444")
+    main = "/run/code/main.py" if spec.program == "python" else "/run/code/main.sh"
+    put(main, spec.source, "0444")
     put("/run/code/stdin", spec.stdin, "0444")
     for path, data in spec.files.items():
         put(f"/workspace/{path}", data, "0644")
@@ -222,7 +223,7 @@ def _command(host: Host, spec: RunSpec, info_out: int, stack: ExitStack) -> tupl
         spec.limits, address_space=True, processes=processes.counts_processes_per_namespace()
     )
     program = host.python if spec.program == "python" else "/bin/sh"
-    return [*command, "--", "/bin/sh", "-c", f"{limits}; {_LAUNCHER}", "sh", program, "/run/code/main"], fds
+    return [*command, "--", "/bin/sh", "-c", f"{limits}; {_LAUNCHER}", "sh", program, main], fds
 
 
 def _memory_file(data: bytes, stack: ExitStack) -> int:

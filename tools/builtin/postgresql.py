@@ -1,0 +1,126 @@
+"""One read-only statement on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import orjson
+
+from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
+from rayloom.dag.values import Json
+from rayloom.tools.builtin.database import Rows, SqlLimits, refuse_writing
+from rayloom.tools.ports import LogPort
+
+CONNECT_S: Final = 10.0
+
+_FROM_TEXT: Final[Mapping[str, Callable[[str], Any]]] = {
+    "date": date.fromisoformat,
+    "time": time.fromisoformat,
+    "timetz": time.fromisoformat,
+    "timestamp": datetime.fromisoformat,
+    "timestamptz": datetime.fromisoformat,
+}
+_TEXTS: Final = frozenset({"text", "varchar", "bpchar", "name", "uuid", "inet", "cidr", "unknown"})
+
+
+async def query(url: str, sql: str, params: Sequence[Any] | Mapping[str, Any], limits: SqlLimits, log: LogPort) -> Rows:
+    """The rows of one statement.
+
+    Raises UserError (``SQL_INVALID``, ``CONNECTION_INVALID``), Refused (``SQL_READ_ONLY``, ``SQL_FORBIDDEN``) and
+    Transient (``SQL_TIMEOUT``, ``SQL_UNAVAILABLE``).
+    """
+    refuse_writing(sql)
+    if isinstance(params, Mapping):
+        raise UserError("SQL_INVALID", "/params: PostgreSQL takes a list, for $1, $2 …")
+    parts = urlsplit(url)
+    dsn = urlunsplit(parts._replace(scheme="postgresql"))
+    connection: Any = None
+    try:
+        connection = await asyncpg.connect(
+            dsn,
+            timeout=CONNECT_S,
+            # The server stops the statement by itself, also when we are gone.
+            server_settings={
+                "application_name": "rayloom sql.query",
+                "default_transaction_read_only": "on",
+                "statement_timeout": str(max(int(limits.timeout_s * 1000), 1)),
+                "idle_in_transaction_session_timeout": str(max(int(limits.timeout_s * 1000), 1)),
+            },
+        )
+        return await _read(connection, sql, params, limits, log)
+    except RayloomError:
+        raise
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+        raise _named(error, limits) from None
+    finally:
+        if connection is not None:
+            # Not a polite close: it would wait for a server that may not answer.
+            connection.terminate()
+
+
+async def _read(connection: Any, sql: str, params: Sequence[Any], limits: SqlLimits, log: LogPort) -> Rows:
+    if await connection.fetchval("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"):
+        log.line("the SQL connection uses a superuser: give it a role that may only read", level="WARNING")
+    async with connection.transaction(readonly=True):
+        # Its snapshot taken, the transaction can't be turned into a writing one any more.
+        await connection.execute("SELECT 1")
+        # The extended protocol takes exactly one statement.
+        statement = await connection.prepare(sql)
+        types = [parameter.name for parameter in statement.get_parameters()]
+        if len(types) != len(params):
+            raise UserError("SQL_INVALID", f"/params: the statement takes {len(types)}, and {len(params)} are given")
+        cursor = await statement.cursor(*(_bound(value, kind) for value, kind in zip(params, types, strict=True)))
+        found = await cursor.fetch(limits.max_rows + 1)
+        columns = [attribute.name for attribute in statement.get_attributes()]
+    return Rows(
+        columns=columns, rows=[tuple(row) for row in found[: limits.max_rows]], truncated=len(found) > limits.max_rows
+    )
+
+
+def _bound(value: Json, kind: str) -> Any:
+    """A JSON value as the driver wants it for a parameter's type."""
+    if value is None:
+        return None
+    if kind in ("json", "jsonb"):
+        return orjson.dumps(value).decode()
+    if isinstance(value, list) and kind.endswith("[]"):
+        return [_bound(item, kind.removesuffix("[]")) for item in value]
+    if isinstance(value, str) and kind in _FROM_TEXT:
+        return _FROM_TEXT[kind](value)
+    if kind == "numeric" and not isinstance(value, bool | list | dict):
+        return Decimal(str(value))
+    if kind in _TEXTS and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return value
+
+
+def _named(error: Exception, limits: SqlLimits) -> RayloomError:
+    message = f"{type(error).__name__}: {str(error)[:1_000]}"
+    match error:
+        case asyncpg.QueryCanceledError() | asyncpg.IdleInTransactionSessionTimeoutError():
+            return Transient("SQL_TIMEOUT", f"the statement took longer than {limits.timeout_s:g} s")
+        case asyncpg.ReadOnlySQLTransactionError():
+            return Refused("SQL_READ_ONLY", str(error))
+        case asyncpg.InsufficientPrivilegeError():
+            return Refused("SQL_FORBIDDEN", str(error))
+        case asyncpg.InvalidPasswordError() | asyncpg.InvalidAuthorizationSpecificationError():
+            return UserError("CONNECTION_INVALID", "the database refused the connection's user or password")
+        case asyncpg.InvalidCatalogNameError():
+            return UserError("CONNECTION_INVALID", str(error))
+        case (
+            asyncpg.PostgresConnectionError()
+            | asyncpg.InsufficientResourcesError()
+            | asyncpg.OperatorInterventionError()
+            | asyncpg.TransactionRollbackError()
+            | asyncpg.ConnectionDoesNotExistError()
+        ):
+            return Transient("SQL_UNAVAILABLE", message)
+        case asyncpg.PostgresError() | asyncpg.InterfaceError() | ValueError():
+            return UserError("SQL_INVALID", message)
+        case _:
+            return Transient("SQL_UNAVAILABLE", f"the database can't be reached: {type(error).__name__}")
