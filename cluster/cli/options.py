@@ -13,7 +13,7 @@ from rayloom.dag.values import Json, JsonObject
 
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the API's own JSON.")]
 TaskId: TypeAlias = Annotated[str, typer.Argument(metavar="ID", help="The task's id.")]
-Limit: TypeAlias = Annotated[int, typer.Option("--limit", min=1, max=1_000, help="How many to show.")]
+Limit: TypeAlias = Annotated[int, typer.Option("--limit", min=1, max=500, help="How many to show.")]
 
 
 def read_json(source: str, *, name: str) -> Json:

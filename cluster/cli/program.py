@@ -103,7 +103,7 @@ def _report_unexpected(error: Exception) -> None:
         for line in error.lines:
             complain(line)
         return
-    if isinstance(error, HomeError):
+    if isinstance(error, HomeError | OSError):
         complain(str(error))
         return
     if load_settings().debug:

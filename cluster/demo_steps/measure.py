@@ -13,7 +13,7 @@ from collections import Counter
 from typing import Any
 
 TOP = 20
-_BRANCHES = (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.Assert, ast.comprehension)
+_BRANCHES = (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.Assert, ast.match_case)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -25,8 +25,8 @@ def complexity(function: ast.AST) -> int:
             ways += 1
         elif isinstance(node, ast.BoolOp):
             ways += len(node.values) - 1
-        elif isinstance(node, ast.match_case):
-            ways += 1
+        elif isinstance(node, ast.comprehension):
+            ways += 1 + len(node.ifs)
     return ways
 
 

@@ -1,0 +1,123 @@
+"""The demonstration and the examples: plans that hold, steps that do what they say."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rayloom.cluster.demo import ROOMS, SECTIONS, build_plan, build_request, run
+from rayloom.cluster.demo_steps.combine import SECTIONS as WRITERS
+from rayloom.cluster.demo_steps.measure import measure
+from rayloom.dag.plan import parse_plan
+from rayloom.dag.resources import NodeShape
+from rayloom.dag.verify import ToolView, verify
+from rayloom.tools.builtin.catalogue import BUILTINS
+from tests.unit.cli.api import KEY, FakeApi
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+NODE = NodeShape(total={"CPU": 2.0, "sandbox": 2.0, "memory": 4e9}, labels={}, count_max=1)
+SOURCE = '''
+from rayloom.dag.plan import Plan
+import rayloom.db.tasks
+
+def open_door(key):
+    """Open it."""
+    if key and (key.fits or key.turns):
+        return [part for part in key if part]
+    return None
+
+class _Hidden:
+    def door(self): ...
+'''
+
+
+def _verified(plan: object) -> Any:
+    tools = {
+        name: ToolView(
+            name=name,
+            schema=tool.spec.input_schema,
+            resources=tool.spec.resources,
+            permission_level=tool.spec.permission_level,
+            is_active=True,
+            lane=tool.spec.lane,
+        )
+        for name, tool in BUILTINS.items()
+    }
+    return verify(parse_plan(plan), tools=tools, nodes=[NODE])
+
+
+def test_the_demonstration_is_a_plan_that_would_be_accepted() -> None:
+    verified = _verified(build_plan())
+    assert len(verified.subtasks) == len(ROOMS) + len(SECTIONS) + 2
+    assert verified.width == len(ROOMS)
+    assert verified.sinks == ("store",)
+    assert build_request() == build_request()
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.json*")))
+def test_the_examples_are_plans_that_would_be_accepted(name: str) -> None:
+    text = (EXAMPLES / name).read_text()
+    documents = [json.loads(line) for line in text.splitlines()] if name.endswith("l") else [json.loads(text)]
+    for document in documents:
+        _verified(document.get("plan", document))
+
+
+def test_the_diamond_has_seven_subtasks_and_a_tail() -> None:
+    verified = _verified(json.loads((EXAMPLES / "diamond-with-tail.json").read_text()))
+    assert (len(verified.subtasks), verified.width, verified.sinks) == (7, 3, ("store",))
+
+
+def test_a_room_is_measured() -> None:
+    measured = measure("dag", {"dag/door.py": SOURCE})
+    hardest = measured.pop("hardest")
+    assert measured == {
+        "room": "dag",
+        "files": 1,
+        "lines": 12,
+        "code_lines": 9,
+        "functions": 2,
+        "classes": 1,
+        "public": 2,
+        "documented": 1,
+        "mean_ways": 3.5,
+        "imports": {"dag": 1, "db": 1},
+    }
+    assert hardest[0] == {"name": "open_door", "where": "dag/door.py:5", "lines": 5, "ways": 6}
+
+
+def test_the_sections_are_markdown() -> None:
+    measured = [measure("dag", {"dag/door.py": SOURCE}), measure("db", {"db/x.py": "import rayloom.dag.plan\n"})]
+    assert set(WRITERS) == set(SECTIONS)
+    assert "| **all** | 2 | 13 | 10 | 2 | 1 | 50 % |" in WRITERS["rooms"](measured)
+    assert "Against the rules: dag → db." in WRITERS["arrows"](measured)
+    assert "Every import runs downwards" in WRITERS["arrows"](measured[1:])
+    assert "| `open_door` (dag/door.py:5) | 6 | 5 |" in WRITERS["hardest"](measured)
+
+
+def test_every_room_travels_with_its_sources() -> None:
+    subtasks: Any = build_plan()["subtasks"]
+    for room, subtask in zip(ROOMS, subtasks, strict=False):
+        packed = base64.b64decode(subtask["input"]["files"]["sources.zip"]["base64"])
+        names = zipfile.ZipFile(io.BytesIO(packed)).namelist()
+        assert f"{room}/__init__.py" in names
+
+
+def test_it_is_shown_finishing_and_its_report_is_read_out(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    from fastapi.responses import JSONResponse
+
+    task_id = "00000000-0000-7000-8000-000000000001"
+    report = {"id": "report", "output": {"text": "# Report\n" + "line\n" * 40}}
+    api.script[f"GET /api/v1/tasks/{task_id}/subtasks/report"].append(JSONResponse(report))
+    assert run(api.url, KEY, Console()) == 0
+    said = capsys.readouterr().out
+    assert f"demonstration: task {task_id}" in said
+    assert "PROCESSING -> COMPLETED" in said
+    assert "# Report" in said
+    assert "17 more lines" in said
