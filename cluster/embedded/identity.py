@@ -66,8 +66,10 @@ class Identity:
         for folder, _, files in os.walk(path, topdown=False):
             for name in files:
                 os.lchown(os.path.join(folder, name), self.owner_uid, self.owner_gid)
-            # The folder last: an interrupted walk is seen, and walked again.
-            os.lchown(folder, self.owner_uid, self.owner_gid)
+            if folder != str(path):
+                os.lchown(folder, self.owner_uid, self.owner_gid)
+        # The top last: an interrupted walk is seen, and walked again.
+        os.lchown(path, self.owner_uid, self.owner_gid)
 
     def own_folder(self, path: Path) -> None:
         """Make ``path`` a folder of this identity that is closed to all others."""

@@ -6,6 +6,7 @@ one thread that lives exactly as long as its server.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 import time
@@ -42,6 +43,10 @@ class Server(Protocol):
 
     def is_ready(self, pid: int) -> bool:
         """Whether it takes connections."""
+
+
+def _privately(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 class Keeper:
@@ -143,7 +148,7 @@ class Keeper:
         log = self._server.log
         if log.exists() and log.stat().st_size > _MAX_LOG_BYTES:
             log.replace(log.with_suffix(".log.1"))
-        with log.open("ab") as output:
+        with open(log, "ab", opener=_privately) as output:
             self._log_offset = output.tell()
             return subprocess.Popen(
                 command,

@@ -132,6 +132,7 @@ class PostgresServer:
             text=True,
             check=False,
         )
+        self.log.touch(mode=0o600)
         with self.log.open("a") as log:
             log.write(done.stdout + done.stderr)
         if done.returncode:
