@@ -64,9 +64,7 @@ class Settings(BaseSettings):
 
     ray_address: str = Field(default="", description="a running Ray cluster; empty: start a local Ray")
     ray_dashboard_port: int = Field(default=8265, ge=1, le=65_535)
-    ray_num_cpus: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="CPUs of the local Ray; empty: all"
-    )
+    ray_num_cpus: int | None = Field(default=None, ge=1, description="CPUs of the local Ray; empty: all")
 
     retry_initial_s: float = Field(default=1.0, gt=0, le=3600)
     retry_max_s: float = Field(default=60.0, gt=0, le=86_400)

@@ -7,7 +7,6 @@ supervisor that is killed takes its servers with it: the kernel tells them.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
 import signal
 import threading
@@ -15,7 +14,7 @@ from collections.abc import Awaitable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Literal, Protocol, TypeVar, cast
+from typing import Literal, Protocol, TypeVar
 
 import typer
 
@@ -48,15 +47,6 @@ class Running(Protocol):
 
     async def stop(self) -> None:
         """Drain Serve, then end Ray if we started it."""
-
-
-class BringUp(Protocol):
-    """`rayloom.cluster.bringup`, as far as it is needed here."""
-
-    async def start(
-        self, settings: Settings, database: DatabaseSettings, redis: RedisSettings, *, exclusive: bool
-    ) -> Running:
-        """Start Ray, the singletons and Serve. ``exclusive``: no other scheduler can use this database."""
 
 
 def run_up(*, demo: bool | None = None, host: str | None = None, port: int | None = None) -> int:
@@ -113,9 +103,13 @@ class _Supervisor:
         self._make_secrets()
         database, redis = await self._start_services()
         exclusive = not self._settings.database.dsn_given
-        bringup = cast(BringUp, importlib.import_module("rayloom.cluster.bringup"))
         _say("starting Ray and Serve")
-        starting = asyncio.ensure_future(bringup.start(self._settings, database, redis, exclusive=exclusive))
+        # Ray takes seconds to import: not before it is known that we may start.
+        from rayloom.cluster import bringup
+
+        starting: asyncio.Future[Running] = asyncio.ensure_future(
+            bringup.start(self._settings, database, redis, exclusive=exclusive)
+        )
         try:
             running = await self._unless_stopped(starting)
         except _Stopped:

@@ -1,0 +1,201 @@
+"""`rayloom up` as a process: it serves, stops in order, refuses in one line, and takes everything with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rayloom.cluster.home import Home
+from tests.integration.cluster.waiting import has_ended, until_gone
+
+PROGRAM = Path(__file__).with_name("upping.py")
+
+
+class Up:
+    """A `rayloom up` that a test can talk to."""
+
+    def __init__(self, home: Path, how: str = "serve", **environ: str) -> None:
+        self.home = home
+        self.process = subprocess.Popen(
+            [sys.executable, str(PROGRAM), how],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=home.parent,
+            env={"PATH": os.environ["PATH"], "RAYLOOM_HOME": str(home), "RAYLOOM_PORT": str(free_port()), **environ},
+        )
+
+    def until(self, text: str) -> list[str]:
+        """What it says, up to a line with ``text`` in it."""
+        assert self.process.stdout is not None
+        lines: list[str] = []
+        for line in self.process.stdout:
+            lines.append(line.rstrip())
+            if text in line:
+                return lines
+        _, errors = self.process.communicate()
+        raise AssertionError(f"it never said {text!r} but {lines}; {errors}")
+
+    def end(self) -> tuple[int, list[str], list[str]]:
+        """Exit code and the rest of what it says on both streams."""
+        out, errors = self.process.communicate(timeout=60)
+        return self.process.returncode, out.splitlines(), errors.splitlines()
+
+    def servers(self) -> list[int]:
+        """The processes of PostgreSQL and Redis."""
+        postmaster = int((self.home / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        found = {int(pid) for child in children for pid in child.read_text().split()}
+        assert postmaster in found
+        assert len(found) == 2
+        return sorted(found)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        number = probe.getsockname()[1]
+        assert isinstance(number, int)
+        return number
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="rl-") as folder:
+        yield Path(folder) / "home"
+
+
+def rayloom(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Another command on the same home."""
+    program = [sys.executable, "-c", "from rayloom.cluster.cli.program import main; main()", *arguments]
+    environ = {"PATH": os.environ["PATH"], "RAYLOOM_HOME": str(home)}
+    return subprocess.run(program, capture_output=True, text=True, cwd=home.parent, env=environ, check=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_it_is_told_to_stop(home: Path, number: int) -> None:
+    up = Up(home)
+    said = up.until("serving until")
+    assert any("http://127.0.0.1:1" in line for line in said)
+    assert any(f"rl_key  (kept in {home / 'api_key'})" in line for line in said)
+    told = Home(home).read_run()
+    assert told is not None
+    assert (told.pid, told.state) == (up.process.pid, "serving")
+    assert told.services["database"].startswith("embedded, port ")
+    servers = up.servers()
+    up.process.send_signal(number)
+    code, said, errors = up.end()
+    assert (code, errors) == (0, [])
+    assert said == ["stopping (Ctrl-C again: at once)", "stand-in stopped", "stopping the services"]
+    assert all(has_ended(pid) for pid in servers)
+    assert not (home / "run.json").exists()
+    assert Home(home).owner() is None
+
+
+def test_down_and_status_speak_of_the_one_that_runs(home: Path) -> None:
+    up = Up(home)
+    up.until("serving until")
+    status = json.loads(rayloom(home, "status", "--json").stdout)
+    assert (status["running"], status["state"], status["pid"]) == (True, "serving", up.process.pid)
+    assert status["serve"]["state"] == "down"
+    password = (home / "database_password").read_text().strip()
+    assert password not in json.dumps(status)
+    down = rayloom(home, "down")
+    assert (down.returncode, down.stdout) == (0, f"stopped process {up.process.pid}\n")
+    assert up.end()[0] == 0
+    assert "no rayloom runs" in rayloom(home, "down").stdout
+    assert json.loads(rayloom(home, "status", "--json").stdout)["running"] is False
+
+
+def test_a_second_one_on_the_same_home_says_so_and_exits(home: Path) -> None:
+    up = Up(home)
+    up.until("serving until")
+    code, said, errors = Up(home).end()
+    assert (code, said) == (1, [])
+    assert len(errors) == 1
+    assert f"in use by process {up.process.pid}" in errors[0]
+    up.process.terminate()
+    assert up.end()[0] == 0
+
+
+def test_a_taken_port_is_one_line_and_nothing_is_left(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        code, said, errors = Up(home, RAYLOOM_PORT=str(number)).end()
+    assert (code, said) == (1, [])
+    assert errors == [f"rayloom: port {number} on 127.0.0.1 is taken: stop what listens there, or set RAYLOOM_PORT"]
+    assert Home(home).owner() is None
+
+
+def test_wrong_settings_are_one_line_each(home: Path) -> None:
+    code, said, errors = Up(home, RAYLOOM_PROT="1", RAYLOOM_SANBOX="x").end()
+    assert (code, said, len(errors)) == (1, [], 2)
+    assert not home.exists()
+
+
+def test_servers_that_do_not_answer_are_one_line(home: Path) -> None:
+    number = free_port()
+    url = f"postgresql://u:geheim@127.0.0.1:{number}/x"
+    code, _, errors = Up(home, RAYLOOM_DATABASE_URL=url).end()
+    assert code == 1
+    assert len(errors) == 1
+    assert f"PostgreSQL at 127.0.0.1:{number} does not answer" in errors[0]
+    assert "geheim" not in errors[0]
+    code, _, errors = Up(home, RAYLOOM_REDIS_URL=f"redis://:geheim@127.0.0.1:{number}").end()
+    assert (code, len(errors)) == (1, 1)
+    assert f"Redis at 127.0.0.1:{number} does not answer" in errors[0]
+    assert "geheim" not in errors[0]
+
+
+def test_when_ray_does_not_start_the_services_stop(home: Path) -> None:
+    up = Up(home, "break")
+    code, said, errors = up.end()
+    assert (code, errors) == (1, ["rayloom: Ray does not start: do this"])
+    assert said[-1] == "stopping the services"
+    assert Home(home).owner() is None
+
+
+def test_it_can_be_stopped_while_it_starts(home: Path) -> None:
+    up = Up(home, "slow")
+    up.until("stand-in starts")
+    servers = up.servers()
+    up.process.send_signal(signal.SIGINT)
+    code, _, errors = up.end()
+    assert (code, errors) == (0, [])
+    assert all(has_ended(pid) for pid in servers)
+
+
+async def test_a_killed_one_takes_its_servers_with_it_and_the_next_recovers(home: Path) -> None:
+    up = Up(home)
+    up.until("serving until")
+    servers = up.servers()
+    up.process.kill()
+    up.end()
+    following = Up(home)
+    following.until("serving until")
+    for pid in servers:
+        await until_gone(pid, within_s=1)
+    following.process.terminate()
+    assert following.end()[0] == 0
+
+
+async def test_a_second_signal_ends_it_at_once(home: Path) -> None:
+    up = Up(home, "slow")
+    up.until("stand-in starts")
+    servers = up.servers()
+    # Both are pending before it can look: the first is not acted upon before the second comes.
+    up.process.send_signal(signal.SIGSTOP)
+    up.process.send_signal(signal.SIGINT)
+    up.process.send_signal(signal.SIGTERM)
+    up.process.send_signal(signal.SIGCONT)
+    assert up.end()[0] == 130
+    for pid in servers:
+        await until_gone(pid)

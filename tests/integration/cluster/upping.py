@@ -1,0 +1,49 @@
+"""`rayloom up` with a stand-in for Ray and Serve: ``upping.py HOW``, where HOW is ``serve``, ``slow`` or ``break``.
+
+The supervisor, its services, signals and files are the real ones; Ray has tests of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass, field
+
+import typer
+
+from rayloom.cluster import bringup
+from rayloom.cluster.checks import StartRefused
+from rayloom.cluster.cli.program import run
+from rayloom.cluster.settings import Settings
+from rayloom.db.settings import DatabaseSettings, RedisSettings
+
+
+@dataclass
+class StandIn:
+    api_key: str = "rl_key"
+    urls: dict[str, str] = field(default_factory=lambda: {"api": "http://127.0.0.1:1"})
+
+    async def stop(self) -> None:
+        typer.echo("stand-in stopped")
+
+
+def main(how: str) -> int:
+    async def start(
+        _settings: Settings, database: DatabaseSettings, redis: RedisSettings, *, exclusive: bool
+    ) -> StandIn:
+        assert database.dsn_given
+        assert redis.dsn_given
+        assert exclusive
+        typer.echo("stand-in starts")
+        if how == "slow":
+            await asyncio.sleep(3600)
+        if how == "break":
+            raise StartRefused("Ray does not start: do this")
+        return StandIn()
+
+    bringup.start = start  # type: ignore[assignment]
+    return run(["up", "--no-demo"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
