@@ -56,7 +56,7 @@ class Unreachable(Transient):
 
 
 def refusal(response: httpx2.Response) -> Rejected | Busy | Unreachable:
-    """The error that an answer of status 400 or more stands for."""
+    """The error that an answer of any status but 2xx stands for."""
     status = response.status_code
     body = _parsed(response)
     if not isinstance(body, dict):
@@ -110,3 +110,11 @@ def object_of(response: httpx2.Response) -> JsonObject:
     if isinstance(document, list):
         raise Unreachable(f"{response.request.url} answered a list where an object was due")
     return document
+
+
+def text_of(answer: JsonObject, name: str) -> str:
+    """A text that every answer of this kind has. Raises Unreachable when it has not."""
+    value = answer.get(name)
+    if not isinstance(value, str) or not value:
+        raise Unreachable(f"the answer has no {name}: it is not rayloom's")
+    return value

@@ -19,7 +19,7 @@ import orjson
 
 from rayloom.dag.errors import Transient
 from rayloom.dag.values import Json, JsonObject
-from rayloom.serve.answers import Busy, Unreachable, document_of, object_of, refusal
+from rayloom.serve.answers import Busy, Unreachable, document_of, object_of, refusal, text_of
 
 TERMINAL: Final = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
 BACKOFF_INITIAL_S: Final = 0.2
@@ -131,7 +131,7 @@ class Client:
         response = self._send("POST", "/api/v1/tasks", body=dict(body), headers={"Idempotency-Key": key}, again=True)
         accepted = object_of(response)
         replayed = response.headers.get("Idempotent-Replayed", "").lower() == "true"
-        return Submitted(task_id=str(accepted.get("task_id", "")), replayed=replayed, body=accepted)
+        return Submitted(task_id=text_of(accepted, "task_id"), replayed=replayed, body=accepted)
 
     def task(self, task_id: str) -> JsonObject:
         """A task's details and progress, with its first 1,000 subtasks."""
@@ -149,9 +149,9 @@ class Client:
         """Cancel a task. Raises Rejected (409) when it has ended otherwise."""
         return object_of(self._send("POST", f"/api/v1/tasks/{_segment(task_id)}/cancel", again=True))
 
-    def logs(self, task_id: str, params: Params | None = None) -> JsonObject:
-        """One page of a task's log, oldest first."""
-        return self.get(f"/api/v1/tasks/{_segment(task_id)}/logs", params)
+    def logs(self, task_id: str, params: Params | None = None) -> Iterator[JsonObject]:
+        """A task's log as it is now, oldest first, page by page."""
+        return self.pages(f"/api/v1/tasks/{_segment(task_id)}/logs", params)
 
     def trace(self, task_id: str, *, form: str | None = None) -> JsonObject | list[Json]:
         """A task's trace: spans, or an export when ``form`` is ``otlp`` or ``chrome``."""
@@ -210,16 +210,15 @@ class Client:
                     if event.name == "task":
                         ended = event.data.get("to") in TERMINAL
                     yield event
+                # A server that shuts down closes its streams too: only the task's own state says that this is the
+                # end, and what happened between the last event and that state is fetched by one more connection.
+                if ended or draining:
+                    return
+                draining = self.task(task_id).get("status") in TERMINAL
+                if not draining:
+                    raise Unreachable(f"the event stream of task {task_id} closes again and again")
             except Transient as error:
                 patience.wait_or_raise(error)
-                continue
-            # A server that shuts down closes its streams too: only the task's own state says that this is the end,
-            # and what happened between the last event and that state is fetched by one more connection.
-            if ended or draining:
-                return
-            draining = self.task(task_id).get("status") in TERMINAL
-            if not draining:
-                patience.wait_or_raise(Unreachable(f"the event stream of task {task_id} closes again and again"))
 
     def _connect(self, path: str, params: Params, last: str) -> Iterator[StreamEvent]:
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
@@ -229,14 +228,14 @@ class Client:
         query = {name: _text(value) for name, value in params.items() if value is not None}
         try:
             with self._http.stream("GET", path, params=query, headers=headers, timeout=timeout) as response:
-                if response.status_code >= 400:
+                if not response.is_success:
                     response.read()
                     raise refusal(response)
                 for event in httpx2.EventSource(response):
                     if event.data:
                         data = orjson.loads(event.data)
                         yield StreamEvent(id=event.id, name=event.event, data=data if isinstance(data, dict) else {})
-        except (httpx2.TransportError, orjson.JSONDecodeError) as error:
+        except (httpx2.RequestError, orjson.JSONDecodeError) as error:
             raise self._unreachable(error) from error
 
     # -- one request ---------------------------------------------------------------------------------------------
@@ -260,12 +259,12 @@ class Client:
         while True:
             try:
                 response = self._http.request(method, path, params=query, content=content, headers=extra)
-                if response.status_code >= 400:
+                if not response.is_success:
                     raise refusal(response)
                 return response
             except httpx2.InvalidURL as error:
                 raise Unreachable(f"{self.url} is not an address: {error}") from error
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 failure: Transient = self._unreachable(error)
                 failure.__cause__ = error
             except Transient as error:

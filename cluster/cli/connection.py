@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 from rayloom.dag.errors import UserError
 
+STREAM_PATIENCE_S = 120.0
+"""An API that goes away while it is being watched or followed is waited for at least so long: a restart takes less."""
+
 if TYPE_CHECKING:
     from rayloom.cluster.settings import Settings
     from rayloom.serve.client import Client
@@ -23,7 +26,14 @@ def connect(*, patience_s: float = 0.0, connections: int = 8, timeout_s: float |
 
     settings = load_settings()
     url, key = address(settings), api_key(settings)
-    return Client(url, key, timeout_s=timeout_s, patience_s=patience_s, connections=connections)
+    return Client(
+        url,
+        key,
+        timeout_s=timeout_s,
+        patience_s=patience_s,
+        stream_patience_s=max(patience_s, STREAM_PATIENCE_S),
+        connections=connections,
+    )
 
 
 def address(settings: Settings) -> str:

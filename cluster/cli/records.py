@@ -53,7 +53,7 @@ def logs(
                 raise typer.Exit(ExitCode.INTERRUPTED) from None
             return
         lines: list[Json] = []
-        for page in client.pages(f"/api/v1/tasks/{task_id}/logs", {**params, "limit": 500}):
+        for page in client.logs(task_id, {**params, "limit": 500}):
             items = page.get("items")
             for line in items if isinstance(items, list) else []:
                 if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
 from rayloom.serve.answers import Busy, Rejected, Unreachable
 from rayloom.serve.client import Client
@@ -97,3 +97,30 @@ def test_what_is_not_json_is_not_rayloom(api: FakeApi) -> None:
 def test_nobody_at_the_address() -> None:
     with Client("http://127.0.0.1:1", KEY) as client, pytest.raises(Unreachable, match=r"127\.0\.0\.1:1"):
         client.task("x")
+
+
+def test_a_redirect_or_an_answer_without_a_task_is_not_rayloom(api: FakeApi, client: Client) -> None:
+    api.script["POST /api/v1/tasks"].append(JSONResponse({"hello": "world"}, 200))
+    with pytest.raises(Unreachable, match="no task_id"):
+        client.submit({"prompt": "p"})
+    api.script["GET /api/v1/tasks/x"].extend(RedirectResponse("/login") for _ in range(99))
+    with Client(api.url, KEY) as hasty, pytest.raises(Unreachable, match="307"):
+        hasty.task("x")
+
+
+def test_an_api_that_restarts_while_it_is_watched_is_waited_for(api: FakeApi) -> None:
+    task_id = api.add({"title": "t"})
+    task = api.tasks[task_id]
+    last = task.events.pop()
+    task.details["status"] = "PROCESSING"
+    waits: list[float] = []
+
+    def pause(wait_s: float) -> None:
+        waits.append(wait_s)
+        if len(waits) == 3:
+            task.events.append(last)
+
+    api.script[f"GET /api/v1/tasks/{task_id}"].append(problem(503, "shutting down"))
+    with Client(api.url, KEY, pause=pause) as client:
+        assert [event.id for event in client.events(task_id)] == [str(number) for number in range(1, 11)]
+    assert len(waits) == 3
