@@ -61,7 +61,7 @@ def _whole_above_one(amount: float) -> float:
 def _not_reserved(custom: dict[str, float]) -> dict[str, float]:
     taken = sorted(RESERVED & custom.keys())
     if taken:
-        raise ValueError(f"{', '.join(taken)} can't be a custom resource: use num_cpus, num_gpus, memory_mb")
+        raise ValueError(f"can't name {', '.join(taken)}: use num_cpus, num_gpus and memory_mb for those")
     return custom
 
 
@@ -98,7 +98,7 @@ class Subtask(_Record):
     """One node of the plan."""
 
     id: SubtaskId
-    name: _Name = Field(default_factory=lambda known: str(known.get("id", "")))
+    name: _Name = Field(default_factory=lambda known: str(known["id"]))
     """For people; the id where none is given."""
     type: TaskType
     depends_on: tuple[str, ...] = ()
@@ -151,8 +151,10 @@ def parse_plan(raw: object, *, pointer: str = "/plan") -> Plan:
     try:
         return Plan.model_validate(raw)
     except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False)[:MAX_FAULTS]
-        raise InvalidPlan([fault_of(detail, pointer) for detail in details]) from None
+        details = error.errors(include_url=False, include_input=False)
+        # Without a good id there is no name to take from it: that is told once, of the id.
+        own = [detail for detail in details if detail["type"] != "default_factory_not_called"]
+        raise InvalidPlan([fault_of(detail, pointer) for detail in own[:MAX_FAULTS]]) from None
 
 
 _FIELDS: Final = {model.__name__: tuple(model.model_fields) for model in (Plan, Subtask, Resources, Fallback)}

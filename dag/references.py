@@ -215,6 +215,8 @@ def _closing(text: str, start: int) -> int | None:
 
     None where there is none; it is looked for in a bounded stretch, so that many open ones don't cost their square.
     """
+    if text.find("}", start, start + MAX_REFERENCE_CHARS) < 0:
+        return None
     depth = 1
     for token in _QUOTED_OR_BRACE.finditer(text, start, start + MAX_REFERENCE_CHARS):
         depth += {"{": 1, "}": -1}.get(token.group(), 0)

@@ -1,0 +1,252 @@
+"""Everything that makes a plan one that can't run, and what is worked out of one that can."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rayloom.dag.errors import InvalidPlan
+from rayloom.dag.kinds import UNSUPPORTED
+from rayloom.dag.plan import MAX_FAULTS, Subtask, parse_plan
+from rayloom.dag.resources import NodeShape, ResourceShape
+from rayloom.dag.values import Json
+from rayloom.dag.verify import ToolView, VerifiedPlan, verify
+
+TOOLS = {
+    view.name: view
+    for view in (
+        ToolView(name="core.noop", schema={"additionalProperties": False}, resources={"CPU": 0.25}, lane="shared"),
+        ToolView(name="core.echo", schema={"required": ["value"]}, resources={"CPU": 0.25}),
+        ToolView(
+            name="http.request",
+            schema={"required": ["url"], "properties": {"url": {"type": "string"}}, "additionalProperties": False},
+            resources={"CPU": 0.25},
+        ),
+        ToolView(name="python.run", schema={"required": ["code"]}, resources={"CPU": 1, "sandbox": 1}),
+        ToolView(name="old.tool", schema={}, resources={}, is_active=False),
+    )
+}
+NODES = [
+    NodeShape(total={"CPU": 2, "memory": 2**30}, labels={}, count_max=1),
+    NodeShape(total={"CPU": 8, "GPU": 1, "memory": 2**34, "sandbox": 4}, labels={"pool": "work"}, count_max=5),
+]
+
+
+def _noop(name: str, *depends_on: str, **fields: Any) -> dict[str, Any]:
+    return {"id": name, "type": "TOOL", "tool": "core.noop", "depends_on": list(depends_on), **fields}
+
+
+def _echo(name: str, value: Json, *depends_on: str) -> dict[str, Any]:
+    return _noop(name, *depends_on, tool="core.echo", input={"value": value})
+
+
+def _verify(*subtasks: dict[str, Any], **options: Any) -> VerifiedPlan:
+    return verify(parse_plan({"subtasks": list(subtasks)}), **{"tools": TOOLS, "nodes": NODES, **options})
+
+
+def _faults(*subtasks: dict[str, Any], **options: Any) -> list[tuple[str, str]]:
+    with pytest.raises(InvalidPlan) as refused:
+        _verify(*subtasks, **options)
+    return [(fault.pointer.removeprefix("/plan/subtasks/"), fault.message) for fault in refused.value.faults]
+
+
+def test_a_diamond_with_a_tail_is_worked_out() -> None:
+    plan = _verify(
+        _noop("a"),
+        _noop("b", "a", "a"),
+        _echo("c", {"$ref": "a.output"}),
+        _noop("d", "c", "b"),
+        _noop("e", "d"),
+        _noop("f"),
+    )
+    assert [s.dependencies for s in plan.subtasks] == [(), (0,), (0,), (1, 2), (3,), ()]
+    assert [s.dependents for s in plan.subtasks] == [(1, 2), (3,), (3,), (4,), (), ()]
+    assert [s.rank for s in plan.subtasks] == [4, 3, 3, 2, 1, 1]
+    assert [s.ordinal for s in plan.subtasks] == [0, 1, 2, 3, 4, 5]
+    assert [s.references for s in plan.subtasks] == [(), (), ("a",), (), (), ()]
+    assert (plan.width, plan.critical_path, plan.sinks) == (2, ("a", "b", "d", "e"), ("e", "f"))
+    assert plan.subtasks[2].spec is plan.plan.subtasks[2]
+    assert {s.lane for s in plan.subtasks} == {"own"}
+
+
+def test_references_imply_dependencies_wherever_they_stand() -> None:
+    plan = _verify(
+        _noop("a"), _noop("b"), _echo("c", ["${a.output} $${b.output}", {"$literal": {"$ref": "x.output"}}], "b")
+    )
+    assert plan.subtasks[2].dependencies == (0, 1)
+    assert plan.subtasks[2].references == ("a",)
+
+
+def test_a_dependency_may_stand_later_in_the_plan() -> None:
+    assert [s.dependencies for s in _verify(_noop("a", "b"), _noop("b")).subtasks] == [(1,), ()]
+
+
+def test_resources_come_from_the_tool_and_the_subtask() -> None:
+    plan = _verify(
+        _noop("a"),
+        _noop("b"),
+        {"id": "c", "type": "CODE_GEN", "input": {"code": "1"}},
+        _noop("d", resources={"num_cpus": 2}),
+        _noop("e", resources={"num_cpus": 2}),
+    )
+    shapes = [s.shape for s in plan.subtasks]
+    assert shapes[0] == ResourceShape(cpus=0.25)
+    assert shapes[2] == ResourceShape(cpus=1, custom=(("sandbox", 1),))
+    assert shapes[3] == ResourceShape(cpus=2)
+    assert shapes[0] is shapes[1]
+    assert shapes[3] is shapes[4]
+    assert [s.tool for s in plan.subtasks] == ["core.noop", "core.noop", "python.run", "core.noop", "core.noop"]
+
+
+def test_a_sandbox_that_no_node_offers_is_not_asked_for() -> None:
+    code = {"id": "c", "type": "CODE_GEN", "input": {"code": "1"}}
+    assert _verify(code, nodes=NODES[:1]).subtasks[0].shape == ResourceShape(cpus=1)
+
+
+@pytest.mark.parametrize(
+    ("subtasks", "faults"),
+    [
+        ([_noop("a"), _noop("a")], [("1/id", "`a` is the id of /plan/subtasks/0 already")]),
+        ([_noop("fetch"), _noop("b", "fetsh")], [("1/depends_on/0", "there is no subtask `fetsh`; did you mean fetch?")]),
+        ([_noop("a", "a")], [("0/depends_on/0", "`a` can't depend on itself")]),
+        ([_echo("a", "${a.output}")], [("0/input/value", "`a` can't use its own output")]),
+        ([_echo("a", {"$ref": "q.output"})], [("0/input/value", "`q.output` refers to `q`, and there is no such subtask")]),
+        ([_echo("a", {"$secret": "k"})], [("0/input/value", "there is no secret `k`: this version keeps no secrets")]),
+        ([_noop("a", "b"), _noop("b", "a")], [("0/depends_on/0", "closes a cycle: a -> b -> a")]),
+        (
+            [_noop("x"), _noop("a", "x", "c"), _noop("b", "a"), _noop("c", "b")],
+            [("1/depends_on/1", "closes a cycle: a -> b -> c -> a")],
+        ),
+        ([_echo("a", "${b.output}"), _noop("b", "a")], [("0/input", "closes a cycle: a -> b -> a")]),
+        ([_noop("a", tool="core.nop")], [("0/tool", "there is no tool `core.nop`; did you mean core.noop, core.echo?")]),
+        ([_noop("a", tool="old.tol")], [("0/tool", "there is no tool `old.tol`")]),
+        ([_noop("a", tool="old.tool")], [("0/tool", "the tool `old.tool` is switched off")]),
+        ([_noop("a", input={"x": 1})], [("0/input/x", "is not a field here")]),
+        ([_noop("a", tool="http.request")], [("0/input/url", "is missing")]),
+        ([_noop("a", tool="http.request", input={"url": 1})], [("0/input/url", "1 is not of type 'string'")]),
+        (
+            [_noop("a", resources={"num_cpus": 64})],
+            [("0/resources", "no node could ever give 64 CPU: the largest offers 8 CPU, 1 GPU, 16,384 MiB memory, "
+              "4 sandbox, label pool=work")],
+        ),
+        ([{"id": "a", "type": "TOOL"}], [("0/tool", "is missing: TOOL needs a tool")]),
+        ([{"id": "a", "type": "API_CALL"}], [("0/tool", "is missing: API_CALL needs a tool")]),
+        ([{"id": "a", "type": "DATA_RETRIEVAL"}], [("0/tool", "is missing: DATA_RETRIEVAL needs a tool")]),
+        (
+            [{"id": "a", "type": "REASONING", "instruction": "think"}],
+            [("0/type", "no model is configured, so this REASONING can't run: use a tool instead")],
+        ),
+        (
+            [{"id": "a", "type": "CODE_GEN", "instruction": "sort"}],
+            [("0/type", "no model is configured, so this CODE_GEN can't run: give the code in `input.code`")],
+        ),
+    ],
+)  # fmt: skip
+def test_a_fault_has_its_pointer_and_its_reason(subtasks: list[dict[str, Any]], faults: list[tuple[str, str]]) -> None:
+    assert _faults(*subtasks) == faults
+
+
+def test_two_subtasks_of_the_same_bad_kind_are_both_told() -> None:
+    assert [pointer for pointer, _ in _faults(_noop("a", tool="no"), _noop("b", tool="no"))] == ["0/tool", "1/tool"]
+    wish = {"num_cpus": 99}
+    assert len(_faults(_noop("a", resources=wish), _noop("b", resources=wish))) == 2
+
+
+def test_resources_are_not_judged_where_no_node_is_known() -> None:
+    assert _verify(_noop("a", resources={"num_cpus": 64}), nodes=[]).subtasks[0].shape.cpus == 64
+
+
+@pytest.mark.parametrize(
+    "resources", [{"labels": {"pool": "gpu"}}, {"custom": {"tpu": 1}}, {"num_cpus": 8, "num_gpus": 2}]
+)
+def test_what_no_node_has_is_refused(resources: dict[str, Any]) -> None:
+    ((pointer, message),) = _faults(_noop("a", resources=resources))
+    assert pointer == "0/resources"
+    assert message.startswith("no node could ever give")
+
+
+def test_globs_say_which_tools_a_task_may_use() -> None:
+    assert _verify(_noop("a"), allow=["core.*"], deny=["core.e*"])
+    assert _faults(_noop("a"), allow=["http.*"]) == [
+        ("0/tool", "the tool `core.noop` is not among those that `tools.allow` gives this task")
+    ]
+    assert _faults(_noop("a"), deny=["*.noop"]) == [
+        ("0/tool", "the tool `core.noop` is denied to this task by `tools.deny`")
+    ]
+    code = {"id": "a", "type": "CODE_GEN", "input": {"code": "1"}}
+    assert _faults(code, deny=["python.*"])[0][0] == "0/tool"
+
+
+_ASKED: dict[str, dict[str, Any]] = {
+    "cacheable": {"cacheable": True},
+    "skills": {"skills": ["pdf"]},
+    "on_failure": {"on_failure": "continue"},
+    "default": {"default": None},
+    "fallback": {"fallback": {"tool": "core.noop"}},
+    "require_approval": {"require_approval": True},
+    "resources/lane": {"resources": {"lane": "shared"}},
+}
+
+
+@pytest.mark.parametrize("row", UNSUPPORTED, ids=lambda row: row[0])
+def test_a_feature_of_a_later_version_is_refused_not_ignored(row: tuple[str, Any, str]) -> None:
+    field, is_asked, message = row
+    assert _faults(_noop("a", **_ASKED[field])) == [(f"0/{field}", message)]
+    assert not is_asked(Subtask.model_validate(_noop("a")))
+
+
+def test_the_other_lanes_are_taken() -> None:
+    assert _verify(_noop("a", resources={"lane": "own"}), _noop("b", resources={"lane": "auto"}))
+
+
+def test_code_needs_something_to_run_or_to_go_by() -> None:
+    found = _faults({"id": "a", "type": "CODE_GEN"})
+    assert ("0/tool", "is missing: CODE_GEN needs a tool, code in `input.code`, or an instruction") in found
+    assert _verify({"id": "a", "type": "CODE_GEN", "tool": "core.noop"}).subtasks[0].tool == "core.noop"
+
+
+def test_reasoning_needs_an_instruction_and_no_tool() -> None:
+    found = _faults({"id": "a", "type": "REASONING", "tool": "core.noop"}, model_available=True)
+    assert found == [
+        ("0/instruction", "is missing: REASONING needs an instruction"),
+        ("0/tool", "REASONING takes no tool"),
+    ]
+
+
+def test_with_a_model_its_work_is_taken() -> None:
+    plan = _verify(
+        {"id": "a", "type": "REASONING", "instruction": "think", "input": {"x": 1}},
+        {"id": "b", "type": "CODE_GEN", "instruction": "sort", "input": {"data": {"$ref": "a.output"}}},
+        model_available=True,
+    )
+    assert [(s.tool, s.shape.cpus) for s in plan.subtasks] == [("", 0.25), ("python.run", 1)]
+
+
+def test_faults_are_told_together_but_not_without_end() -> None:
+    found = _faults(_noop("a", "x", cacheable=True, tool="no"), _noop("b", "c"), _noop("c", "b"), _noop("b"))
+    assert [pointer for pointer, _ in found] == ["3/id", "0/depends_on/0", "0/cacheable", "0/tool", "1/depends_on/0"]
+    assert len(_faults(*(_noop(f"s{i}", "nobody") for i in range(MAX_FAULTS + 50)))) == MAX_FAULTS
+    assert len(_faults(*(_noop("same") for i in range(MAX_FAULTS + 50)))) == MAX_FAULTS
+
+
+def test_a_long_cycle_is_told_in_short() -> None:
+    count = 1_000
+    ((pointer, message),) = _faults(*(_noop(f"s{i}", f"s{(i - 1) % count}") for i in range(count)))
+    assert pointer == "0/depends_on/0"
+    assert message.startswith("closes a cycle: s0 -> s1 ->")
+    assert "s14 -> (970 more) -> s985" in message
+    assert message.endswith("-> s999 -> s0")
+
+
+def test_the_pointer_starts_where_the_caller_says() -> None:
+    with pytest.raises(InvalidPlan) as refused:
+        verify(parse_plan({"subtasks": [_noop("a", "b")]}), tools=TOOLS, nodes=NODES, pointer="")
+    assert refused.value.faults[0].pointer == "/subtasks/0/depends_on/0"
+
+
+def test_ten_thousand_subtasks_are_verified() -> None:
+    plan = _verify(*(_echo(f"s{i}", {"$ref": f"s{i // 2}.output.value"} if i else 0) for i in range(10_000)))
+    assert len(plan.subtasks) == 10_000
+    assert plan.subtasks[9_999].dependencies == (4_999,)
+    assert len(plan.critical_path) == 15
