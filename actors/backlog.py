@@ -12,7 +12,7 @@ import orjson
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.dag.resources import ResourceShape
-from rayloom.db import attempts
+from rayloom.db import leases
 from rayloom.db.queue import REDIS_AWAY, Queued, ReadyQueue, Signals
 
 _log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Backlog:
         held = {item.sub_task_id for _, _, item in self._held}
         left = dict(room)
         taken = []
-        page = await attempts.queued_page(self._engine, after=None, limit=1_000)
+        page = await leases.queued_page(self._engine, after=None, limit=1_000)
         self.waiting = {}
         for item in page:
             self.waiting[item.shape] = self.waiting.get(item.shape, 0) + 1
@@ -96,7 +96,7 @@ class Backlog:
 
     async def sweep(self) -> None:
         """Tell Redis a bounded part of what is QUEUED, going on next time where this stops: it may have lost it."""
-        page = await attempts.queued_page(self._engine, after=self._sweep_after, limit=SWEEP_ROWS)
+        page = await leases.queued_page(self._engine, after=self._sweep_after, limit=SWEEP_ROWS)
         held = {item.sub_task_id for _, _, item in self._held}
         await self.add([item for item in page if item.sub_task_id not in held])
         last = page[-1] if len(page) == SWEEP_ROWS else None

@@ -17,7 +17,7 @@ from rayloom.dag.decision import RetryPolicy, decide
 from rayloom.dag.errors import ErrorInfo
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.ports import Finished
-from rayloom.db import attempts
+from rayloom.db import attempts, leases
 from rayloom.db.attempts import Committed, Ending
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Commits:
             for flying, outcome in batch
             if flying.claimed.sub_task_id not in committed.accepted and not outcome.ray_task_id
         ]
-        released = await attempts.release(self._engine, unbegun) if unbegun else ()
+        released = await leases.release(self._engine, unbegun) if unbegun else ()
         for flying, outcome in batch:
             self._ended.popleft()
             claimed = flying.claimed

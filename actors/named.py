@@ -7,46 +7,19 @@ ours is ever pickled.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Any, Final, Literal, TypeVar, assert_never
+from typing import Any, Final
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from rayloom.dag.errors import Bug, ErrorInfo, RayloomError, Refused, Stale, Transient, UserError
+from rayloom.dag.answer import as_error
+from rayloom.dag.errors import Bug, Transient
 
-T = TypeVar("T")
-Answer = tuple[Literal["ok"], T] | tuple[Literal["error"], ErrorInfo]
 
 CALL_TIMEOUT_S: Final = 30.0
-RETRY_FOR_S: Final = 15.0
+RETRY_FOR_S: Final = 30.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
-
-
-async def as_value(result: Awaitable[T]) -> Answer[T]:
-    """What a call gave, or the error of ours that it raised, as a value."""
-    try:
-        return ("ok", await result)
-    except RayloomError as error:
-        return ("error", ErrorInfo.from_exception(error))
-
-
-def as_error(info: ErrorInfo) -> RayloomError:
-    """The error that a value stands for."""
-    match info.error_class:
-        case "user":
-            return UserError(info.code, info.message)
-        case "refused":
-            return Refused(info.code, info.message)
-        case "transient":
-            return Transient(info.code, info.message, retry_after_s=info.retry_after_s)
-        case "stale":
-            return Stale(info.code, info.message)
-        case "bug":
-            return Bug(info.code, info.message)
-        case _:
-            assert_never(info.error_class)
 
 
 class _NotThere(Exception):

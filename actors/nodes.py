@@ -27,11 +27,14 @@ def look_at_cluster() -> ClusterView:
     """Ask Ray's control service. Blocks for some milliseconds: call it in a thread."""
     nodes = tuple(
         NodeShape(total=dict(node["Resources"]), labels=dict(node.get("Labels") or {}), count_max=1)
-        for node in ray.nodes()
+        for node in ray.nodes()  # type: ignore[no-untyped-call]  # Ray ships it untyped
         if node["Alive"]
     )
     return ClusterView(
-        nodes=nodes, types=_types(), total=dict(ray.cluster_resources()), free=dict(ray.available_resources())
+        nodes=nodes,
+        types=_types(),
+        total=dict(ray.cluster_resources()),  # type: ignore[no-untyped-call]  # Ray ships it untyped
+        free=dict(ray.available_resources()),  # type: ignore[no-untyped-call]  # Ray ships it untyped
     )
 
 

@@ -12,7 +12,7 @@ from rayloom.actors.backlog import Backlog
 from rayloom.actors.flight import Flight
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import ErrorInfo
-from rayloom.db import attempts, incarnations
+from rayloom.db import incarnations, leases, task_moves
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Reaper:
     async def requeue(self) -> None:
         """Queue again what has waited out its back-off."""
         while True:
-            due = await attempts.requeue_due(self._engine)
+            due = await leases.requeue_due(self._engine)
             if not due.queued:
                 return
             await self._backlog.add(due.queued, tasks=due.touched)
@@ -55,7 +55,7 @@ class Reaper:
         """Take back the leases of schedulers that are dead."""
         dead = await incarnations.dead_with_leases(self._engine)
         while dead:
-            taken = await attempts.recover(self._engine, dead)
+            taken = await leases.recover(self._engine, dead)
             if not taken.queued:
                 return
             _log.warning("leases.recovered", extra={"count": len(taken.queued)})
@@ -63,11 +63,11 @@ class Reaper:
 
     async def expire(self) -> None:
         """Fail the tasks whose deadline has passed, and stop what runs of them."""
-        for task_id in await attempts.expired_tasks(self._engine):
+        for task_id in await task_moves.expired_tasks(self._engine):
             error = ErrorInfo(
                 code="DEADLINE_EXCEEDED", error_class="user", message="the task's deadline has passed", retryable=False
             )
-            ended = await attempts.end_task(
+            ended = await task_moves.end_task(
                 self._engine, task_id, status="FAILED", error=error, reason="DEADLINE_EXCEEDED"
             )
             for sub_task_id, attempt in ended.stopped:
@@ -76,12 +76,12 @@ class Reaper:
 
     async def stop_stale(self, incarnation: UUID) -> None:
         """Stop attempts whose lease is gone, and those that have overrun their timeout by far."""
-        leases = self._flight.leases()
-        if not leases:
+        ours = self._flight.leases()
+        if not ours:
             return
-        held = await attempts.held_leases(self._engine, leases, incarnation=incarnation, grace_s=LOST_WORKER_GRACE_S)
+        held = await leases.held_leases(self._engine, ours, incarnation=incarnation, grace_s=LOST_WORKER_GRACE_S)
         current = dict(self._flight.attempts)
-        for sub_task_id, attempt in leases:
+        for sub_task_id, attempt in ours:
             flying = current.get(sub_task_id)
             if flying is None or flying.claimed.attempt != attempt:
                 continue

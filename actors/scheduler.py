@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence, Sized
 from typing import Any
 from uuid import UUID
 
+from redis.exceptions import RedisError
 from uuid_utils.compat import uuid7
 
 from rayloom.actors.backlog import Backlog
@@ -28,12 +30,13 @@ from rayloom.dag.ports import Health, ParserPort, RegistryPort, TokenPort
 from rayloom.dag.resources import NodeShape
 from rayloom.db import incarnations
 from rayloom.db.engine import is_unavailable, make_engine
-from rayloom.db.queue import REDIS_AWAY, WAKE, ReadyQueue, Signals, make_redis
+from rayloom.db.queue import WAKE, ReadyQueue, Signals, make_redis
 
 _log = logging.getLogger(__name__)
 
 AGAIN_S = 0.3
 NODES_S = 2.0
+LOOKS = 4
 LISTEN_S = 5.0
 
 
@@ -131,7 +134,7 @@ class Scheduler:
         while True:
             try:
                 await loop()
-            except (RayloomError, *REDIS_AWAY) as error:
+            except (RayloomError, RedisError, OSError) as error:
                 _log.warning("scheduler.again", extra={"loop": loop.__name__, "error": f"{type(error).__name__}: {error}"})
             except Exception as error:
                 if not is_unavailable(error):
@@ -220,6 +223,7 @@ class Scheduler:
                     await self.wake()
 
     async def _watch_nodes(self) -> None:
+        looks: deque[dict[str, float]] = deque(maxlen=LOOKS)
         while True:
             view = await self._look()
             if (view.nodes, view.types) != (self._view.nodes, self._view.types):
@@ -227,7 +231,12 @@ class Scheduler:
                 self._awake.set()
             self._view = view
             self._splitting.nodes = (*view.nodes, *view.types)
-            self._dispatch.window.nodes, self._dispatch.window.types = view.nodes, view.types
+            window = self._dispatch.window
+            window.nodes, window.types = view.nodes, view.types
+            # What others hold is only known as a difference of numbers taken at different moments: the least of the
+            # last few looks is what they surely hold.
+            looks.append({name: view.total[name] - view.free.get(name, 0.0) - window.used(name) for name in view.total})
+            window.others = {name: max(min(look.get(name, 0.0) for look in looks), 0.0) for name in view.total}
             await asyncio.sleep(NODES_S)
 
     async def _watch_tools(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr
 
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.tools.settings import ToolSettings
@@ -40,3 +40,10 @@ class WorkerSettings(BaseModel):
     database: DatabaseSettings
     redis: RedisSettings
     tools: ToolSettings
+
+    def for_workers(self) -> WorkerSettings:
+        """The same with nothing that only the scheduler may hold: the database by the workers' role alone."""
+        database = self.database.model_copy(
+            update={"url": SecretStr(self.database.worker_dsn()), "worker_url": None, "replica_url": None}
+        )
+        return self.model_copy(update={"database": database})

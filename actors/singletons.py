@@ -13,11 +13,12 @@ from typing import Any, Final
 
 import ray
 
-from rayloom.actors.named import Answer, NamedActor, as_value
+from rayloom.actors.named import NamedActor
 from rayloom.actors.periodic import repeat
 from rayloom.actors.registry import LONG_POLL_S, ToolRegistry
 from rayloom.actors.settings import EngineSettings
 from rayloom.actors.tokens import TokenController
+from rayloom.dag.answer import Answer, as_value
 from rayloom.dag.ports import Ask, Finished, Health, Held, Quota, RegisteredTool, ToolSnapshot
 from rayloom.db.catalogue import Catalogue
 from rayloom.db.engine import make_engine
@@ -30,7 +31,7 @@ TOKENS_NAME: Final = "rayloom-tokens-v1"
 HEALTH_TIMEOUT_S: Final = 3.0
 POOL_SIZE: Final = 2
 MAX_CONCURRENCY: Final = 1000
-_HEALTH_GROUP: Final = "health"
+HEALTH_GROUP: Final = "health"
 
 
 class _ToolRegistryActor:
@@ -56,7 +57,7 @@ class _ToolRegistryActor:
     async def remove(self, name: str) -> Answer[None]:
         return await as_value(self._registry.remove(name))
 
-    @ray.method(concurrency_group=_HEALTH_GROUP)
+    @ray.method(concurrency_group=HEALTH_GROUP)
     async def health(self) -> Answer[Health]:
         return await as_value(self._registry.health())
 
@@ -78,7 +79,7 @@ class _TokenControllerActor:
     async def set_quota(self, user_id: str, quota: Quota) -> Answer[None]:
         return await as_value(self._tokens.set_quota(user_id, quota))
 
-    @ray.method(concurrency_group=_HEALTH_GROUP)
+    @ray.method(concurrency_group=HEALTH_GROUP)
     async def health(self) -> Answer[Health]:
         return await as_value(self._tokens.health())
 
@@ -93,7 +94,7 @@ def start_singleton(
     # Ray's own types know neither concurrency groups nor the options of named actors.
     remote: Any = ray.remote
     options: dict[str, Any] = {"label_selector": dict(node_labels)} if node_labels else {}
-    made = remote(num_cpus=0, concurrency_groups={_HEALTH_GROUP: 8})(actor)
+    made = remote(num_cpus=0, concurrency_groups={HEALTH_GROUP: 8})(actor)
     return made.options(
         name=name,
         namespace=engine.namespace,

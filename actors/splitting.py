@@ -15,11 +15,12 @@ from rayloom.dag.errors import ErrorInfo, InvalidPlan, RayloomError, Stale, Tran
 from rayloom.dag.plan import parse_plan
 from rayloom.dag.ports import ParserPort, Planned, PlanRequest, ToolSnapshot
 from rayloom.dag.resources import NodeShape
+from rayloom.dag.values import JsonObject
 from rayloom.dag.verify import VerifiedPlan, verify
-from rayloom.db import attempts, incarnations
-from rayloom.db.attempts import TaskToSplit
+from rayloom.db import incarnations, task_moves
 from rayloom.db.log_lines import LogLine, append
 from rayloom.db.submit import accept_plan
+from rayloom.db.task_moves import TaskToSplit
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Splitting:
         if room <= 0:
             return
         dead = await incarnations.dead_with_leases(self._engine)
-        for task in await attempts.claim_tasks(self._engine, incarnation=incarnation, dead=dead, limit=room):
+        for task in await task_moves.claim_tasks(self._engine, incarnation=incarnation, dead=dead, limit=room):
             job = asyncio.get_running_loop().create_task(self._split(task, incarnation))
             self._busy.add(job)
             job.add_done_callback(self._done)
@@ -102,7 +103,7 @@ class Splitting:
             for note in planned.notes
         ]
         await append(self._engine, lines)
-        meta = {
+        meta: JsonObject = {
             "source": planned.source,
             "language": planned.language,
             "notes": list(planned.notes),
@@ -130,5 +131,5 @@ class Splitting:
                 code="PLAN_REFUSED", error_class="user", message=f"the plan made of this prompt is refused: {info.message}",
                 retryable=False,
             )  # fmt: skip
-        await attempts.end_task(self._engine, task.task_id, status="FAILED", error=info, reason=info.message)
+        await task_moves.end_task(self._engine, task.task_id, status="FAILED", error=info, reason=info.message)
         await self._backlog.add((), tasks=[str(task.task_id)])

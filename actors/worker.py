@@ -63,16 +63,15 @@ class Worker:
         started = time.monotonic()
         grace_s = self.settings.engine.stop_grace_s
         future = asyncio.run_coroutine_threadsafe(self._attempt(order), self._loop)
-        while True:
+        outcome: Outcome | None = None
+        while outcome is None:
             try:
                 outcome = future.result(timeout=POLL_S)
-                break
-            except (concurrent.futures.TimeoutError, TimeoutError):
+            except TimeoutError:
                 if time.monotonic() - started > order.timeout_s + self.settings.engine.timeout_grace_s:
                     self._die("attempt.overran", order)
             except KeyboardInterrupt:
                 outcome = self._stop(future, order, grace_s)
-                break
         return replace(outcome, worker_id=self.worker_id, node_id=self.node_id, ray_task_id=ray_task_id)
 
     def _stop(self, future: concurrent.futures.Future[Outcome], order: AttemptOrder, grace_s: float) -> Outcome:

@@ -66,15 +66,17 @@ class Window:
         worth = max((copies(shape, node) for node in (*self.nodes, *self.types)), default=0)
         return max(self.room(shape) + worth - self.demand.get(shape, 0), 0)
 
-    def _free(self, name: str) -> float:
-        total = sum(node.total.get(name, 0.0) for node in self.nodes)
-        used = sum(
+    def used(self, name: str) -> float:
+        """How much of a resource the attempts hold that were given room."""
+        return sum(
             amount * count
             for shape, count in self.running.items()
             for resource, amount in shape.amounts()
             if resource == name
         )
-        return total - used - self.others.get(name, 0.0)
+
+    def _free(self, name: str) -> float:
+        return sum(node.total.get(name, 0.0) for node in self.nodes) - self.used(name) - self.others.get(name, 0.0)
 
 
 def _add(counts: dict[ResourceShape, int], shape: ResourceShape, change: int) -> None:

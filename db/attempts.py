@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rayloom.dag.errors import ErrorInfo
 from rayloom.dag.outcome import Outcome, Span
 from rayloom.dag.values import Json, JsonObject
 from rayloom.db.engine import driver, dump, is_unavailable
@@ -77,26 +76,6 @@ class Committed:
             retry_in_s=min(waits) if waits else None,
             refused=self.refused + other.refused,
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """A task that was ended from outside. ``refused_status`` is set when it was too late: the status it has."""
-
-    found: bool
-    refused_status: str | None = None
-    stopped: tuple[tuple[str, int], ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskToSplit:
-    """A task that has been taken for splitting."""
-
-    task_id: UUID
-    user_id: UUID
-    prompt: str
-    context: JsonObject
-    options: JsonObject
 
 
 async def claim(
@@ -198,21 +177,23 @@ async def complete(engine: AsyncEngine, endings: Sequence[Ending]) -> Committed:
             return Committed(refused=((endings[0], f"{type(error).__name__}: {error}"),))
         half = len(endings) // 2
         return (await complete(engine, endings[:half])).joined(await complete(engine, endings[half:]))
-    return _committed(rows)
+    return committed_of(rows)
 
 
-def _committed(rows: Sequence[asyncpg.Record]) -> Committed:
+def committed_of(rows: Sequence[asyncpg.Record]) -> Committed:
+    """The rows of type ``change`` that a guarded function answered."""
     waits = [float(row["detail"]) for row in rows if row["what"] == "retry"]
     return Committed(
         accepted=frozenset(str(row["sub_task_id"]) for row in rows if row["what"] == "accepted"),
-        queued=_queued(rows),
+        queued=queued_of(rows),
         closed=tuple((str(row["task_id"]), row["detail"]) for row in rows if row["what"] == "closed"),
         touched=frozenset(str(row["task_id"]) for row in rows),
         retry_in_s=min(waits) if waits else None,
     )
 
 
-def _queued(rows: Sequence[asyncpg.Record]) -> tuple[Queued, ...]:
+def queued_of(rows: Sequence[asyncpg.Record]) -> tuple[Queued, ...]:
+    """What a guarded function made QUEUED."""
     return tuple(
         Queued(str(row["sub_task_id"]), str(row["user_id"]), row["shape"], row["score"])
         for row in rows
@@ -232,114 +213,6 @@ async def report_phase(engine: AsyncEngine, sub_task_id: str, attempt: int, phas
         return bool(
             await connection.fetchval("SELECT report_phase($1::uuid, $2, $3, $4)", sub_task_id, attempt, phase, worker_id)
         )
-
-
-async def release(engine: AsyncEngine, leases: Sequence[tuple[str, int]]) -> tuple[Queued, ...]:
-    """Give back leases (subtask id, attempt) of subtasks that were handed over but not begun."""
-    async with driver(engine) as connection:
-        rows = await connection.fetch(
-            "SELECT * FROM release_leases($1::uuid[], $2)", [lease for lease, _ in leases], [attempt for _, attempt in leases]
-        )
-    return _queued(rows)
-
-
-async def requeue_due(engine: AsyncEngine, *, limit: int = 1000) -> Committed:
-    """Queue again what has waited out its back-off."""
-    async with driver(engine) as connection:
-        return _committed(await connection.fetch("SELECT * FROM requeue_due($1)", limit))
-
-
-async def next_due_in_s(engine: AsyncEngine) -> float | None:
-    """Seconds until the next back-off ends (negative: it is over); None when none is running."""
-    async with driver(engine) as connection:
-        seconds = await connection.fetchval(
-            "SELECT extract(epoch FROM min(not_before) - now())::float8 FROM sub_tasks WHERE status = 'FAILED'"
-        )
-    return None if seconds is None else float(seconds)
-
-
-async def recover(engine: AsyncEngine, dead: Sequence[UUID], *, limit: int = 1000) -> Committed:
-    """Take back at most ``limit`` leases of dead incarnations; call again until nothing is queued."""
-    async with driver(engine) as connection:
-        return _committed(await connection.fetch("SELECT * FROM recover_leases($1, $2)", list(dead), limit))
-
-
-async def end_task(
-    engine: AsyncEngine, task_id: UUID, *, status: Literal["CANCELLED", "FAILED"], error: ErrorInfo | None, reason: str
-) -> Ended:
-    """End a task from outside: cancelled by its user, or failed by its deadline or its splitting."""
-    async with driver(engine) as connection:
-        rows = await connection.fetch(
-            "SELECT * FROM end_task($1, $2, $3, $4)",
-            task_id,
-            status,
-            None if error is None else dump(error.as_json()),
-            reason,
-        )
-    refused = next((row["detail"] for row in rows if row["what"] == "refused"), None)
-    stopped = tuple((str(row["sub_task_id"]), int(row["detail"])) for row in rows if row["what"] == "stopped")
-    return Ended(found=bool(rows), refused_status=refused, stopped=stopped)
-
-
-async def expired_tasks(engine: AsyncEngine, *, limit: int = 100) -> tuple[UUID, ...]:
-    """Live tasks whose deadline has passed."""
-    async with driver(engine) as connection:
-        rows = await connection.fetch(
-            "SELECT id FROM tasks WHERE deadline_at <= now() AND status IN ('PENDING', 'SPLITTING', 'READY', 'PROCESSING') "
-            "AND deadline_at IS NOT NULL ORDER BY deadline_at LIMIT $1",
-            limit,
-        )
-    return tuple(row["id"] for row in rows)
-
-
-async def claim_tasks(engine: AsyncEngine, *, incarnation: UUID, dead: Sequence[UUID], limit: int) -> tuple[TaskToSplit, ...]:
-    """Take PENDING tasks for splitting, and those whose splitter died."""
-    async with driver(engine) as connection:
-        rows = await connection.fetch(
-            "SELECT id, user_id, original_prompt, context, options FROM claim_tasks($1, $2, $3)", limit, incarnation, list(dead)
-        )
-    return tuple(
-        TaskToSplit(
-            task_id=row["id"],
-            user_id=row["user_id"],
-            prompt=row["original_prompt"] or "",
-            context=row["context"],
-            options=row["options"],
-        )
-        for row in rows
-    )
-
-
-async def queued_page(engine: AsyncEngine, *, after: tuple[float, UUID] | None, limit: int) -> tuple[Queued, ...]:
-    """A page of what is QUEUED and not leased, in queue order; ``after`` is the (score, id) of the last one seen."""
-    score, last = after if after is not None else (float("-inf"), UUID(int=0))
-    async with driver(engine) as connection:
-        rows = await connection.fetch(
-            "SELECT id, user_id, shape, score FROM sub_tasks WHERE status = 'QUEUED' AND incarnation IS NULL "
-            "AND (score, id) > ($1, $2) ORDER BY score, id LIMIT $3",
-            score,
-            last,
-            limit,
-        )
-    return tuple(Queued(str(row["id"]), str(row["user_id"]), row["shape"], row["score"]) for row in rows)
-
-
-async def held_leases(
-    engine: AsyncEngine, leases: Sequence[tuple[str, int]], *, incarnation: UUID, grace_s: float
-) -> dict[str, bool]:
-    """Which of these leases (subtask id, attempt) this incarnation still holds, and whether each has overrun its
-    timeout by more than ``grace_s`` seconds."""
-    async with driver(engine) as connection:
-        rows = await connection.fetch(
-            "SELECT s.id, s.status = 'RUNNING' AND s.started_at + make_interval(secs => s.timeout_s + $4) < now() AS overran "
-            "FROM sub_tasks s JOIN unnest($1::uuid[], $2::integer[]) AS o (id, attempt) ON s.id = o.id "
-            "WHERE s.attempt = o.attempt AND s.incarnation = $3",
-            [lease for lease, _ in leases],
-            [attempt for _, attempt in leases],
-            incarnation,
-            grace_s,
-        )
-    return {str(row["id"]): row["overran"] for row in rows}
 
 
 async def outputs(engine: AsyncEngine, task_id: str, keys: Sequence[str]) -> dict[str, Json]:

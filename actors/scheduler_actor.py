@@ -1,0 +1,97 @@
+"""The scheduler on Ray: the one place where it becomes an actor, and its callers' side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+import ray
+
+from rayloom.actors.lanes import OwnLane
+from rayloom.actors.named import NamedActor
+from rayloom.actors.nodes import ClusterView, look_at_cluster
+from rayloom.actors.parsing import ServeParser
+from rayloom.actors.scheduler import Scheduler
+from rayloom.actors.settings import EngineSettings, WorkerSettings
+from rayloom.actors.singletons import HEALTH_GROUP, HEALTH_TIMEOUT_S, RayRegistry, RayTokens, start_singleton
+from rayloom.dag.answer import Answer, as_value
+from rayloom.dag.ports import Health
+from rayloom.dag.resources import NodeShape
+
+SCHEDULER_NAME: Final = "rayloom-scheduler-v1"
+
+
+async def _look() -> ClusterView:
+    return await asyncio.to_thread(look_at_cluster)
+
+
+class _SchedulerActor:
+    """``Scheduler`` as an actor. ``health`` has a group, and so an event loop, of its own."""
+
+    async def __init__(self, settings: WorkerSettings, cluster: str) -> None:  # type: ignore[misc]  # Ray awaits it
+        self._scheduler = Scheduler(
+            settings,
+            lane=OwnLane(settings.for_workers()),
+            registry=RayRegistry(settings.engine),
+            tokens=RayTokens(settings.engine),
+            parser=ServeParser(),
+            look=_look,
+            # One actor of this name in a cluster, restarted by Ray: its lives never overlap.
+            actor=f"{cluster}/{ray.get_runtime_context().get_actor_id()}",
+        )
+        await self._scheduler.start()
+
+    async def wake(self) -> Answer[None]:
+        return await as_value(self._scheduler.wake())
+
+    async def stop(self, attempts: Sequence[tuple[str, int]]) -> Answer[None]:
+        return await as_value(self._scheduler.stop(attempts))
+
+    async def nodes(self) -> Answer[Sequence[NodeShape]]:
+        return await as_value(self._scheduler.nodes())
+
+    async def close(self) -> Answer[None]:
+        return await as_value(self._scheduler.close())
+
+    @ray.method(concurrency_group=HEALTH_GROUP)
+    async def health(self) -> Answer[Health]:
+        return await as_value(self._scheduler.health())
+
+
+def start_scheduler(settings: WorkerSettings, *, cluster: str) -> RayScheduler:
+    """Start the scheduler, unless it runs already. ``cluster`` names the Ray cluster, to tell schedulers apart."""
+    start_singleton(_SchedulerActor, settings, cluster, name=SCHEDULER_NAME, engine=settings.engine)
+    return RayScheduler(settings.engine)
+
+
+class RayScheduler:
+    """The scheduler of a Ray cluster, by name: ``SchedulerPort``. Belongs to one event loop.
+
+    Every method may raise Transient (``ACTOR_UNAVAILABLE``) and may then be called again.
+    """
+
+    def __init__(self, engine: EngineSettings) -> None:
+        self._actor = NamedActor(SCHEDULER_NAME, engine.namespace)
+
+    async def wake(self) -> None:
+        """There is new work; used when Redis can't say so."""
+        await self._actor.call("wake", idempotent=True)
+
+    async def stop(self, attempts: Sequence[tuple[str, int]]) -> None:
+        """Stop these running attempts (subtask id, attempt number) whose rows are already CANCELLED."""
+        await self._actor.call("stop", list(attempts), idempotent=True)
+
+    async def nodes(self) -> Sequence[NodeShape]:
+        """Every kind of node that the cluster has or could start."""
+        nodes: Sequence[NodeShape] = await self._actor.call("nodes", idempotent=True)
+        return nodes
+
+    async def close(self) -> None:
+        """End its life in order: its leases are given back at once."""
+        await self._actor.call("close", idempotent=True)
+
+    async def health(self) -> Health:
+        """Alive, with counts of what it holds. Does not wait for a restart."""
+        health: Any = await self._actor.call("health", idempotent=True, timeout_s=HEALTH_TIMEOUT_S, retry_for_s=0)
+        return dict(health)

@@ -1,0 +1,242 @@
+"""Brings up what runs on Ray: the cluster itself when none is given, the schema, the singletons, and Serve."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import httpx2
+from pydantic import SecretStr
+from sqlalchemy import make_url
+
+from rayloom.actors.settings import EngineSettings, WorkerSettings
+from rayloom.cluster.checks import StartRefused
+from rayloom.cluster.home import Home
+from rayloom.cluster.settings import Settings
+from rayloom.db.engine import make_engine
+from rayloom.db.keys import ensure_admin
+from rayloom.db.migrate import ensure_worker_role, upgrade
+from rayloom.db.settings import DatabaseSettings, RedisSettings
+
+_log = logging.getLogger(__name__)
+
+SANDBOXES_PER_CPU = 4
+READY_TIMEOUT_S = 120.0
+OBJECT_STORE_BYTES = 512 * 1024 * 1024
+"""Outputs are kept in PostgreSQL; Ray's object store only carries them there."""
+
+
+@dataclass(slots=True)
+class RunningCluster:
+    """Ray and Serve, started."""
+
+    urls: Mapping[str, str]
+    api_key: str
+    settings: WorkerSettings
+    owns_ray: bool
+
+    async def stop(self) -> None:
+        """Drain Serve, end the scheduler's life in order, then end Ray if we started it."""
+        import ray
+        from ray import serve
+
+        from rayloom.actors.scheduler_actor import RayScheduler
+
+        await asyncio.to_thread(serve.shutdown)
+        try:
+            await asyncio.wait_for(RayScheduler(self.settings.engine).close(), timeout=10)
+        except Exception as error:  # noqa: BLE001 - it is being ended either way; its leases run out by themselves
+            _log.warning("scheduler.close_failed", extra={"error": str(error)})
+        _end_singletons(self.settings.engine)
+        ray.shutdown()
+
+
+async def start(
+    settings: Settings, database: DatabaseSettings, redis: RedisSettings, *, exclusive: bool
+) -> RunningCluster:
+    """Start everything above the services. ``exclusive``: no other scheduler can use this database.
+
+    Raises StartRefused, with one line that says what to do.
+    """
+    home = Home(settings.home)
+    database, api_key = await _prepare_database(settings, home, database)
+    _environment(settings)
+    dashboard = _start_ray(settings)
+    engine = EngineSettings(
+        retry_initial_s=settings.retry_initial_s,
+        retry_max_s=settings.retry_max_s,
+        lane=settings.lane,
+        heartbeat_s=settings.heartbeat_s,
+        lease_s=settings.lease_s,
+        exclusive=exclusive,
+    )
+    worker_settings = WorkerSettings(
+        engine=engine, database=database, redis=redis, tools=settings.tools_for(_without_passwords(database))
+    )
+    owns_ray = not settings.ray_address
+    if not owns_ray:
+        # They were started with the settings of an earlier `up`, which may have been other ones.
+        _end_singletons(engine)
+    _start_singletons(worker_settings, home)
+    await asyncio.to_thread(_start_serve, settings, worker_settings)
+    running = RunningCluster(
+        urls=_urls(settings, dashboard), api_key=api_key, settings=worker_settings, owns_ray=owns_ray
+    )
+    await _until_ready(settings.api_url)
+    return running
+
+
+async def _prepare_database(
+    settings: Settings, home: Home, database: DatabaseSettings
+) -> tuple[DatabaseSettings, str]:
+    """Schema, the workers' role, the first key. Answers the settings with the workers' URL, and the key."""
+    await upgrade(database.primary_dsn())
+    if database.worker_url is None:
+        password = home.secret("worker_password")
+        # Homes that share a database must not change each other's password.
+        role = "rayloom_worker_" + hashlib.sha256(password.encode()).hexdigest()[:8]
+        url = await ensure_worker_role(
+            database.primary_dsn(), role=role, password=hashlib.sha256(password.encode()).hexdigest()
+        )
+        if url is None:
+            _log.warning("worker_role.not_made: workers use the role of RAYLOOM_DATABASE_URL")
+        else:
+            database = database.model_copy(update={"worker_url": SecretStr(url)})
+    api_key = settings.api_key.get_secret_value() or home.secret("api_key")
+    engine = make_engine(database.primary_dsn(), pool_size=1, max_overflow=0, name="rayloom-up")
+    try:
+        await ensure_admin(engine, key=api_key)
+    finally:
+        await engine.dispose()
+    return database, api_key
+
+
+def _environment(settings: Settings) -> None:
+    """What Ray, its workers and its jobs find in their environment; read when Ray is imported."""
+    # Ray's token mode is on by default for local clusters only, and then refuses `ray job submit` and `ray list` of
+    # whoever does not set this too. The cluster listens on the loopback; RAY_AUTH_MODE=token is honoured when set.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray runs every worker at nice 15, and the scheduler is one: under load it would starve beside its own database.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    # Jobs and batches find us, and the Python that has us installed.
+    os.environ["RAYLOOM_HOME"] = str(settings.home)
+    os.environ["RAYLOOM_URL"] = settings.api_url
+    scripts = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", "").split(os.pathsep)
+    if path[0] != scripts:
+        os.environ["PATH"] = os.pathsep.join([scripts, *path])
+
+
+def _start_ray(settings: Settings) -> str:
+    """Start or join Ray; answers the dashboard's URL, empty when it has none."""
+    import ray
+
+    if settings.ray_address:
+        try:
+            context = ray.init(
+                address=settings.ray_address, namespace="rayloom", log_to_driver=False, logging_level=logging.ERROR
+            )
+        except (ConnectionError, RuntimeError) as error:
+            raise StartRefused(
+                f"no Ray cluster answers at RAYLOOM_RAY_ADDRESS={settings.ray_address} ({type(error).__name__}): "
+                "start one with `ray start --head`, or unset it to start a local Ray"
+            ) from None
+    else:
+        cpus = settings.ray_num_cpus if settings.ray_num_cpus is not None else os.cpu_count() or 1
+        # In this thread: Ray's processes die with the thread that started them, and this one lives as long as `up`.
+        context = ray.init(
+            num_cpus=max(1, int(cpus)),
+            resources={"sandbox": max(1, int(cpus * SANDBOXES_PER_CPU))},
+            object_store_memory=OBJECT_STORE_BYTES,
+            namespace="rayloom",
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            dashboard_port=settings.ray_dashboard_port,
+            _node_ip_address="127.0.0.1",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    return f"http://{context.dashboard_url}" if context.dashboard_url else ""
+
+
+def _start_singletons(settings: WorkerSettings, home: Home) -> None:
+    from rayloom.actors.scheduler_actor import start_scheduler
+    from rayloom.actors.singletons import start_registry, start_tokens
+
+    start_registry(settings.engine, settings.database)
+    start_tokens(settings.engine, settings.database)
+    start_scheduler(settings, cluster=str(home.path))
+
+
+def _end_singletons(engine: EngineSettings) -> None:
+    import ray
+
+    from rayloom.actors.scheduler_actor import SCHEDULER_NAME
+    from rayloom.actors.singletons import REGISTRY_NAME, TOKENS_NAME
+
+    for name in (SCHEDULER_NAME, REGISTRY_NAME, TOKENS_NAME):
+        try:
+            ray.kill(ray.get_actor(name, namespace=engine.namespace), no_restart=True)
+        except ValueError:
+            _log.debug("singleton.absent: %s", name)
+
+
+def _start_serve(settings: Settings, worker_settings: WorkerSettings) -> None:
+    from ray import serve
+
+    from rayloom.actors.parsing import APPLICATION
+    from rayloom.cluster.ports import ray_ports
+    from rayloom.serve.deployment import bind
+
+    serve.start(
+        http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None},
+        logging_config={"enable_access_log": False},
+    )
+    application = bind(settings.serve, worker_settings.database, worker_settings.redis, partial(ray_ports, worker_settings.engine))
+    serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
+
+
+async def _until_ready(url: str) -> None:
+    deadline = asyncio.get_running_loop().time() + READY_TIMEOUT_S
+    async with httpx2.AsyncClient(base_url=url, timeout=10, trust_env=False) as client:
+        while True:
+            try:
+                answer = await client.get("/readyz")
+                if answer.status_code == 200:
+                    return
+                last = answer.text[:300]
+            except httpx2.HTTPError as error:
+                last = type(error).__name__
+            if asyncio.get_running_loop().time() > deadline:
+                raise StartRefused(f"the API at {url} did not become ready within {READY_TIMEOUT_S:.0f} s: {last}")
+            await asyncio.sleep(0.1)
+
+
+def _without_passwords(database: DatabaseSettings) -> DatabaseSettings:
+    """The same places with no way in: enough to tell that a URL points there."""
+
+    def bare(url: SecretStr | None) -> SecretStr | None:
+        if url is None:
+            return None
+        return SecretStr(make_url(url.get_secret_value()).set(password=None).render_as_string(hide_password=False))
+
+    return database.model_copy(
+        update={name: bare(getattr(database, name)) for name in ("url", "replica_url", "worker_url")}
+    )
+
+
+def _urls(settings: Settings, dashboard: str) -> dict[str, str]:
+    url = settings.api_url
+    urls = {"console": url + "/", "api": url + "/api/v1", "docs": url + "/docs"}
+    if dashboard:
+        urls["ray"] = dashboard
+    return urls

@@ -1,0 +1,30 @@
+"""The singletons of a Ray cluster as the ports that the API works with."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rayloom.actors.scheduler_actor import RayScheduler
+from rayloom.actors.settings import EngineSettings
+from rayloom.actors.singletons import RayRegistry, RayTokens
+from rayloom.dag.ports import Health, ParserPort
+from rayloom.serve.deps import Ports
+
+
+async def _ray_health() -> Health:
+    """Asks Ray's control service; raises when it does not answer."""
+    import ray
+
+    nodes = await asyncio.to_thread(ray.nodes)
+    return {"nodes": sum(bool(node["Alive"]) for node in nodes)}
+
+
+def ray_ports(engine: EngineSettings, parser: ParserPort) -> Ports:
+    """Ports that find their actors by name, in whichever process they are made."""
+    return Ports(
+        scheduler=RayScheduler(engine),
+        registry=RayRegistry(engine),
+        tokens=RayTokens(engine),
+        parser=parser,
+        ray=_ray_health,
+    )

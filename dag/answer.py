@@ -1,0 +1,43 @@
+"""Results and errors that cross processes as values. No exception of ours is ever pickled."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Literal, TypeVar, assert_never
+
+from rayloom.dag.errors import Bug, ErrorInfo, RayloomError, Refused, Stale, Transient, UserError
+
+T = TypeVar("T")
+Answer = tuple[Literal["ok"], T] | tuple[Literal["error"], ErrorInfo]
+
+
+async def as_value(result: Awaitable[T]) -> Answer[T]:
+    """What a call gave, or the error of ours that it raised, as a value."""
+    try:
+        return ("ok", await result)
+    except RayloomError as error:
+        return ("error", ErrorInfo.from_exception(error))
+
+
+def as_error(info: ErrorInfo) -> RayloomError:
+    """The error that a value stands for."""
+    match info.error_class:
+        case "user":
+            return UserError(info.code, info.message)
+        case "refused":
+            return Refused(info.code, info.message)
+        case "transient":
+            return Transient(info.code, info.message, retry_after_s=info.retry_after_s)
+        case "stale":
+            return Stale(info.code, info.message)
+        case "bug":
+            return Bug(info.code, info.message)
+        case _:
+            assert_never(info.error_class)
+
+
+def opened(answer: Answer[T]) -> T:
+    """The result in an answer. Raises the error that it holds."""
+    if answer[0] == "error":
+        raise as_error(answer[1])
+    return answer[1]

@@ -1,0 +1,65 @@
+"""Leases given back, taken back and looked after; and what is QUEUED, read from PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rayloom.db.attempts import Committed, committed_of, queued_of
+from rayloom.db.engine import driver
+from rayloom.db.queue import Queued
+
+
+async def release(engine: AsyncEngine, leases: Sequence[tuple[str, int]]) -> tuple[Queued, ...]:
+    """Give back leases (subtask id, attempt) of subtasks that were handed over but not begun."""
+    async with driver(engine) as connection:
+        rows = await connection.fetch(
+            "SELECT * FROM release_leases($1::uuid[], $2)", [lease for lease, _ in leases], [attempt for _, attempt in leases]
+        )
+    return queued_of(rows)
+
+
+async def requeue_due(engine: AsyncEngine, *, limit: int = 1000) -> Committed:
+    """Queue again what has waited out its back-off."""
+    async with driver(engine) as connection:
+        return committed_of(await connection.fetch("SELECT * FROM requeue_due($1)", limit))
+
+
+async def recover(engine: AsyncEngine, dead: Sequence[UUID], *, limit: int = 1000) -> Committed:
+    """Take back at most ``limit`` leases of dead incarnations; call again until nothing is queued."""
+    async with driver(engine) as connection:
+        return committed_of(await connection.fetch("SELECT * FROM recover_leases($1, $2)", list(dead), limit))
+
+
+async def queued_page(engine: AsyncEngine, *, after: tuple[float, UUID] | None, limit: int) -> tuple[Queued, ...]:
+    """A page of what is QUEUED and not leased, in queue order; ``after`` is the (score, id) of the last one seen."""
+    score, last = after if after is not None else (float("-inf"), UUID(int=0))
+    async with driver(engine) as connection:
+        rows = await connection.fetch(
+            "SELECT id, user_id, shape, score FROM sub_tasks WHERE status = 'QUEUED' AND incarnation IS NULL "
+            "AND (score, id) > ($1, $2) ORDER BY score, id LIMIT $3",
+            score,
+            last,
+            limit,
+        )
+    return tuple(Queued(str(row["id"]), str(row["user_id"]), row["shape"], row["score"]) for row in rows)
+
+
+async def held_leases(
+    engine: AsyncEngine, leases: Sequence[tuple[str, int]], *, incarnation: UUID, grace_s: float
+) -> dict[str, bool]:
+    """Which of these leases (subtask id, attempt) this incarnation still holds, and whether each has overrun its
+    timeout by more than ``grace_s`` seconds."""
+    async with driver(engine) as connection:
+        rows = await connection.fetch(
+            "SELECT s.id, s.status = 'RUNNING' AND s.started_at + make_interval(secs => s.timeout_s + $4) < now() AS overran "
+            "FROM sub_tasks s JOIN unnest($1::uuid[], $2::integer[]) AS o (id, attempt) ON s.id = o.id "
+            "WHERE s.attempt = o.attempt AND s.incarnation = $3",
+            [lease for lease, _ in leases],
+            [attempt for _, attempt in leases],
+            incarnation,
+            grace_s,
+        )
+    return {str(row["id"]): row["overran"] for row in rows}
