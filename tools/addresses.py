@@ -114,9 +114,12 @@ def _host(parts: SplitResult) -> str:
         raise _invalid("it has no host")
     if parts.netloc.startswith("["):
         try:
-            return str(IPv6Address(host))  # a zone (%eth0) is part of no public address
+            address = IPv6Address(host)
         except ValueError:
-            raise _invalid(f"{host!r} is no IPv6 address") from None
+            address = None
+        if address is None or address.scope_id is not None:  # no public address has a zone (%eth0)
+            raise _invalid(f"{host!r} is no public IPv6 address")
+        return str(address)
     if not host.isascii():
         try:
             host = idna.encode(host, uts46=True).decode("ascii").removesuffix(".")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import islice
 
 import orjson
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, ValidationError
 from jsonschema.protocols import Validator
 from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from rayloom.dag.errors import Bug, RayloomError, UserError
 from rayloom.dag.values import Json
@@ -49,12 +51,13 @@ async def call_tool(tool: Tool, input: Json, context: ToolContext) -> ToolResult
 def schema_faults(schema: Mapping[str, Json], value: Json, *, of: str) -> list[str]:
     """The faults of a value, each as ``pointer: message``. Raises Bug (``TOOL_SCHEMA_INVALID``)."""
     validator = _validator(orjson.dumps(schema), of)
-    faults = []
-    for error in validator.iter_errors(value):
-        faults.append(f"{_pointer(error)}: {error.message[:MAX_FAULT_CHARS]}")
-        if len(faults) == MAX_FAULTS:
-            break
-    return faults
+    try:
+        return [
+            f"{_pointer(error)}: {error.message[:MAX_FAULT_CHARS]}"
+            for error in islice(validator.iter_errors(value), MAX_FAULTS)
+        ]
+    except Unresolvable as error:
+        raise Bug("TOOL_SCHEMA_INVALID", f"the schema of {of} refers to what it does not hold: {error}") from None
 
 
 @lru_cache(maxsize=512)

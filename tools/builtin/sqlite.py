@@ -80,7 +80,12 @@ def _authorize(action: int, first: str | None, second: str | None, _database: st
 
 def _named(error: Exception, limits: SqlLimits) -> RayloomError:
     message = str(error)
-    if "not authorized" in message or "readonly" in message or "prohibited" in message:
+    if (
+        "not authorized" in message
+        or "authorization denied" in message
+        or "readonly" in message
+        or "prohibited" in message
+    ):
         return Refused("SQL_READ_ONLY", f"only reading is allowed: {message}")
     if message == "interrupted":
         return Transient("SQL_TIMEOUT", f"the statement took longer than {limits.timeout_s:g} s")

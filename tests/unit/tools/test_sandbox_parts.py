@@ -1,0 +1,261 @@
+"""The parts of a sandbox that need no sandbox: the filter, the collector, the limits, the choice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from rayloom.dag.errors import Refused, UserError
+from rayloom.dag.values import Json
+from rayloom.tools.builtin.catalogue import BUILTINS
+from rayloom.tools.builtin.code import LimitsInput, capped
+from rayloom.tools.call import call_tool
+from rayloom.tools.sandbox import seccomp, workspace
+from rayloom.tools.sandbox.capture import MAX_LINE_CHARS, Capture
+from rayloom.tools.sandbox.sandbox import OutFile
+from rayloom.tools.sandbox.select import sandbox_for
+from rayloom.tools.settings import SandboxLimits, ToolSettings
+from tests.unit.tools.context import KeptLog, make_context
+
+ALLOW, EPERM, ENOSYS, EAFNOSUPPORT, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x00050061, 0x80000000
+X86_64, AARCH64 = 0xC000003E, 0xC00000B7
+
+
+def judge(machine: str, nr: int, arg0: int = 0, *, arch: int | None = None) -> int:
+    """What the filter says of a call: a small classic BPF machine."""
+    rules = seccomp.deny_list(machine)
+    assert rules is not None
+    audit = arch if arch is not None else {"x86_64": X86_64, "aarch64": AARCH64}[machine]
+    data = struct.pack("<IIQ6Q", nr, audit, 0, arg0, 0, 0, 0, 0, 0)
+    program = list(struct.iter_unpack("HBBI", rules))
+    at, accumulator = 0, 0
+    while True:
+        code, true, false, value = program[at]
+        at += 1
+        if code == 0x06:
+            return int(value)
+        if code == 0x20:
+            accumulator = struct.unpack_from("<I", data, value)[0]
+            continue
+        holds = {0x15: accumulator == value, 0x35: accumulator >= value, 0x45: bool(accumulator & value)}[code]
+        at += true if holds else false
+
+
+@pytest.mark.parametrize(
+    ("machine", "nr", "arg0", "verdict"),
+    [
+        ("x86_64", 0, 0, ALLOW),  # read
+        ("x86_64", 59, 0, ALLOW),  # execve
+        ("x86_64", 101, 0, EPERM),  # ptrace
+        ("x86_64", 165, 0, EPERM),  # mount
+        ("x86_64", 447, 0, EPERM),  # memfd_secret, the highest number
+        ("x86_64", 425, 0, EPERM),  # io_uring_setup
+        ("x86_64", 435, 0, ENOSYS),  # clone3
+        ("x86_64", 56, 17, ALLOW),  # clone as fork does it
+        ("x86_64", 56, 0x3D0F00, ALLOW),  # clone as pthread_create does it
+        ("x86_64", 56, 0x10000000 | 17, EPERM),  # clone into a user namespace
+        ("x86_64", 41, 2, ALLOW),  # socket AF_INET
+        ("x86_64", 41, 1, ALLOW),  # socket AF_UNIX
+        ("x86_64", 41, 40, EAFNOSUPPORT),  # socket AF_VSOCK
+        ("x86_64", 41, 38, EAFNOSUPPORT),  # socket AF_ALG
+        ("x86_64", 0x40000000, 0, KILL),  # the x32 way in
+        ("aarch64", 63, 0, ALLOW),  # read
+        ("aarch64", 117, 0, EPERM),  # ptrace
+        ("aarch64", 220, 0x20000000, EPERM),  # clone into a pid namespace
+        ("aarch64", 198, 40, EAFNOSUPPORT),  # socket AF_VSOCK
+    ],
+)
+def test_the_filter(machine: str, nr: int, arg0: int, verdict: int) -> None:
+    assert judge(machine, nr, arg0) == verdict
+
+
+def test_a_call_of_another_architecture_is_death() -> None:
+    assert judge("x86_64", 0, arch=0x40000003) == KILL
+
+
+def test_a_machine_that_we_have_no_numbers_for_has_no_filter() -> None:
+    assert seccomp.deny_list("riscv64") is None
+
+
+def collect(
+    root: Path, before: dict[str, bytes] | None = None, max_count: int = 10, max_bytes: int = 1_000
+) -> tuple[dict[str, OutFile], list[str]]:
+    directory = os.open(root, os.O_DIRECTORY)
+    try:
+        return workspace.collect(directory, before or {}, max_count=max_count, max_bytes=max_bytes)
+    finally:
+        os.close(directory)
+
+
+def test_only_what_is_new_or_changed_comes_back(tmp_path: Path) -> None:
+    (tmp_path / "same.txt").write_text("a")
+    (tmp_path / "changed.txt").write_text("b")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "new.json").write_text("{}")
+    files, left_out = collect(tmp_path, {"same.txt": b"a", "changed.txt": b"a"})
+    assert {path: (file.data, file.media_type) for path, file in files.items()} == {
+        "changed.txt": (b"b", "text/plain"),
+        "d/new.json": (b"{}", "application/json"),
+    }
+    assert left_out == []
+
+
+def test_links_and_special_files_are_not_followed_or_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("s")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "file").symlink_to("/etc/passwd")
+    (root / "folder").symlink_to(outside)
+    (root / "up").symlink_to("..")
+    os.mkfifo(root / "pipe")
+    with socket.socket(socket.AF_UNIX) as unix:
+        monkeypatch.chdir(root)  # a socket's path must be short
+        unix.bind("socket")
+    assert collect(root) == ({}, [])
+
+
+def test_files_past_the_caps_are_left_out_by_name(tmp_path: Path) -> None:
+    with (tmp_path / "huge").open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    (tmp_path / "small").write_bytes(b"x" * 600)
+    (tmp_path / "small2").write_bytes(b"x" * 600)
+    files, left_out = collect(tmp_path)
+    assert (list(files), left_out) == (["small"], ["huge", "small2"])
+
+
+def test_too_many_files_are_left_out(tmp_path: Path) -> None:
+    for n in range(5):
+        (tmp_path / str(n)).write_text("x")
+    files, left_out = collect(tmp_path, max_count=2)
+    assert (sorted(files), left_out) == (["0", "1"], ["2", "3", "4"])
+
+
+def test_names_that_no_workspace_takes_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a\nb").write_text("x")
+    (tmp_path / os.fsdecode(b"\xff")).write_text("x")
+    files, left_out = collect(tmp_path)
+    assert files == {}
+    assert len(left_out) == 2
+
+
+def test_a_tree_that_is_too_deep_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path
+    for _ in range(60):
+        path = path / "d"
+        path.mkdir()
+    (path / "file").write_text("x")
+    files, left_out = collect(tmp_path)
+    assert files == {}
+    assert len(left_out) == 1
+
+
+async def captured(data: bytes, *, keep_bytes: int = 1_000, handshake: bool = False) -> tuple[Capture, list[str]]:
+    lines: list[str] = []
+    reading, writing = os.pipe()
+    capture = Capture(reading, keep_bytes=keep_bytes, on_line=lines.append, handshake=handshake)
+    os.write(writing, data)
+    os.close(writing)
+    await capture.closed.wait()
+    return capture, lines
+
+
+async def test_lines_are_told_as_they_come_and_the_last_one_too() -> None:
+    capture, lines = await captured("a\nß\n\nend".encode())
+    assert lines == ["a", "ß", "", "end"]
+    assert (capture.text(), capture.truncated) == ("a\nß\n\nend", False)
+
+
+async def test_output_past_the_cap_is_dropped_and_no_character_is_cut() -> None:
+    capture, _ = await captured("ßßß".encode(), keep_bytes=3)
+    assert (capture.text(), capture.truncated) == ("ß", True)
+
+
+async def test_a_line_without_end_is_told_in_pieces() -> None:
+    _, lines = await captured(b"x" * (MAX_LINE_CHARS * 2 + 5), keep_bytes=1_000_000)
+    assert [len(line) for line in lines] == [MAX_LINE_CHARS, MAX_LINE_CHARS, 5]
+
+
+async def test_the_handshake_is_no_output() -> None:
+    capture, lines = await captured(b"\nreal\n", handshake=True)
+    assert capture.ready.is_set()
+    assert (capture.text(), lines) == ("real\n", ["real"])
+
+
+def test_limits_are_capped_by_the_settings() -> None:
+    settings = ToolSettings(sandbox_caps=SandboxLimits(wall_s=10, memory_mb=100, pids=5, output_kb=1, disk_mb=1))
+    given = capped(LimitsInput(wall_s=99, memory_mb=50), settings)
+    assert given == SandboxLimits(wall_s=10, memory_mb=50, pids=5, output_kb=1, disk_mb=1)
+
+
+@pytest.mark.parametrize("choice", ["docker", "e2b"])
+def test_sandboxes_of_later_versions_are_refused(choice: Literal["docker", "e2b"]) -> None:
+    with pytest.raises(Refused, match="sandbox yet"):
+        sandbox_for(choice)
+
+
+def test_auto_is_never_unprotected() -> None:
+    assert sandbox_for("auto").name == "bubblewrap"
+
+
+@pytest.mark.parametrize(
+    ("input", "code"),
+    [
+        ({"packages": ["numpy"]}, "PACKAGES_UNSUPPORTED"),
+        ({"network": {"allow": ["example.com:443"]}}, "NETWORK_UNSUPPORTED"),
+        ({"files": {"../x": ""}}, "PATH_INVALID"),
+        ({"files": {"a": "", "./a": ""}}, "PATH_INVALID"),
+        ({"files": {"a": "", "a/b": ""}}, "PATH_INVALID"),
+        ({"files": {"a": {"base64": "!"}}}, "BASE64_INVALID"),
+        ({"files": {"a": "x" * 2_000_000}, "limits": {"disk_mb": 1}}, "FILES_TOO_LARGE"),
+        ({"files": {str(n): "" for n in range(300)}}, "FILES_TOO_MANY"),
+        ({"stdin": "\ud800"}, "TEXT_INVALID"),
+        ({"limits": {"wall_s": 0}}, "INPUT_INVALID"),
+    ],
+)
+async def test_inputs_that_are_refused_before_anything_runs(input: dict[str, Json], code: str) -> None:
+    with pytest.raises(UserError) as error:
+        await call_tool(BUILTINS["python.run"], {"code": "", **input}, make_context())
+    assert error.value.code == code
+
+
+async def test_unsafe_local_runs_when_it_is_asked_for_by_name() -> None:
+    input: dict[str, Json] = {
+        "code": "import sys; print(sys.stdin.read() + open('a').read()); open('b', 'w').write('c')",
+        "stdin": "in ",
+        "files": {"a": "file"},
+    }
+    result = await call_tool(BUILTINS["python.run"], input, make_context(sandbox="unsafe-local"))
+    assert isinstance(result.output, dict)
+    assert (result.output["exit_code"], result.output["stdout"]) == (0, "in file\n")
+    assert result.output["backend"] == "unsafe-local"
+    assert result.output["files"] == {"b": {"base64": "Yw==", "size": 1, "media_type": "application/octet-stream"}}
+
+
+async def test_unsafe_local_leaves_nothing_behind_when_it_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    log = KeptLog()
+    context = make_context(log=log, sandbox="unsafe-local")
+    input: dict[str, Json] = {"command": "sleep 1000 & echo $! $$; wait"}
+    running = asyncio.ensure_future(call_tool(BUILTINS["shell.run"], input, context))
+    await log.spoke.wait()
+    assert os.listdir(tmp_path)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert os.listdir(tmp_path) == []
+    for pid in log.lines[0][1].split():
+        # Gone, or dead and waiting for the machine's init to notice.
+        status = Path(f"/proc/{pid}/stat")
+        assert not os.path.exists(status) or ") Z " in await asyncio.to_thread(status.read_text)

@@ -1,0 +1,128 @@
+"""text.template and json.query: right on the plain path and in the limited child, and neither can run away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rayloom.dag.errors import Refused, UserError
+from rayloom.dag.values import Json
+from rayloom.tools.builtin.catalogue import BUILTINS
+from rayloom.tools.builtin.evaluate import is_plain_query, is_plain_template, search
+from rayloom.tools.call import call_tool
+from tests.unit.tools.context import make_context
+
+
+async def render(template: str, values: dict[str, Json] | None = None, **settings: Any) -> Any:
+    input: dict[str, Json] = {"template": template, "values": values or {}}
+    result = await call_tool(BUILTINS["text.template"], input, make_context(**settings))
+    assert isinstance(result.output, dict)
+    return result.output["text"]
+
+
+async def query(query: str, data: Json, **settings: Any) -> Any:
+    result = await call_tool(BUILTINS["json.query"], {"query": query, "data": data}, make_context(**settings))
+    assert isinstance(result.output, dict)
+    return result.output["result"]
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("Hi {{ who }}!\n", "Hi Ann!\n"),
+        ("{% for x in xs %}{{ loop.index }}:{{ x.n }} {% endfor %}", "1:1 2:2 "),
+        ("{% if xs|length > 1 %}many{% else %}few{% endif %}", "many"),
+        ("{{ xs|join(',', attribute='n') }}", "1,2"),
+        ("{{ missing|default('none') }}", "none"),
+        ("<{{ tag }}>", "<<b>>"),
+    ],
+)
+async def test_plain_templates(template: str, text: str) -> None:
+    assert is_plain_template(template, 100)
+    assert await render(template, {"who": "Ann", "xs": [{"n": 1}, {"n": 2}], "tag": "<b>"}) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{% for i in range(3) %}{{ i * 2 }}{% endfor %}", "024"),
+        ("{% macro m(x) %}[{{ x }}]{% endmacro %}{{ m('a') }}", "[a]"),
+        ("{% set n = 1 %}{{ n }}{{ 'ü' }}", "1ü"),
+        ("{{ xs|groupby('n')|list|length }}", "2"),
+    ],
+)
+async def test_other_templates_run_in_a_child(template: str, text: str) -> None:
+    assert not is_plain_template(template, 100)
+    assert await render(template, {"xs": [{"n": 1}, {"n": 2}]}) == text
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ missing }}",
+        "{{ missing.deeper }}",
+        "{% for %}",
+        "{{ 1 / 0 }}",
+        "{% include 'x' %}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ x.__init__ }}",
+        "{{ xs.append(1) }}",
+        "{{ 'a' + 1 }}",
+        "{{ lipsum() }}",
+    ],
+)
+async def test_templates_that_are_wrong_or_forbidden(template: str) -> None:
+    with pytest.raises(UserError) as error:
+        await render(template, {"x": {}, "xs": []})
+    assert error.value.code == "TEMPLATE_INVALID"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 10 ** (10 ** 10) }}",
+        "{{ 'x' * 10 ** 10 }}",
+        "{% for a in range(99999) %}{{ '%1000000d' % a }}{% endfor %}",
+    ],
+)
+async def test_templates_that_run_away_are_stopped(template: str) -> None:
+    with pytest.raises((Refused, UserError)) as error:
+        await render(template, evaluation_cpu_s=1, evaluation_memory_mb=256)
+    assert error.value.code in ("EVALUATION_LIMIT", "OUTPUT_TOO_LARGE", "TEMPLATE_INVALID")
+
+
+async def test_a_plain_template_is_held_to_the_output_limit_too() -> None:
+    with pytest.raises(Refused) as error:
+        await render("{{ x }}{{ x }}", {"x": "ü" * 50}, evaluation_max_bytes=150)
+    assert error.value.code == "OUTPUT_TOO_LARGE"
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [("a[0].b", 1), ("a[*].b", [1, 2]), ("no.such", None), ("{x: a[1].b}", {"x": 2}), ("length(a)", 2)],
+)
+async def test_queries(asked: str, found: Json) -> None:
+    assert await query(asked, {"a": [{"b": 1}, {"b": 2}]}) == found
+
+
+@pytest.mark.parametrize("asked", ["a[", "nope(a)", "length(`5`)", "(" * 5_000])
+async def test_queries_that_are_wrong(asked: str) -> None:
+    with pytest.raises(UserError) as error:
+        await query(asked, {"a": 1})
+    assert error.value.code == "QUERY_INVALID"
+
+
+async def test_a_query_that_doubles_and_doubles_is_stopped() -> None:
+    doubling = "[@,@][]" + "|[@,@][]" * 40
+    assert not is_plain_query(doubling, 10)
+    with pytest.raises(Refused) as error:
+        await query(doubling, [1], evaluation_cpu_s=2, evaluation_memory_mb=256)
+    assert error.value.code == "EVALUATION_LIMIT"
+
+
+def test_a_result_that_shares_its_parts_is_counted_as_written_out() -> None:
+    with pytest.raises(Refused) as error:
+        search("[@,@]" + "|[@,@]" * 40, 1)
+    assert error.value.code == "OUTPUT_TOO_LARGE"
