@@ -78,7 +78,10 @@ def read_status(settings: Settings) -> dict[str, Any]:
         "urls": told.urls if told else {},
         "started_at": told.started_at if told else None,
         "services": told.services if told else {},
-        "ray": {"address": (told.ray_address if told else None) or settings.ray_address or None},
+        "ray": {
+            "address": (told.ray_address if told else None) or settings.ray_address or "local",
+            "dashboard": told.urls.get("ray") if told else None,
+        },
         "serve": ready,
         "sandbox": {"setting": settings.sandbox, "state": confined.level, "detail": confined.detail},
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from urllib.parse import urlsplit
 
-import asyncpg
 import redis.asyncio
 from redis.exceptions import AuthenticationError, RedisError
 from sqlalchemy.engine import make_url
@@ -16,6 +15,8 @@ from rayloom.cluster.checks import StartRefused
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 
 _TIMEOUT_S = 10.0
+_WRONG_USER = ("28P01", "28000")
+_NO_DATABASE = "3D000"
 
 
 async def database(settings: DatabaseSettings) -> None:
@@ -30,13 +31,15 @@ async def database(settings: DatabaseSettings) -> None:
     try:
         async with asyncio.timeout(_TIMEOUT_S), engine.connect():
             pass
-    except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError):
-        raise StartRefused(f"PostgreSQL at {where} refuses the user or password of RAYLOOM_DATABASE_URL") from None
-    except asyncpg.InvalidCatalogNameError:
-        raise StartRefused(f"PostgreSQL at {where} has no database {parts.database}: create it first") from None
-    except (OSError, TimeoutError, DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, TimeoutError, DBAPIError) as error:
+        state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
+        if state in _WRONG_USER:
+            raise StartRefused(f"PostgreSQL at {where} refuses the user or password of RAYLOOM_DATABASE_URL") from None
+        if state == _NO_DATABASE:
+            raise StartRefused(f"PostgreSQL at {where} has no database {parts.database}: create it first") from None
         raise StartRefused(
-            f"PostgreSQL at {where} does not answer ({type(error).__name__}): start it, or correct RAYLOOM_DATABASE_URL"
+            f"PostgreSQL at {where} does not answer ({state or type(error).__name__}): "
+            "start it, or correct RAYLOOM_DATABASE_URL"
         ) from None
     finally:
         await engine.dispose()

@@ -204,7 +204,7 @@ class _Supervisor:
                 state=state,
                 url=self._settings.api_url,
                 urls=dict(self._urls),
-                ray_address=self._settings.ray_address or self._urls.get("ray"),
+                ray_address=self._settings.ray_address or "local",
                 services=self._services.told(),
             )
         )

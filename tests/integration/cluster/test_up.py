@@ -11,10 +11,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from rayloom.cluster.home import Home
+from tests.integration.cluster.owner import Owner, me
 from tests.integration.cluster.waiting import has_ended, until_gone
 
 PROGRAM = Path(__file__).with_name("upping.py")
@@ -199,3 +201,28 @@ async def test_a_second_signal_ends_it_at_once(home: Path) -> None:
     assert up.end()[0] == 130
     for pid in servers:
         await until_gone(pid)
+
+
+def test_with_urls_it_starts_nothing(home: Path) -> None:
+    with Owner(me(), home.parent / "elsewhere") as owner:
+        urls = {"RAYLOOM_DATABASE_URL": owner.database, "RAYLOOM_REDIS_URL": owner.redis}
+        up = Up(home, "external", **urls)
+        up.until("serving until")
+        told = Home(home).read_run()
+        assert told is not None
+        assert told.services == {"database": "external", "redis": "external"}
+        assert not (home / "postgres").exists()
+        assert not (home / "redis").exists()
+        up.process.terminate()
+        assert up.end()[0] == 0
+        for name, server in (("RAYLOOM_DATABASE_URL", "PostgreSQL"), ("RAYLOOM_REDIS_URL", "Redis")):
+            address = urlsplit(urls[name])
+            wrong = urls[name].replace(address.password or "", "geheim")
+            code, _, errors = Up(home, "external", **urls | {name: wrong}).end()
+            assert (code, len(errors)) == (1, 1)
+            assert errors[0].startswith(f"rayloom: {server} at 127.0.0.1:{address.port} refuses the ")
+            assert "geheim" not in errors[0]
+        missing = urlsplit(owner.database)._replace(path="/elsewhere").geturl()
+        code, _, errors = Up(home, "external", **urls | {"RAYLOOM_DATABASE_URL": missing}).end()
+        assert (code, len(errors)) == (1, 1)
+        assert "has no database elsewhere: create it first" in errors[0]

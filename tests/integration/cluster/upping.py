@@ -1,4 +1,4 @@
-"""`rayloom up` with a stand-in for Ray and Serve: ``upping.py HOW``, where HOW is ``serve``, ``slow`` or ``break``.
+"""`rayloom up` with a stand-in for Ray and Serve: ``upping.py serve|external|slow|break``.
 
 The supervisor, its services, signals and files are the real ones; Ray has tests of its own.
 """
@@ -33,7 +33,7 @@ def main(how: str) -> int:
     ) -> StandIn:
         assert database.dsn_given
         assert redis.dsn_given
-        assert exclusive
+        assert exclusive == (how != "external")
         typer.echo("stand-in starts")
         if how == "slow":
             await asyncio.sleep(3600)
