@@ -1,0 +1,84 @@
+"""The database and Redis as one process of the API holds them: engines, queue, wake-ups, and how they are."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rayloom.db.engine import make_engine
+from rayloom.db.queue import REDIS_AWAY, Queued, ReadyQueue, Signals, make_redis
+from rayloom.db.reader import reading
+from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.db.wakeups import Wakeups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backends:
+    """Live connections of this process and event loop. ``replica`` is the primary where no replica is set."""
+
+    primary: AsyncEngine
+    replica: AsyncEngine
+    redis: Redis
+    queue: ReadyQueue
+    signals: Signals
+    wakeups: Wakeups
+
+    async def close(self) -> None:
+        """Give every connection back."""
+        await self.wakeups.stop()
+        if self.replica is not self.primary:
+            await self.replica.dispose()
+        await self.primary.dispose()
+        await self.redis.aclose()
+
+    async def probe_database(self) -> None:
+        """Raises Transient when the primary does not answer."""
+        async with reading(self.primary) as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def probe_redis(self) -> None:
+        """Raises one of ``REDIS_AWAY`` when Redis does not answer."""
+        await self.redis.ping()
+
+    async def offer(self, queued: tuple[Queued, ...], task_id: str) -> bool:
+        """Put what became QUEUED into the queue and tell who follows the task. False when Redis is away."""
+        try:
+            if queued:
+                await self.queue.push(queued)
+            else:
+                await self.signals.wake("task")
+            await self.signals.tell([task_id])
+        except REDIS_AWAY:
+            return False
+        return True
+
+    async def waiting(self) -> dict[str, int] | None:
+        """How many subtasks wait in Redis, by shape; None when Redis is away."""
+        try:
+            async with asyncio.timeout(1):
+                return await self.queue.waiting()
+        except REDIS_AWAY:
+            return None
+
+
+def open_backends(database: DatabaseSettings, redis: RedisSettings, *, name: str) -> Backends:
+    """Engines and clients of this process; nothing is connected yet."""
+    sizes = {"pool_size": database.pool_size, "max_overflow": database.max_overflow}
+    primary = make_engine(database.primary_dsn(), name=name, **sizes)
+    replica = primary
+    if database.replica_dsn() != database.primary_dsn():
+        replica = make_engine(database.replica_dsn(), name=name, **sizes)
+    client = make_redis(redis, name=name)
+    signals = Signals(client)
+    return Backends(
+        primary=primary,
+        replica=replica,
+        redis=client,
+        queue=ReadyQueue(client),
+        signals=signals,
+        wakeups=Wakeups(client),
+    )

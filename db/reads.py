@@ -1,0 +1,222 @@
+"""What the API shows of tasks and subtasks: lists, details, progress, outputs. Every read names the owner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, TypeAlias
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Integer,
+    Select,
+    Text,
+    and_,
+    case,
+    cast,
+    func,
+    null,
+    or_,
+    select,
+    type_coerce,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from rayloom.dag.states import SubtaskStatus
+from rayloom.db.attempts import INLINE_BYTES
+from rayloom.db.reader import reading
+from rayloom.db.schema import execution_logs, idempotency_keys, sub_tasks, tasks
+
+PAGE_INLINE_BYTES: Final = 32 * 1024 * 1024
+"""A page of subtasks holds about so many bytes of outputs; what goes beyond is given by reference."""
+_SMALL_BYTES: Final = 1024
+
+Record: TypeAlias = Any
+"""A row of a statement of ours; its columns are attributes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFilter:
+    """Which tasks to list. ``text`` is looked for in title and prompt, whatever its case."""
+
+    statuses: tuple[str, ...] = ()
+    priority: int | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    text: str | None = None
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """An output too large to show inline: its size in bytes of JSON text, and the SHA-256 of that text."""
+
+    size: int
+    sha256: str | None
+
+
+async def list_tasks(
+    engine: AsyncEngine, *, user_id: UUID, wanted: TaskFilter, after: tuple[datetime, UUID] | None, limit: int
+) -> list[Record]:
+    """Tasks of a user, newest first; ``after`` is the last one of the page before."""
+    columns = (
+        tasks.c.id, tasks.c.user_id, tasks.c.title, tasks.c.status, tasks.c.priority, tasks.c.labels, tasks.c.error,
+        tasks.c.subtask_count, tasks.c.open_count, tasks.c.created_at, tasks.c.started_at, tasks.c.finished_at,
+    )  # fmt: skip
+    statement = select(*columns).where(tasks.c.user_id == user_id, *_conditions(wanted))
+    if after is not None:
+        at, last = after
+        statement = statement.where(or_(tasks.c.created_at < at, and_(tasks.c.created_at == at, tasks.c.id < last)))
+    statement = statement.order_by(tasks.c.created_at.desc(), tasks.c.id.desc()).limit(limit)
+    async with reading(engine) as connection:
+        return list((await connection.execute(statement)).all())
+
+
+def _conditions(wanted: TaskFilter) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
+    if wanted.statuses:
+        found.append(tasks.c.status.in_(wanted.statuses))
+    if wanted.priority is not None:
+        found.append(tasks.c.priority == wanted.priority)
+    if wanted.created_after is not None:
+        found.append(tasks.c.created_at > wanted.created_after)
+    if wanted.created_before is not None:
+        found.append(tasks.c.created_at < wanted.created_before)
+    if wanted.text:
+        found.append(
+            or_(
+                tasks.c.title.icontains(wanted.text, autoescape=True),
+                tasks.c.original_prompt.icontains(wanted.text, autoescape=True),
+            )
+        )
+    if wanted.labels:
+        found.append(tasks.c.labels.contains(dict(wanted.labels)))
+    return found
+
+
+async def task_status(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> str | None:
+    """The status of a user's task; None when there is none."""
+    statement = select(tasks.c.status).where(tasks.c.id == task_id, tasks.c.user_id == user_id)
+    async with reading(engine) as connection:
+        return await connection.scalar(statement)
+
+
+async def task_row(connection: AsyncConnection, task_id: UUID, user_id: UUID) -> Record | None:
+    """A user's task, without its plan."""
+    columns = [column for column in tasks.c if column.name not in ("plan", "incarnation", "context")]
+    statement = select(*columns).where(tasks.c.id == task_id, tasks.c.user_id == user_id)
+    return (await connection.execute(statement)).one_or_none()
+
+
+async def task_details(
+    engine: AsyncEngine, task_id: UUID, user_id: UUID, *, limit: int
+) -> tuple[Record, dict[str, int], list[Record]] | None:
+    """A task, its subtasks counted by status, and the first of them; all of one moment."""
+    async with reading(engine) as connection:
+        await connection.execution_options(isolation_level="REPEATABLE READ")
+        task = await task_row(connection, task_id, user_id)
+        if task is None:
+            return None
+        counts = await connection.execute(
+            select(sub_tasks.c.status, func.count())
+            .where(sub_tasks.c.parent_id == task_id)
+            .group_by(sub_tasks.c.status)
+        )
+        by_status: dict[str, int] = {row[0]: row[1] for row in counts}
+        rows = (await connection.execute(_page(task_id, after=-1, limit=limit))).all()
+    return task, by_status, list(rows)
+
+
+async def list_subtasks(
+    engine: AsyncEngine, task_id: UUID, *, after: int, limit: int, statuses: tuple[str, ...] = ()
+) -> list[Record]:
+    """Subtasks of a task in the order of its plan; ``after`` is the ordinal of the last one seen, -1 for none."""
+    statement = _page(task_id, after=after, limit=limit)
+    if statuses:
+        statement = statement.where(sub_tasks.c.status.in_(statuses))
+    async with reading(engine) as connection:
+        return list((await connection.execute(statement)).all())
+
+
+async def subtask_with_attempts(engine: AsyncEngine, task_id: UUID, key: str) -> tuple[Record, list[Record]] | None:
+    """One subtask with its input, and its attempts that have ended, in order."""
+    inline = case((sub_tasks.c.output_size > INLINE_BYTES, null()), else_=sub_tasks.c.output_result)
+    extra = (
+        sub_tasks.c.input_context, sub_tasks.c.resources, sub_tasks.c.timeout_s, sub_tasks.c.max_retries,
+        sub_tasks.c.retry_count, sub_tasks.c.attempt,
+    )  # fmt: skip
+    statement = _columns(inline).add_columns(*extra).where(sub_tasks.c.parent_id == task_id, sub_tasks.c.key == key)
+    async with reading(engine) as connection:
+        row = (await connection.execute(statement)).one_or_none()
+        if row is None:
+            return None
+        logs = select(execution_logs).where(execution_logs.c.sub_task_id == row.id).order_by(execution_logs.c.attempt)
+        attempts = (await connection.execute(logs)).all()
+    return row, list(attempts)
+
+
+def _page(task_id: UUID, *, after: int, limit: int) -> Select[Any]:
+    size = func.coalesce(sub_tasks.c.output_size, 0)
+    so_far = func.sum(size).over(order_by=sub_tasks.c.execution_order)
+    inline = case(
+        (size > INLINE_BYTES, null()),
+        (and_(size > _SMALL_BYTES, so_far > PAGE_INLINE_BYTES), null()),
+        else_=sub_tasks.c.output_result,
+    )
+    return (
+        _columns(inline)
+        .where(sub_tasks.c.parent_id == task_id, sub_tasks.c.execution_order > after)
+        .order_by(sub_tasks.c.execution_order)
+        .limit(limit)
+    )
+
+
+def _columns(inline: ColumnElement[Any]) -> Select[Any]:
+    ended = select(func.count()).select_from(execution_logs).where(execution_logs.c.sub_task_id == sub_tasks.c.id)
+    running = cast(sub_tasks.c.status == SubtaskStatus.RUNNING, Integer)
+    return select(
+        sub_tasks.c.id, sub_tasks.c.key, sub_tasks.c.name, sub_tasks.c.task_type, sub_tasks.c.tool, sub_tasks.c.status,
+        sub_tasks.c.phase, sub_tasks.c.dependencies, sub_tasks.c.worker_id, sub_tasks.c.queued_at,
+        sub_tasks.c.started_at,
+        sub_tasks.c.finished_at, sub_tasks.c.duration_ms, sub_tasks.c.tokens_used, sub_tasks.c.output_size,
+        sub_tasks.c.output_sha256, sub_tasks.c.error, sub_tasks.c.not_before, sub_tasks.c.execution_order,
+        (cast(ended.scalar_subquery(), BigInteger) + running).label("attempts"),
+        type_coerce(inline, JSONB).label("output"), inline.is_(None).label("is_absent"),
+    )  # fmt: skip
+
+
+async def output_size(engine: AsyncEngine, task_id: UUID, key: str) -> Output | None:
+    """The size of a completed subtask's output in characters of JSON text, and its digest; None when there is none."""
+    text = cast(sub_tasks.c.output_result, Text)
+    statement = select(func.octet_length(text), sub_tasks.c.output_sha256).where(
+        sub_tasks.c.parent_id == task_id,
+        sub_tasks.c.key == key,
+        sub_tasks.c.status == SubtaskStatus.COMPLETED,
+    )
+    async with reading(engine) as connection:
+        row = (await connection.execute(statement)).one_or_none()
+    return None if row is None else Output(size=row[0], sha256=row[1])
+
+
+async def output_json(engine: AsyncEngine, task_id: UUID, key: str) -> str | None:
+    """The whole output of a completed subtask as JSON text."""
+    statement = select(cast(sub_tasks.c.output_result, Text)).where(
+        sub_tasks.c.parent_id == task_id,
+        sub_tasks.c.key == key,
+        sub_tasks.c.status == SubtaskStatus.COMPLETED,
+    )
+    async with reading(engine) as connection:
+        return await connection.scalar(statement)
+
+
+async def submitted_before(engine: AsyncEngine, user_id: UUID, key: str) -> tuple[bytes, UUID] | None:
+    """The fingerprint and the task of an earlier submission with this Idempotency-Key."""
+    statement = select(idempotency_keys.c.fingerprint, idempotency_keys.c.task_id).where(
+        idempotency_keys.c.user_id == user_id, idempotency_keys.c.key == key
+    )
+    async with reading(engine) as connection:
+        row = (await connection.execute(statement)).one_or_none()
+    return None if row is None else (row.fingerprint, row.task_id)

@@ -1,0 +1,298 @@
+"""The tables as SQLAlchemy sees them: what statements are built from.
+
+The migrations are the truth about the schema; a test holds this file against a migrated database. CHECK constraints,
+triggers and functions stand only there.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+
+metadata = MetaData()
+
+_LIVE_TASK = "status IN ('PENDING', 'SPLITTING', 'READY', 'PROCESSING')"
+
+
+def _at(name: str, *, nullable: bool = True, default: str | None = None) -> Column[object]:
+    server_default = None if default is None else text(default)
+    return Column(name, TIMESTAMP(timezone=True), nullable=nullable, server_default=server_default)
+
+
+def _json(name: str, *, nullable: bool = True, default: str | None = None) -> Column[object]:
+    server_default = None if default is None else text(f"'{default}'::jsonb")
+    # none_as_null: an absent result is SQL NULL, never a JSON null.
+    return Column(name, JSONB(none_as_null=True), nullable=nullable, server_default=server_default)
+
+
+def _text(name: str, *, nullable: bool = True, default: str | None = None) -> Column[str]:
+    server_default = None if default is None else text(f"'{default}'::text")
+    return Column(name, Text, nullable=nullable, server_default=server_default)
+
+
+def _count(name: str, *, big: bool = False) -> Column[int]:
+    return Column(name, BigInteger if big else Integer, nullable=False, server_default=text("0"))
+
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    _text("name", nullable=False),
+    _at("created_at", nullable=False, default="now()"),
+    UniqueConstraint("name", name="uq_users_name"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    _text("role", nullable=False),
+    Column("key_hash", LargeBinary, nullable=False),
+    _at("created_at", nullable=False, default="now()"),
+    _at("revoked_at"),
+    UniqueConstraint("key_hash", name="uq_api_keys_key_hash"),
+)
+
+quotas = Table(
+    "quotas",
+    metadata,
+    Column("user_id", Uuid, ForeignKey("users.id"), primary_key=True),
+    Column("max_tokens", BigInteger),
+    Column("max_cost_usd", Double),
+    Column("tokens_per_min", BigInteger),
+    Column("requests_per_min", Integer),
+    Column("max_concurrent", Integer),
+    _at("updated_at", nullable=False, default="now()"),
+)
+
+tools = Table(
+    "tools",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    _text("name", nullable=False),
+    _text("description", nullable=False, default=""),
+    _text("version", nullable=False, default="1"),
+    _json("schema", nullable=False),
+    _json("output_schema"),
+    _text("endpoint", nullable=False),
+    _text("type", nullable=False),
+    _json("config", nullable=False, default="{}"),
+    _json("resources", nullable=False, default="{}"),
+    _text("lane", nullable=False, default="own"),
+    _text("permission_level", nullable=False),
+    Column("is_active", Boolean, nullable=False, server_default=text("true")),
+    Column("built_in", Boolean, nullable=False, server_default=text("false")),
+    _at("created_at", nullable=False, default="now()"),
+    _at("updated_at", nullable=False, default="now()"),
+    UniqueConstraint("name", name="uq_tools_name"),
+)
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    _text("title", nullable=False),
+    _text("original_prompt"),
+    _text("status", nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    _json("context", nullable=False, default="{}"),
+    _json("options", nullable=False, default="{}"),
+    _json("labels", nullable=False, default="{}"),
+    _json("plan"),
+    _json("plan_meta"),
+    _json("result"),
+    _json("error"),
+    _count("subtask_count"),
+    _count("open_count"),
+    _count("blocked_count"),
+    _count("tokens_used", big=True),
+    Column("cost_usd", Double, nullable=False, server_default=text("0")),
+    Column("incarnation", Uuid),
+    _at("deadline_at"),
+    _at("created_at", nullable=False, default="now()"),
+    _at("started_at"),
+    _at("finished_at"),
+)
+_newest_first = (tasks.c.created_at.desc(), tasks.c.id.desc())
+Index("ix_tasks_user_id_created_at", tasks.c.user_id, *_newest_first)
+Index("ix_tasks_user_id_status_created_at", tasks.c.user_id, tasks.c.status, *_newest_first)
+Index("ix_tasks_created_at", *_newest_first)
+Index(
+    "ix_tasks_live",
+    tasks.c.status,
+    tasks.c.priority.desc(),
+    tasks.c.created_at,
+    postgresql_where=text("status IN ('PENDING', 'SPLITTING')"),
+)
+Index("ix_tasks_deadline", tasks.c.deadline_at, postgresql_where=text(f"deadline_at IS NOT NULL AND {_LIVE_TASK}"))
+
+sub_tasks = Table(
+    "sub_tasks",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("parent_id", Uuid, ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
+    Column("user_id", Uuid, nullable=False),
+    _text("key", nullable=False),
+    _text("name", nullable=False),
+    _text("task_type", nullable=False),
+    _text("status", nullable=False),
+    _text("phase"),
+    Column("execution_order", Integer, nullable=False),
+    _json("dependencies", nullable=False, default="[]"),
+    Column("dependents", ARRAY(Uuid), nullable=False, server_default=text("'{}'::uuid[]")),
+    _count("pending_dependencies"),
+    _text("tool", nullable=False),
+    _json("input_context", nullable=False, default="{}"),
+    Column("referred", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
+    Column("timeout_s", Double, nullable=False),
+    Column("max_retries", Integer, nullable=False),
+    _json("output_result"),
+    Column("output_size", BigInteger),
+    _text("output_sha256"),
+    _json("error"),
+    _json("resources", nullable=False, default="{}"),
+    _text("shape", nullable=False),
+    Column("score", Double, nullable=False),
+    _count("attempt"),
+    _count("retry_count"),
+    _at("not_before"),
+    Column("incarnation", Uuid),
+    _text("worker_id"),
+    Column("duration_ms", Double),
+    _count("tokens_used", big=True),
+    _at("created_at", nullable=False, default="now()"),
+    _at("queued_at"),
+    _at("started_at"),
+    _at("finished_at"),
+    UniqueConstraint("parent_id", "key", name="uq_sub_tasks_parent_id_key"),
+)
+Index("ix_sub_tasks_parent_id_execution_order", sub_tasks.c.parent_id, sub_tasks.c.execution_order)
+_waiting = text("status = 'QUEUED' AND incarnation IS NULL")
+Index("ix_sub_tasks_queued", sub_tasks.c.score, sub_tasks.c.id, postgresql_where=_waiting)
+Index("ix_sub_tasks_leased", sub_tasks.c.incarnation, postgresql_where=text("incarnation IS NOT NULL"))
+Index("ix_sub_tasks_backoff", sub_tasks.c.not_before, postgresql_where=text("status = 'FAILED'"))
+_latest = sub_tasks.c.finished_at.desc()
+Index("ix_sub_tasks_blocked", sub_tasks.c.parent_id, _latest, postgresql_where=text("status = 'BLOCKED'"))
+
+execution_logs = Table(
+    "execution_logs",
+    metadata,
+    Column("sub_task_id", Uuid, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("task_id", Uuid, nullable=False),
+    _text("status", nullable=False),
+    _at("queued_at"),
+    _at("start_time", nullable=False),
+    _at("end_time", nullable=False),
+    Column("duration", Double, nullable=False),
+    _count("tokens_used", big=True),
+    _text("stdout", nullable=False, default=""),
+    _text("stderr", nullable=False, default=""),
+    _text("log_content", nullable=False, default=""),
+    _text("error_message"),
+    _json("error"),
+    _json("spans", nullable=False, default="[]"),
+    _text("worker_id"),
+    _text("node_id"),
+    _text("ray_task_id"),
+    PrimaryKeyConstraint("sub_task_id", "attempt", name="pk_execution_logs"),
+)
+Index("ix_execution_logs_task_id", execution_logs.c.task_id, execution_logs.c.start_time)
+Index("ix_execution_logs_start_time", execution_logs.c.start_time)
+
+task_events = Table(
+    "task_events",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _at("at", nullable=False, default="clock_timestamp()"),
+    Column("task_id", Uuid, nullable=False),
+    _text("kind", nullable=False),
+    _text("subtask"),
+    _text("from_status"),
+    _text("to_status"),
+    _text("phase"),
+    Column("attempt", Integer),
+    _text("reason"),
+)
+Index("ix_task_events_task_id_id", task_events.c.task_id, task_events.c.id)
+
+log_lines = Table(
+    "log_lines",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _at("at", nullable=False, default="clock_timestamp()"),
+    Column("task_id", Uuid, nullable=False),
+    _text("subtask"),
+    Column("attempt", Integer),
+    _text("stream", nullable=False),
+    _text("level", nullable=False),
+    _text("message", nullable=False),
+    _json("fields", nullable=False, default="{}"),
+)
+Index("ix_log_lines_task_id_id", log_lines.c.task_id, log_lines.c.id)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("user_id", Uuid, nullable=False),
+    _text("key", nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("task_id", Uuid, nullable=False),
+    _at("created_at", nullable=False, default="now()"),
+    PrimaryKeyConstraint("user_id", "key", name="pk_idempotency_keys"),
+)
+
+blobs = Table(
+    "blobs",
+    metadata,
+    _text("sha256", nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    _at("created_at", nullable=False, default="now()"),
+    PrimaryKeyConstraint("sha256"),
+)
+
+task_files = Table(
+    "task_files",
+    metadata,
+    Column("task_id", Uuid, ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
+    _text("path", nullable=False),
+    Column("sha256", Text, ForeignKey("blobs.sha256"), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    _text("media_type", nullable=False),
+    _at("updated_at", nullable=False, default="now()"),
+    PrimaryKeyConstraint("task_id", "path", name="pk_task_files"),
+)
+
+schedulers = Table(
+    "schedulers",
+    metadata,
+    Column("incarnation", Uuid, primary_key=True),
+    _text("actor", nullable=False),
+    _at("started_at", nullable=False, default="now()"),
+    _at("heartbeat_at", nullable=False, default="now()"),
+    _at("ended_at"),
+)
+Index("ix_schedulers_live", schedulers.c.heartbeat_at, postgresql_where=text("ended_at IS NULL"))

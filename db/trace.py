@@ -1,0 +1,75 @@
+"""What a task's trace is made of: the task, its transitions, its attempts with their spans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rayloom.db.events import TransitionRow, transition
+from rayloom.db.reader import reading
+from rayloom.db.reads import Record
+from rayloom.db.schema import execution_logs, sub_tasks, task_events, tasks
+
+MAX_ATTEMPTS: Final = 20_000
+"""A trace shows so many attempts; of a larger task the first ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceRows:
+    """One task as the database has it. ``running``: subtasks whose attempt has not ended."""
+
+    task: Record
+    transitions: Sequence[TransitionRow]
+    attempts: Sequence[Record]
+    running: Sequence[Record]
+    is_truncated: bool
+
+
+async def read_trace(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> TraceRows | None:
+    """Everything of a user's task that its trace shows, as of one moment; None when there is no such task."""
+    task = select(
+        tasks.c.id, tasks.c.title, tasks.c.status, tasks.c.priority, tasks.c.plan_meta, tasks.c.subtask_count,
+        tasks.c.created_at, tasks.c.started_at, tasks.c.finished_at,
+    ).where(tasks.c.id == task_id, tasks.c.user_id == user_id)  # fmt: skip
+    transitions = (
+        select(task_events)
+        .where(task_events.c.task_id == task_id, task_events.c.kind != "subtask")
+        .order_by(task_events.c.id)
+    )
+    log = execution_logs.c
+    attempts = (
+        select(
+            log.sub_task_id, log.attempt, log.status, log.queued_at, log.start_time, log.end_time, log.tokens_used,
+            log.error, log.spans, log.worker_id, log.node_id, log.ray_task_id,
+            sub_tasks.c.key, sub_tasks.c.tool, sub_tasks.c.task_type,
+        )
+        .join(sub_tasks, sub_tasks.c.id == log.sub_task_id)
+        .where(log.task_id == task_id)
+        .order_by(log.start_time, log.sub_task_id, log.attempt)
+        .limit(MAX_ATTEMPTS + 1)
+    )  # fmt: skip
+    running = select(
+        sub_tasks.c.id, sub_tasks.c.key, sub_tasks.c.tool, sub_tasks.c.task_type, sub_tasks.c.attempt,
+        sub_tasks.c.phase,
+        sub_tasks.c.queued_at, sub_tasks.c.started_at, sub_tasks.c.worker_id,
+    ).where(sub_tasks.c.parent_id == task_id, sub_tasks.c.status == "RUNNING")  # fmt: skip
+    async with reading(engine) as connection:
+        await connection.execution_options(isolation_level="REPEATABLE READ")
+        found = (await connection.execute(task)).one_or_none()
+        if found is None:
+            return None
+        told = (await connection.execute(transitions)).all()
+        ended = (await connection.execute(attempts)).all()
+        open_ = (await connection.execute(running.limit(MAX_ATTEMPTS))).all()
+    return TraceRows(
+        task=found,
+        transitions=[transition(row) for row in told],
+        attempts=ended[:MAX_ATTEMPTS],
+        running=open_,
+        is_truncated=len(ended) > MAX_ATTEMPTS,
+    )

@@ -1,0 +1,119 @@
+"""Request bodies: read within limits, judged as JSON, then held against a model. Every fault gets a pointer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import orjson
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rayloom.dag.errors import Fault
+from rayloom.dag.json_text import MAX_NESTING, faults_of, pointer_to
+from rayloom.dag.nearest import did_you_mean
+from rayloom.dag.plan import fault_of
+from rayloom.dag.values import Json, JsonObject
+from rayloom.serve.problems import Problem, invalid
+
+THREAD_BYTES: Final = 64 * 1024
+"""A larger body is judged in a thread, so that other requests go on."""
+JSON_TYPES: Final = ("application/json", "text/json")
+
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+
+class Body(BaseModel):
+    """A request body: fields that it does not name are refused, values are taken as they are written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+async def read_object(request: Request) -> JsonObject:
+    """The JSON object of a request.
+
+    Raises Problem: 400 for what is not JSON, 413 for what is too large, 415 for another media type, 422 with pointers
+    for JSON that can't be stored.
+    """
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind not in JSON_TYPES and not kind.endswith("+json"):
+        raise Problem(415, f"the body must be application/json, not {kind[:100]}", code="UNSUPPORTED_MEDIA_TYPE")
+    raw = await request.body()
+    return await off_loop(len(raw), lambda: _parse(raw))
+
+
+async def read_body(request: Request, model: type[M]) -> M:
+    """The body of a request as ``model``. Raises Problem like ``read_object``, and 422 for what ``model`` refuses."""
+    return validated(await read_object(request), model)
+
+
+async def off_loop(size: int, work: Callable[[], T]) -> T:
+    """``work``, in a thread when ``size`` (bytes that it has to look at) says that it takes long."""
+    return work() if size <= THREAD_BYTES else await asyncio.to_thread(work)
+
+
+def validated(document: JsonObject, model: type[M]) -> M:
+    """``document`` as ``model``. Raises Problem (422)."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False)[:100]
+        raise invalid([_fault(detail, model) for detail in details]) from None
+
+
+def _fault(detail: Any, model: type[BaseModel]) -> Fault:
+    place = detail["loc"]
+    if detail["type"] == "extra_forbidden" and len(place) == 1:
+        return Fault(pointer_to("", place), "is not a field here" + did_you_mean(str(place[0]), model.model_fields))
+    return fault_of(detail, "")
+
+
+def _parse(raw: bytes) -> JsonObject:
+    if not raw.strip():
+        raise Problem(400, "the body is empty: a JSON object is needed", code="MALFORMED")
+    try:
+        document: Json = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise _not_json(raw, error) from None
+    if not isinstance(document, dict):
+        raise invalid([Fault("", "must be a JSON object")])
+    faults = faults_of(document)
+    if faults:
+        raise invalid(faults)
+    return document
+
+
+def _not_json(raw: bytes, error: orjson.JSONDecodeError) -> Problem:
+    message = str(error)
+    if "depth limit" in message or "ecursion" in message:
+        return invalid([Fault("", f"is nested deeper than {MAX_NESTING} levels")])
+    try:
+        # Python's own reader takes what is JSON by its grammar but no Unicode, or beyond any number: that is a fault
+        # with a place, not a malformed body.
+        faults = faults_of(json.loads(raw))
+    except (ValueError, RecursionError):
+        faults = []
+    return invalid(faults) if faults else Problem(400, f"the body is not JSON: {message}"[:500], code="MALFORMED")
+
+
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """What OpenAPI says of a body that is read by hand."""
+    content = {"application/json": {"schema": model.model_json_schema(ref_template="#/components/schemas/{model}")}}
+    definitions = content["application/json"]["schema"].pop("$defs", None)
+    if definitions:
+        content["application/json"]["schema"] = _inlined(content["application/json"]["schema"], definitions)
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_inlined(item, definitions) for item in node]
+    if isinstance(node, dict):
+        reference = node.get("$ref")
+        if isinstance(reference, str):
+            return _inlined(definitions[reference.rpartition("/")[2]], definitions)
+        return {name: _inlined(item, definitions) for name, item in node.items()}
+    return node

@@ -1,0 +1,94 @@
+"""Cursors and query parameters of lists: opaque to clients, and refused with a pointer when they are not ours."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final
+from uuid import UUID
+
+import orjson
+from fastapi import Query
+
+from rayloom.dag.errors import Fault
+from rayloom.dag.nearest import did_you_mean
+from rayloom.serve.problems import Problem, invalid, not_found
+
+MAX_CURSOR_CHARS: Final = 1024
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+Limit = Annotated[int, Query(ge=1, le=500, description="items a page")]
+Cursor = Annotated[str | None, Query(max_length=MAX_CURSOR_CHARS, description="`next_cursor` of the page before")]
+
+
+def encode(kind: str, *parts: str | int) -> str:
+    """A cursor of a kind of list."""
+    return base64.urlsafe_b64encode(orjson.dumps([kind, *parts])).decode().rstrip("=")
+
+
+def decode(kind: str, cursor: str, shape: Sequence[type]) -> list[str | int]:
+    """The parts of a cursor. Raises Problem (422) for one that is not of this kind of list."""
+    try:
+        raw = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except (ValueError, binascii.Error):
+        raise _foreign() from None
+    if not isinstance(raw, list) or not raw or raw[0] != kind or [type(part) for part in raw[1:]] != list(shape):
+        raise _foreign()
+    # Numbers are ids and times of ours, kept by the database in 64 bits.
+    if any(isinstance(part, int) and not -(2**62) < part < 2**62 for part in raw):
+        raise _foreign()
+    return raw[1:]
+
+
+def _foreign() -> Problem:
+    return invalid([Fault("/query/cursor", "is not a cursor of this list")])
+
+
+def encode_moment(kind: str, at: datetime, id_: UUID) -> str:
+    """The cursor of a list that is ordered by time and id."""
+    return encode(kind, (at - _EPOCH) // _MICROSECOND, str(id_))
+
+
+def decode_moment(kind: str, cursor: str | None) -> tuple[datetime, UUID] | None:
+    """The last item of the page before; None for the first page."""
+    if cursor is None:
+        return None
+    micros, id_ = decode(kind, cursor, (int, str))
+    try:
+        return _EPOCH + timedelta(microseconds=int(micros)), UUID(str(id_))
+    except (ValueError, OverflowError):
+        raise _foreign() from None
+
+
+def uuid_of(text: str, what: str) -> UUID:
+    """An id in a path. Raises Problem (404): what is no id at all is certainly unknown."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise not_found(what) from None
+
+
+def moment(name: str, text: str | None) -> datetime | None:
+    """A time in the query, RFC 3339; without an offset it is UTC. Raises Problem (422)."""
+    if text is None:
+        return None
+    try:
+        # An unescaped "+" of an offset arrives as a space.
+        at = datetime.fromisoformat(text.strip().replace(" ", "+") if "T" in text else text)
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise invalid([Fault(f"/query/{name}", "must be a time such as 2026-01-31T12:00:00Z (RFC 3339)")]) from None
+
+
+def choices(name: str, given: Sequence[str] | None, known: Iterable[str]) -> tuple[str, ...]:
+    """Words in the query, several by commas or by repetition, in any case. Raises Problem (422) for an unknown one."""
+    words = [word.strip() for item in given or () for word in item.split(",") if word.strip()]
+    by_name = {word.casefold(): word for word in known}
+    unknown = [word for word in words if word.casefold() not in by_name]
+    if unknown:
+        hint = did_you_mean(unknown[0], list(by_name.values())) or f": one of {', '.join(by_name.values())}"
+        raise invalid([Fault(f"/query/{name}", f"`{unknown[0][:50]}` is none of the values{hint}")])
+    return tuple(dict.fromkeys(by_name[word.casefold()] for word in words))

@@ -1,0 +1,103 @@
+"""The thin Ray Serve wrapping: the API's ingress and the parser, each a plain thing made elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+from ray.serve.handle import DeploymentHandle
+
+from rayloom.dag.answer import Answer, as_value
+from rayloom.dag.ports import Planned, PlanRequest
+from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.serve.app import build_app
+from rayloom.serve.deps import Ports, open_deps
+from rayloom.serve.parser import Parser
+from rayloom.serve.settings import ServeSettings
+
+API_DEPLOYMENT: Final = "Api"
+PARSER_DEPLOYMENT: Final = "Parser"
+# The app refuses by itself, in JSON: Serve must let every request reach it.
+HEADROOM: Final = 200
+
+PortsFactory = Callable[[], Ports]
+"""Makes the ports inside the replica; pickled by name and arguments."""
+
+
+class ParserDeployment:
+    """The parser behind Serve: its errors cross as values."""
+
+    def __init__(self) -> None:
+        self._parser = Parser()
+
+    async def plan(self, request: PlanRequest) -> Answer[Planned]:
+        """Parse a prompt and split it into a plan, or say why that can't be done."""
+        return await as_value(self._parser.plan(request))
+
+
+class Api:
+    """The ingress: an app that is built in the replica, from values that cross processes."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self,
+        settings: ServeSettings,
+        database: DatabaseSettings,
+        redis: RedisSettings,
+        ports: PortsFactory,
+        parser: DeploymentHandle[Any],
+    ) -> None:
+        self._settings = settings
+        self._open = lambda: open_deps(settings, database, redis, ports())
+        # Bound so that Serve brings it up first; it is called by name, like every singleton.
+        self._parser = parser
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_app(self._settings, self._open)
+
+
+def bind(
+    settings: ServeSettings, database: DatabaseSettings, redis: RedisSettings, ports: PortsFactory
+) -> serve.Application:
+    """The application for ``serve.run(…, route_prefix="/")``.
+
+    Serve's own ``request_timeout_s`` must be null: it would cut event streams, and a client may raise it.
+    """
+    parser: Any = serve.deployment(
+        ParserDeployment,
+        name=PARSER_DEPLOYMENT,
+        max_ongoing_requests=8,
+        max_queued_requests=200,
+        autoscaling_config=_scaling(settings.parser_replicas, settings.parser_replicas_max, target=4),
+        ray_actor_options=_actor(settings),
+        graceful_shutdown_timeout_s=settings.drain_s,
+    )
+    ongoing = settings.admission_requests + settings.admission_streams + HEADROOM
+    api: Any = serve.deployment(
+        serve.ingress()(Api),
+        name=API_DEPLOYMENT,
+        max_ongoing_requests=ongoing,
+        max_queued_requests=-1,
+        autoscaling_config=_scaling(settings.api_replicas, settings.api_replicas_max, target=ongoing / 4),
+        ray_actor_options=_actor(settings),
+        graceful_shutdown_timeout_s=settings.drain_s,
+        graceful_shutdown_wait_loop_s=0.5,
+    )
+    application: serve.Application = api.bind(settings, database, redis, ports, parser.bind())
+    return application
+
+
+def _actor(settings: ServeSettings) -> dict[str, Any]:
+    return {"num_cpus": settings.replica_cpus}
+
+
+def _scaling(start: int, most: int, *, target: float) -> AutoscalingConfig:
+    return AutoscalingConfig(
+        min_replicas=start,
+        max_replicas=max(start, most),
+        target_ongoing_requests=target,
+        upscale_delay_s=5,
+        downscale_delay_s=120,
+    )

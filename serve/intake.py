@@ -1,0 +1,163 @@
+"""A submission: what its body may say, and how it becomes a task that can be written down."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+import orjson
+from pydantic import Field, StringConstraints
+
+from rayloom.dag.errors import Fault
+from rayloom.dag.plan import Budget, parse_plan
+from rayloom.dag.values import JsonObject
+from rayloom.dag.verify import VerifiedPlan, verify
+from rayloom.db.keys import Principal
+from rayloom.db.submit import NewTask
+from rayloom.serve.bodies import Body, validated
+from rayloom.serve.deps import Deps
+from rayloom.serve.offered import may_use
+from rayloom.serve.problems import Problem, invalid
+
+MAX_PROMPT_CHARS: Final = 100_000
+MAX_TITLE_CHARS: Final = 300
+DEFAULT_TITLE_CHARS: Final = 80
+MAX_LABELS: Final = 64
+MAX_DEADLINE_S: Final = 10 * 365 * 86_400
+MAX_KEY_CHARS: Final = 255
+
+_Glob = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+_LabelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+_LabelText = Annotated[str, StringConstraints(max_length=1024)]
+
+
+class ToolRules(Body):
+    """Which tools a task may use: globs of names; deny wins."""
+
+    allow: list[_Glob] = Field(default=["*"], max_length=1000)
+    deny: list[_Glob] = Field(default=[], max_length=1000)
+
+
+class Submission(Body):
+    """The body of ``POST /api/v1/tasks``. A prompt is needed unless a plan is given."""
+
+    prompt: Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)] | None = None
+    priority: Annotated[int, Field(ge=1, le=10)] = 5
+    title: Annotated[str, StringConstraints(min_length=1, max_length=MAX_TITLE_CHARS)] | None = None
+    context: dict[str, Any] = Field(default_factory=dict)
+    plan: dict[str, Any] | None = None
+    budget: Budget = Field(default_factory=Budget)
+    require_approval: bool = False
+    callback_url: str | None = None
+    callback_secret: str | None = None
+    tools: ToolRules = Field(default_factory=ToolRules)
+    labels: Annotated[dict[_LabelName, _LabelText], Field(max_length=MAX_LABELS)] = Field(default_factory=dict)
+
+
+def read_submission(document: JsonObject) -> Submission:
+    """The submission that a body describes. Raises Problem (422)."""
+    # The plan, which may be large, is judged by its own reader.
+    plan = document.get("plan")
+    submission = validated({**document, "plan": None if plan is None else {}}, Submission)
+    faults = Field(default=[], max_length=1000)
+    if plan is None and submission.prompt is None:
+        faults.append(Fault("/prompt", "is missing: give a prompt, or a plan"))
+    if submission.prompt is not None and not submission.prompt.strip():
+        faults.append(Fault("/prompt", "is blank"))
+    if (submission.budget.deadline_s or 0) > MAX_DEADLINE_S:
+        faults.append(Fault("/budget/deadline_s", f"must be at most {MAX_DEADLINE_S:,} seconds"))
+    if submission.require_approval:
+        faults.append(Fault("/require_approval", "approval is not supported by this version: leave it false"))
+    webhook = [name for name in ("callback_url", "callback_secret") if document.get(name) is not None]
+    faults += [Fault(f"/{name}", "webhooks are not supported by this version: leave it out") for name in webhook]
+    if faults:
+        raise invalid(faults)
+    return submission
+
+
+def fingerprint_of(document: JsonObject) -> bytes:
+    """What tells a repeated submission from another one under the same Idempotency-Key."""
+    return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).digest()
+
+
+def idempotency_key(header: str | None) -> str | None:
+    """The Idempotency-Key of a request. Raises Problem (422)."""
+    if header is None:
+        return None
+    if not 1 <= len(header) <= MAX_KEY_CHARS or not (header.isascii() and header.isprintable()):
+        message = f"must be 1 to {MAX_KEY_CHARS} printable ASCII characters"
+        raise invalid([Fault("/headers/Idempotency-Key", message)])
+    return header
+
+
+class Judge:
+    """Judges plans as of now: against the registered tools, the cluster's nodes, and who asks."""
+
+    def __init__(self, deps: Deps, who: Principal) -> None:
+        self._deps = deps
+        self._who = who
+
+    async def prepare(self) -> None:
+        """Learn what a plan is judged by. Raises Transient when the registry has never answered."""
+        tools = await self._deps.offered.all()
+        self._forbidden = [name for name, tool in tools.items() if not may_use(self._who, tool)]
+        self._views = await self._deps.offered.views()
+        self._nodes = await self._deps.nodes()
+
+    def denied(self, rules: ToolRules) -> list[str]:
+        """What a task may not use: what it says itself, and what its user may not."""
+        return [*rules.deny, *self._forbidden]
+
+    def plan(self, raw: object, rules: ToolRules, *, pointer: str = "/plan") -> VerifiedPlan:
+        """The plan that ``raw`` describes. Takes its time: call it in a thread. Raises InvalidPlan."""
+        return verify(
+            parse_plan(raw, pointer=pointer),
+            tools=self._views,
+            nodes=self._nodes,
+            allow=rules.allow,
+            deny=self.denied(rules),
+            pointer=pointer,
+        )
+
+
+def new_task(
+    submission: Submission,
+    *,
+    user_id: UUID,
+    plan: VerifiedPlan | None,
+    denied: list[str],
+    key: str | None,
+    print_: bytes,
+) -> NewTask:
+    """What is written down of a submission."""
+    return NewTask(
+        user_id=user_id,
+        title=submission.title or _title(submission.prompt, plan),
+        prompt=submission.prompt,
+        priority=submission.priority,
+        context=submission.context,
+        options={
+            "tools": {"allow": list(submission.tools.allow), "deny": list(denied)},
+            "budget": submission.budget.model_dump(exclude_none=True),
+        },
+        labels=dict(submission.labels),
+        plan=plan,
+        deadline_s=submission.budget.deadline_s,
+        idempotency_key=key,
+        fingerprint=print_,
+    )
+
+
+def _title(prompt: str | None, plan: VerifiedPlan | None) -> str:
+    if prompt is None:
+        count = len(plan.subtasks) if plan is not None else 0
+        first = plan.subtasks[0].spec.name if plan is not None else ""
+        prompt = first if count == 1 else f"{first} and {count - 1:,} more"
+    line = next((line.strip() for line in prompt.splitlines() if line.strip()), "untitled").lstrip("#*- ") or "untitled"
+    return line if len(line) <= DEFAULT_TITLE_CHARS else line[: DEFAULT_TITLE_CHARS - 1].rstrip() + "…"
+
+
+def conflict(status: str, verb: str) -> Problem:
+    """The 409 of a task that has ended otherwise."""
+    return Problem(409, f"the task is {status} and can't be {verb}", code="WRONG_STATE")

@@ -1,0 +1,1 @@
+"""The pages and styles that are served, as files."""

@@ -1,0 +1,121 @@
+"""Alive, ready, and the numbers that a monitoring system asks for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from time import monotonic, perf_counter
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from rayloom.dag.errors import Transient
+from rayloom.db.metrics import Counts, read_counts
+from rayloom.serve.deps import Deps, deps_of
+from rayloom.serve.json_answer import json_answer
+from rayloom.serve.measures import Measures
+
+router = APIRouter(tags=["operation"])
+METRICS_TTL_S: Final = 2.0
+OPTIONAL: Final = frozenset({"redis"})
+
+
+@router.get("/healthz")
+async def healthz() -> Response:
+    """This replica lives."""
+    return json_answer({"status": "ok"})
+
+
+@router.get("/readyz")
+async def readyz(request: Request) -> Response:
+    """Each dependency and its state. 503 when one that is needed does not answer; without Redis: degraded."""
+    deps = deps_of(request)
+    checks = await probe(deps)
+    down = [name for name, check in checks.items() if check["status"] != "ok"]
+    status = "unavailable" if set(down) - OPTIONAL else "degraded" if down else "ready"
+    headers = {"Retry-After": "2"} if status == "unavailable" else None
+    return json_answer({"status": status, "checks": checks}, 503 if status == "unavailable" else 200, headers)
+
+
+async def probe(deps: Deps) -> Mapping[str, dict[str, Any]]:
+    """Ask every dependency at once, each with a short time-out."""
+    ports = deps.ports
+    probes: Mapping[str, Callable[[], Awaitable[object]]] = {
+        "database": deps.backends.probe_database,
+        "redis": deps.backends.probe_redis,
+        "ray": ports.ray,
+        "scheduler": ports.scheduler.health,
+        "registry": ports.registry.health,
+        "tokens": ports.tokens.health,
+    }
+    answers = await asyncio.gather(*(_check(ask, deps.settings.probe_timeout_s) for ask in probes.values()))
+    return dict(zip(probes, answers, strict=True))
+
+
+async def _check(ask: Callable[[], Awaitable[object]], timeout_s: float) -> dict[str, Any]:
+    started_at = perf_counter()
+    try:
+        async with asyncio.timeout(timeout_s):
+            details = await ask()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the dependency did not answer
+        # Messages may hold addresses or credentials; the kind of error says enough here.
+        return {"status": "down", "error": type(error).__name__, "ms": _ms(started_at)}
+    answer: dict[str, Any] = {"status": "ok", "ms": _ms(started_at)}
+    if isinstance(details, Mapping) and details:
+        answer["details"] = dict(details)
+    return answer
+
+
+def _ms(started_at: float) -> float:
+    return round((perf_counter() - started_at) * 1000, 1)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus text: what the database and Redis hold, and what this replica counts of itself."""
+    deps, state = deps_of(request), request.app.state
+    made_at, text = getattr(state, "metrics_text", (0.0, b""))
+    if monotonic() - made_at > METRICS_TTL_S:
+        text = _shared(await _counts(deps), await deps.backends.waiting())
+        state.metrics_text = (monotonic(), text)
+    return Response(text + _own(state.measures), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _counts(deps: Deps) -> Counts | None:
+    try:
+        return await read_counts(deps.backends.replica)
+    except Transient:
+        return None
+
+
+def _shared(counts: Counts | None, waiting: Mapping[str, int] | None) -> bytes:
+    own = CollectorRegistry()
+    up = Gauge("rayloom_up", "1 when the dependency answers.", ("dependency",), registry=own)
+    up.labels("database").set(counts is not None)
+    up.labels("redis").set(waiting is not None)
+    if counts is not None:
+        tasks = Gauge("rayloom_tasks", "Tasks by status.", ("status",), registry=own)
+        for status, count in counts.tasks.items():
+            tasks.labels(status).set(count)
+        subtasks = Gauge("rayloom_subtasks", "Subtasks that are not settled, or BLOCKED.", ("status",), registry=own)
+        for status, count in counts.subtasks.items():
+            subtasks.labels(status).set(count)
+        Gauge("rayloom_subtasks_settled", "Subtasks that wait for nothing.", registry=own).set(counts.settled)
+        Gauge("rayloom_schedulers_live", "Schedulers that say that they live.", registry=own).set(counts.schedulers)
+    if waiting is not None:
+        queue = Gauge("rayloom_queue_waiting", "Ready subtasks in Redis, by resource shape.", ("shape",), registry=own)
+        for shape, count in waiting.items():
+            queue.labels(shape).set(count)
+    return generate_latest(own)
+
+
+def _own(measures: Measures) -> bytes:
+    registry = CollectorRegistry()
+    admission = measures.admission
+    if admission is not None:
+        Gauge("rayloom_http_requests_open", "Requests under way here.", registry=registry).set(admission.requests)
+        Gauge("rayloom_http_streams_open", "Event streams open here.", registry=registry).set(admission.streams)
+    return generate_latest(registry) + generate_latest(measures.registry)

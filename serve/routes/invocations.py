@@ -1,0 +1,117 @@
+"""Calling one tool directly: a task of one subtask underneath, so that limits, audit and cancel hold."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from rayloom.dag.errors import Fault, InvalidPlan, Transient
+from rayloom.dag.states import TASK_TERMINAL, SubtaskStatus
+from rayloom.dag.values import JsonObject
+from rayloom.db import reads
+from rayloom.db.submit import NewTask, submit_task
+from rayloom.db.task_moves import end_task
+from rayloom.serve import shapes
+from rayloom.serve.auth import Me
+from rayloom.serve.bodies import Body, read_body, schema_of
+from rayloom.serve.deps import Deps, deps_of
+from rayloom.serve.gate import call_of
+from rayloom.serve.intake import Judge, ToolRules
+from rayloom.serve.json_answer import json_answer
+from rayloom.serve.problems import Problem, invalid, unavailable
+from rayloom.serve.routes.tasks import stop, wake
+from rayloom.serve.routes.tools import usable
+
+log = logging.getLogger(__name__)
+
+router = APIRouter(prefix="/api/v1/tools", tags=["tools"])
+PRIORITY: Final = 8
+"""Somebody waits for the answer: before ordinary tasks, after those that were made urgent."""
+CALL: Final = "call"
+_INPUT: Final = "/plan/subtasks/0"
+
+
+class InvokeBody(Body):
+    """The body of ``POST /api/v1/tools/{name}/invoke``."""
+
+    input: dict[str, Any] = Field(default_factory=dict)
+    timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+@router.post("/{name}/invoke", openapi_extra=schema_of(InvokeBody))
+async def invoke(request: Request, me: Me, name: str) -> Response:
+    """Call a tool and wait for what it gives. Its own failure is a 200 with an `error`."""
+    deps = deps_of(request)
+    settings = deps.settings
+    tool = await usable(deps, me, name)
+    body = await read_body(request, InvokeBody)
+    if not tool.is_active:
+        raise Problem(409, f"the tool {name} is switched off", code="TOOL_INACTIVE")
+    if (body.timeout_s or 0) > settings.invoke_timeout_max_s:
+        raise invalid([Fault("/timeout_s", f"must be at most {settings.invoke_timeout_max_s:g} seconds")])
+    timeout_s = body.timeout_s or settings.invoke_timeout_s
+    patience_s = timeout_s + settings.invoke_queue_s
+    call_of(request).allow(patience_s + settings.request_timeout_s)
+    judge = Judge(deps, me)
+    await judge.prepare()
+    try:
+        plan = await asyncio.to_thread(judge.plan, _plan(name, body.input, timeout_s), ToolRules())
+    except InvalidPlan as error:
+        faults = [Fault(fault.pointer.removeprefix(_INPUT), fault.message) for fault in error.faults]
+        raise invalid(faults, code="INPUT_INVALID") from error
+    task = NewTask(user_id=me.user_id, title=f"invoke {name}", prompt=None, priority=PRIORITY, plan=plan)
+    submitted = await submit_task(deps.backends.primary, task)
+    log.info("tool.invoked", extra={"tool": name, "task_id": str(submitted.task_id)})
+    if not await deps.backends.offer(submitted.queued, str(submitted.task_id)):
+        await wake(deps)
+    return await _answer(deps, submitted.task_id, me.user_id, patience_s)
+
+
+def _plan(name: str, given: JsonObject, timeout_s: float) -> JsonObject:
+    return {
+        "subtasks": [
+            {"id": CALL, "type": "TOOL", "tool": name, "input": given, "timeout_s": timeout_s, "max_retries": 0}
+        ]
+    }
+
+
+async def _answer(deps: Deps, task_id: UUID, user_id: UUID, patience_s: float) -> Response:
+    try:
+        async with asyncio.timeout(patience_s):
+            await _ended(deps, task_id, user_id)
+    except TimeoutError:
+        await _give_up(deps, task_id)
+        raise unavailable(
+            "the call did not get its turn in time and was cancelled", code="CALL_WAITED_TOO_LONG"
+        ) from None
+    found = await reads.subtask_with_attempts(deps.backends.primary, task_id, CALL)
+    assert found is not None
+    shown = shapes.subtask(task_id, found[0])
+    error = shown["error"]
+    if error is None and shown["status"] != SubtaskStatus.COMPLETED:
+        message = f"the call was ended from outside: it is {shown['status']}"
+        error = {"code": "CANCELLED", "class": "refused", "message": message, "retryable": False}
+    document = {"output": shown["output"], "error": error, "duration_ms": shown["duration_ms"] or 0}
+    return json_answer(document, headers={"Link": f'</api/v1/tasks/{task_id}>; rel="via"'})
+
+
+async def _ended(deps: Deps, task_id: UUID, user_id: UUID) -> None:
+    with deps.backends.wakeups.follow(str(task_id)) as follower:
+        while await reads.task_status(deps.backends.primary, task_id, user_id) not in TASK_TERMINAL:
+            await follower.wait(60)
+
+
+async def _give_up(deps: Deps, task_id: UUID) -> None:
+    """Nobody waits for the call any more: don't run it later."""
+    with contextlib.suppress(Transient):
+        reason = "nobody waits for this call any more"
+        ended = await end_task(deps.backends.primary, task_id, status="CANCELLED", error=None, reason=reason)
+        if ended.stopped:
+            await stop(deps, ended.stopped)
