@@ -15,7 +15,6 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from rayloom.dag.answer import as_error
 from rayloom.dag.errors import Bug, Transient
 
-
 CALL_TIMEOUT_S: Final = 30.0
 RETRY_FOR_S: Final = 30.0
 _FIRST_PAUSE_S: Final = 0.05

@@ -1,0 +1,97 @@
+"""A database of its own for each test, on a real PostgreSQL, and a small Ray of this process alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+from uuid_utils.compat import uuid7
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+import ray
+
+from rayloom.actors.settings import EngineSettings
+from rayloom.cluster.embedded.services import EmbeddedServices
+from rayloom.cluster.home import Home
+from rayloom.cluster.settings import load_settings
+from rayloom.db.engine import make_engine
+from rayloom.db.migrate import upgrade
+from rayloom.db.settings import DatabaseSettings
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """A PostgreSQL: the one that is named in the environment, or one of our own."""
+    given = os.environ.get("RAYLOOM_TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    folder = Path(tempfile.mkdtemp(prefix="rl-"))
+    home = Home(folder / "home")
+    home.acquire()
+    services = EmbeddedServices(load_settings(environ={"RAYLOOM_HOME": str(home.path)}), home, lambda _: None)
+    try:
+        yield services.start()[0].primary_dsn()
+    finally:
+        services.stop()
+        home.release()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+async def database(server_url: str) -> AsyncIterator[DatabaseSettings]:
+    """An empty database with our schema, dropped afterwards."""
+    name = f"rl_{uuid7().hex}"
+    server = create_async_engine(server_url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    async with server.connect() as connection:
+        await connection.execute(text(f"CREATE DATABASE {name}"))
+    url = make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    await upgrade(url)
+    yield DatabaseSettings(url=SecretStr(url))
+    async with server.connect() as connection:
+        await connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    await server.dispose()
+
+
+@pytest.fixture
+async def engine(database: DatabaseSettings) -> AsyncIterator[AsyncEngine]:
+    """Connections of the test itself."""
+    engine = make_engine(database.primary_dsn(), pool_size=2, max_overflow=2, name="test")
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A Ray of one CPU."""
+    folder = tempfile.mkdtemp(prefix="rlr")
+    ray.init(
+        address="local",
+        num_cpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=80 * 1024 * 1024,
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def settings(local_ray: None) -> Iterator[EngineSettings]:
+    """Settings with a namespace that no other test uses; its actors are removed afterwards."""
+    settings = EngineSettings(namespace=f"test-{uuid7().hex}")
+    yield settings
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["namespace"] == settings.namespace:
+            ray.kill(ray.get_actor(actor["name"], settings.namespace))

@@ -1,0 +1,136 @@
+"""The singletons on a real Ray: found by name, back with the same content when killed, errors as they were meant."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import pytest
+import ray
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncEngine
+from uuid_utils.compat import uuid7
+
+from rayloom.actors.settings import EngineSettings
+from rayloom.actors.singletons import REGISTRY_NAME, TOKENS_NAME, RayRegistry, RayTokens, start_registry, start_tokens
+from rayloom.dag.errors import Transient, UserError
+from rayloom.dag.ports import Ask, Finished, Quota, RegistryPort, TokenPort
+from rayloom.db.settings import DatabaseSettings
+from rayloom.tools.builtin.catalogue import BUILTINS
+from tests.integration.actors.rows import Rows
+
+
+async def _pid(name: str, settings: EngineSettings) -> int:
+    handle: Any = ray.get_actor(name, settings.namespace)
+    pid: int = await handle.__ray_call__.remote(lambda _: os.getpid())
+    return pid
+
+
+async def _kill(name: str, settings: EngineSettings) -> int:
+    pid = await _pid(name, settings)
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+async def test_a_second_creator_gets_the_first_ones_actor(settings: EngineSettings, database: DatabaseSettings) -> None:
+    nowhere = DatabaseSettings(url=SecretStr("postgresql+asyncpg://rayloom:x@127.0.0.1:1/nothing"))
+    registry: RegistryPort = start_registry(settings, database)
+    await registry.snapshot()
+    pid = await _pid(REGISTRY_NAME, settings)
+    again = start_registry(settings, nowhere)
+    assert (await again.snapshot()).tools.keys() == BUILTINS.keys()
+    assert await _pid(REGISTRY_NAME, settings) == pid
+
+
+async def test_a_killed_registry_comes_back_with_the_same_tools_and_a_newer_version(
+    settings: EngineSettings, database: DatabaseSettings
+) -> None:
+    registry = start_registry(settings, database)
+    await registry.set_active("core.echo", False)
+    before = await registry.snapshot()
+    assert not before.tools["core.echo"].is_active
+    pid = await _kill(REGISTRY_NAME, settings)
+    after = await registry.snapshot()
+    assert await _pid(REGISTRY_NAME, settings) != pid
+    assert after.tools == before.tools
+    assert after.version > before.version
+    assert await registry.health() == {"ok": True, "version": after.version, "tools": len(BUILTINS)}
+
+
+async def test_who_waits_for_a_change_of_the_registry_is_told_also_after_it_was_killed(
+    settings: EngineSettings, database: DatabaseSettings
+) -> None:
+    registry = start_registry(settings, database)
+    before = await registry.snapshot()
+    waiting = asyncio.create_task(RayRegistry(settings).changed(before.version))
+    changed = await registry.set_active("core.noop", False)
+    told = await waiting
+    assert told.tools["core.noop"] == changed
+    waiting = asyncio.create_task(RayRegistry(settings).changed(told.version))
+    await _kill(REGISTRY_NAME, settings)
+    assert (await waiting).tools == told.tools
+
+
+async def test_what_is_wrong_is_told_as_it_was_meant(settings: EngineSettings, database: DatabaseSettings) -> None:
+    registry, tokens = start_registry(settings, database), start_tokens(settings, database)
+    with pytest.raises(UserError, match=r"did you mean core\.echo") as refused:
+        await registry.set_active("core.ecko", True)
+    assert refused.value.code == "TOOL_UNKNOWN"
+    with pytest.raises(UserError) as refused:
+        await registry.remove("core.echo")
+    assert refused.value.code == "TOOL_BUILT_IN"
+    with pytest.raises(UserError) as refused:
+        await registry.register_native("core.echo", "echo")
+    assert refused.value.code == "TOOL_EXISTS"
+    with pytest.raises(UserError) as refused:
+        await tokens.set_quota(str(uuid7()), Quota(max_tokens=1))
+    assert refused.value.code == "USER_UNKNOWN"
+
+
+async def test_a_killed_token_controller_counts_on(
+    settings: EngineSettings, database: DatabaseSettings, engine: AsyncEngine
+) -> None:
+    rows = Rows(engine)
+    ann = await rows.user()
+    task = await rows.task(ann)
+    tokens: TokenPort = start_tokens(settings, database)
+    await tokens.set_quota(ann, Quota(max_concurrent=2, requests_per_min=3))
+    # Asked for, then leased: as a scheduler does it.
+    leased = [await rows.subtask(ann, task, status="QUEUED") for _ in range(2)]
+    asks = [Ask(sub_task_id=id_, user_id=ann) for id_ in (*leased, str(uuid7()), str(uuid7()))]
+    held = await tokens.admit(asks, ())
+    assert [(one.sub_task_id, one.limit) for one in held] == [(ask.sub_task_id, "max_concurrent") for ask in asks[2:]]
+
+    pid = await _kill(TOKENS_NAME, settings)
+    assert await tokens.admit(asks, ()) == held
+    assert await _pid(TOKENS_NAME, settings) != pid
+    assert await tokens.quota(ann) == Quota(max_concurrent=2, requests_per_min=3)
+    ended = [Finished(sub_task_id=id_, user_id=ann) for id_ in leased]
+    assert [one.limit for one in await tokens.admit(asks[2:], ended)] == ["requests_per_min"]
+    assert await tokens.health() == {"ok": True, "limited_users": 1, "attempts": 1}
+
+
+async def test_without_a_database_a_singleton_lives_and_says_so(settings: EngineSettings) -> None:
+    nowhere = DatabaseSettings(url=SecretStr("postgresql+asyncpg://rayloom:x@127.0.0.1:1/nothing"))
+    registry, tokens = start_registry(settings, nowhere), start_tokens(settings, nowhere)
+    assert (await _healthy(registry))["ok"] is False
+    assert (await _healthy(tokens))["ok"] is False
+
+
+async def _healthy(singleton: RegistryPort | TokenPort) -> Any:
+    """Health, once the process of the actor has started."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await singleton.health()
+            except Transient:
+                await asyncio.sleep(0.1)
+
+
+async def test_a_singleton_that_was_never_started_is_transient(settings: EngineSettings) -> None:
+    for call in (RayRegistry(settings).health(), RayTokens(settings).health()):
+        with pytest.raises(Transient) as told:
+            await call
+        assert told.value.code == "ACTOR_UNAVAILABLE"

@@ -1,0 +1,50 @@
+"""Results and errors cross processes as values and arrive as what they were."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from rayloom.dag.answer import Answer, as_error, as_value, opened
+from rayloom.dag.errors import Bug, RayloomError, Refused, Stale, Transient, UserError
+
+
+async def _raises(error: BaseException) -> str:
+    raise error
+
+
+async def _gives(value: str) -> str:
+    return value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UserError("A", "a"),
+        Refused("B", "b"),
+        Transient("C", "c", retry_after_s=2.5),
+        Stale("D", "d"),
+        Bug("E", "e"),
+    ],
+)
+async def test_an_error_arrives_as_what_it_was(error: RayloomError) -> None:
+    answer: Answer[str] = pickle.loads(pickle.dumps(await as_value(_raises(error))))
+    assert answer[0] == "error"
+    arrived = as_error(answer[1])
+    assert type(arrived) is type(error)
+    assert (arrived.code, arrived.message) == (error.code, error.message)
+    assert getattr(arrived, "retry_after_s", None) == getattr(error, "retry_after_s", None)
+    with pytest.raises(type(error), match=error.message):
+        opened(answer)
+
+
+async def test_a_result_arrives() -> None:
+    answer = await as_value(_gives("x"))
+    assert answer == ("ok", "x")
+    assert opened(answer) == "x"
+
+
+async def test_a_foreign_error_is_no_answer() -> None:
+    with pytest.raises(KeyError):
+        await as_value(_raises(KeyError("x")))
