@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from rayloom.actors.parsing import ServeParser
 from rayloom.actors.scheduler_actor import RayScheduler
 from rayloom.actors.settings import EngineSettings
 from rayloom.actors.singletons import RayRegistry, RayTokens
-from rayloom.dag.ports import Health, ParserPort
+from rayloom.dag.ports import Health
 from rayloom.serve.deps import Ports
 
 
@@ -19,12 +20,12 @@ async def _ray_health() -> Health:
     return {"nodes": sum(bool(node["Alive"]) for node in nodes)}
 
 
-def ray_ports(engine: EngineSettings, parser: ParserPort) -> Ports:
+def ray_ports(engine: EngineSettings) -> Ports:
     """Ports that find their actors by name, in whichever process they are made."""
     return Ports(
         scheduler=RayScheduler(engine),
         registry=RayRegistry(engine),
         tokens=RayTokens(engine),
-        parser=parser,
+        parser=ServeParser(),
         ray=_ray_health,
     )

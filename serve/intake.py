@@ -60,7 +60,7 @@ def read_submission(document: JsonObject) -> Submission:
     # The plan, which may be large, is judged by its own reader.
     plan = document.get("plan")
     submission = validated({**document, "plan": None if plan is None else {}}, Submission)
-    faults = Field(default=[], max_length=1000)
+    faults: list[Fault] = []
     if plan is None and submission.prompt is None:
         faults.append(Fault("/prompt", "is missing: give a prompt, or a plan"))
     if submission.prompt is not None and not submission.prompt.strip():
