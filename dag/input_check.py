@@ -8,6 +8,7 @@ only its type is known, and that is judged too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, Final
 
 from jsonschema import Draft202012Validator
@@ -23,6 +24,8 @@ from rayloom.dag.references import LITERAL, REF, SECRET, plain_text
 from rayloom.dag.values import Json, JsonObject
 
 _MAX_MESSAGE_CHARS: Final = 300
+_MAX_FOLLOWED: Final = 100
+"""References of a schema inside one another; an input has 64 levels at most."""
 _Keyword = Callable[[Any, Any, Any, Any], "Iterator[ValidationError] | None"]
 
 
@@ -50,7 +53,7 @@ class InputCheck:
                 found.append(Fault(where, error.message[:_MAX_MESSAGE_CHARS]))
                 if len(found) == limit:
                     break
-        except (Unresolvable, RecursionError) as error:
+        except (Unresolvable, _Circle) as error:
             found.append(Fault(pointer, f"can't be checked, the tool's schema is unusable: {str(error)[:200]}"))
         return found
 
@@ -158,6 +161,33 @@ def _contains(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterat
             yield ValidationError(f"{instance!r} does not contain enough items that match the given schema")
 
 
+class _Circle(Exception):
+    """A schema's references lead round without end."""
+
+
+_depth: ContextVar[int] = ContextVar("_depth", default=0)
+
+
+def _following(name: str) -> _Keyword:
+    """``$ref`` and ``$dynamicRef``, followed a bounded number of times inside one another.
+
+    Left alone, a circle ends in a RecursionError, and where that strikes inside the registry's native code it can't
+    be caught.
+    """
+
+    def follow(validator: Any, target: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+        depth = _depth.get()
+        if depth >= _MAX_FOLLOWED:
+            raise _Circle("its references lead round in a circle, or too deep")
+        _depth.set(depth + 1)
+        try:
+            yield from _STANDARD[name](validator, target, instance, schema) or ()
+        finally:
+            _depth.set(depth)
+
+    return follow
+
+
 _STANDARD: Final[Mapping[str, _Keyword]] = dict(Draft202012Validator.VALIDATORS)
 _OWN: Final[Mapping[str, _Keyword]] = {
     "required": _required,
@@ -165,6 +195,8 @@ _OWN: Final[Mapping[str, _Keyword]] = {
     "oneOf": _one_of,
     "if": _if,
     "contains": _contains,
+    "$ref": _following("$ref"),
+    "$dynamicRef": _following("$dynamicRef"),
 }
 _Lenient: Final[Any] = extend(  # type: ignore[no-untyped-call]  # the stubs leave it untyped
     Draft202012Validator,

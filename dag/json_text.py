@@ -66,7 +66,8 @@ def faults_of(value: object, *, pointer: str = "", max_nesting: int = MAX_NESTIN
 def _is_clean(value: object, max_nesting: int) -> bool:
     """Whether there is no fault at all: the quick walk, level by level, that keeps no pointers."""
     level: list[Any] = [value]
-    for depth in range(max_nesting + 1):
+    depth = 0
+    while level:
         below: list[Any] = []
         for item in level:
             kind = type(item)
@@ -84,9 +85,8 @@ def _is_clean(value: object, max_nesting: int) -> bool:
             # A value of any other type, a subclass too, is for the thorough walk to judge.
             elif kind not in _SCALARS or _fault_of(item) is not None:
                 return False
-        if not below:
-            return True
         level = below
+        depth += 1
     return True
 
 

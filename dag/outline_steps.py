@@ -26,6 +26,7 @@ _MAX_NAME_CHARS: Final = 80
 _MAX_SLUG_WORDS: Final = 6
 _MAX_SLUG_CHARS: Final = 48
 _NOT_SLUG: Final = re.compile(r"[^a-z0-9]+")
+_NAME_EDGES: Final = " .,;:。，、；："
 _SCHEME: Final = re.compile(r"https?://(?:www\.)?")
 _EMPHASIS: Final = re.compile(r"\*\*|__|`")
 
@@ -152,7 +153,7 @@ class Steps:
         return tuple(unique)[-MAX_RESULTS:]
 
     def _add(self, name: str, kind: TaskType, tool: str | None, given: JsonObject, before: Sequence[str]) -> str:
-        name = _EMPHASIS.sub("", " ".join(name.split()))[:_MAX_NAME_CHARS].strip()
+        name = _EMPHASIS.sub("", " ".join(name.split()))[:_MAX_NAME_CHARS].strip(_NAME_EDGES)
         added = self._id_for(name)
         entry: JsonObject = {"id": added, "type": str(kind), "input": given, "depends_on": list(before)}
         if name:

@@ -49,7 +49,7 @@ def test_a_dag_has_no_cycle_and_a_cycle_has_no_levels() -> None:
 
 
 def test_a_long_cycle_is_found_without_recursion() -> None:
-    count = 20_000
+    count = 5_000
     ring = [((node - 1) % count,) for node in range(count)]
     (cycle,) = graph.find_cycles(ring)
     assert cycle == tuple(range(count))

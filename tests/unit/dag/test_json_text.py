@@ -48,7 +48,7 @@ def test_faults_come_in_reading_order_and_not_without_end() -> None:
     found = [fault.pointer for fault in faults_of(value, pointer="/plan")]
     assert found == ["/plan/a/0", "/plan/b/c", "/plan/d/0", "/plan/d/1", "/plan/d/2"]
     assert len(faults_of(value, limit=2)) == 2
-    assert len(faults_of({i: 0 for i in range(9)}, limit=3)) == 3
+    assert len(faults_of(dict.fromkeys(range(9), 0), limit=3)) == 3
 
 
 @pytest.mark.parametrize("wrap", [lambda x: [x], lambda x: {"a": x}], ids=["lists", "objects"])

@@ -139,7 +139,7 @@ def test_nesting_is_bounded() -> None:
     deep: object = 1
     for _ in range(60):  # the plan, its list, the subtask and the input are four levels more
         deep = [deep]
-    assert parse_plan(_one(input={"a": deep}))
+    assert parse_plan(_one(input={"a": deep})).subtasks[0].input == {"a": deep}
     (message,) = _faults(_one(input={"a": [deep]})).values()
     assert message == "is nested deeper than 64 levels"
 

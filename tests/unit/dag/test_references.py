@@ -67,6 +67,8 @@ def test_the_longest_known_id_wins(text: str, subtask: str, path: str) -> None:
         "${ fetch.output}",
         "$fetch.output",
         "{fetch.output}",
+        "${a.output | '}'",
+        "${a.output | {a: b}",
         "${a.output" + " " * MAX_REFERENCE_CHARS + "}",
         "$",
         "${}",
@@ -174,7 +176,7 @@ def test_a_reference_that_leads_nowhere_is_the_users_error(value: Json, message:
     ],
 )
 def test_what_find_would_refuse_is_not_resolved(value: Json, message: str) -> None:
-    with pytest.raises(UserError, match="secret|alone") as refused:
+    with pytest.raises(UserError, match=r"secret|alone") as refused:
         resolve(value, OUTPUTS)
     assert refused.value.code == "REFERENCE_INVALID"
     assert message in refused.value.message
@@ -191,7 +193,8 @@ def test_a_literal_text_comes_back_unchanged() -> None:
 
 
 def test_values_stand_in_text_as_compact_json() -> None:
-    assert [text_of(value) for value in ("é", 1.5, None, True, {"a": [1, "é"]})] == [
+    values: list[Json] = ["é", 1.5, None, True, {"a": [1, "é"]}]
+    assert [text_of(value) for value in values] == [
         "é",
         "1.5",
         "null",
