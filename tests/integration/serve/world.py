@@ -1,0 +1,167 @@
+"""An API that serves on a real port, its users, and somebody who runs subtasks as the engine would."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import httpx2
+import orjson
+import uvicorn
+from sqlalchemy.ext.asyncio import AsyncEngine
+from uuid_utils.compat import uuid7
+
+from rayloom.dag.errors import ErrorInfo
+from rayloom.dag.outcome import Outcome, Span
+from rayloom.dag.values import Json, JsonObject
+from rayloom.db import keys, leases
+from rayloom.db.attempts import Claimed, Ending, claim, complete
+from rayloom.db.queue import Signals
+from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.serve.app import build_app
+from rayloom.serve.deps import Deps, open_deps
+from rayloom.serve.settings import ServeSettings
+from tests.integration.serve.fakes import Fakes
+
+DIAMOND: JsonObject = {
+    "subtasks": [
+        {"id": "a", "type": "TOOL", "tool": "core.echo", "input": {"value": 1}},
+        {"id": "b", "type": "TOOL", "tool": "core.echo", "input": {"value": {"$ref": "a.output"}}},
+        {"id": "c", "type": "TOOL", "tool": "core.noop", "depends_on": ["a"]},
+        {"id": "d", "type": "TOOL", "tool": "core.echo", "input": {"value": "${b.output}"}, "depends_on": ["c"]},
+    ]
+}
+
+
+def one(**fields: Json) -> JsonObject:
+    """A plan of one subtask."""
+    return {"subtasks": [{"id": "only", "type": "TOOL", "tool": "core.noop", **fields}]}
+
+
+class World:
+    """What a test works with."""
+
+    def __init__(self, url: str, deps: Deps, fakes: Fakes, make: Callable[[str], httpx2.AsyncClient]) -> None:
+        self.url, self.deps, self.fakes = url, deps, fakes
+        self.engine: AsyncEngine = deps.backends.primary
+        self.signals = Signals(deps.backends.redis)
+        self._make = make
+        self.incarnation = uuid7()
+
+    async def user(self, role: keys.Role = "user") -> Person:
+        """A new user with a key."""
+        key = keys.new_key()
+        row = await keys.create_key(self.engine, user=f"u-{uuid7()}", role=role, key=key)
+        return Person(self._make(key), key, row)
+
+    def nobody(self) -> httpx2.AsyncClient:
+        """A client without a key."""
+        return self._make("")
+
+    async def claimed(self, task_id: str) -> list[Claimed]:
+        """Take the leases of all that is QUEUED of a task, and start it."""
+        queued = await leases.queued_page(self.engine, after=None, limit=10_000)
+        taken = await claim(self.engine, [(item.sub_task_id, True) for item in queued], incarnation=self.incarnation)
+        return [item for item in taken if item.task_id == task_id]
+
+    async def end(self, items: list[Claimed], output: Callable[[Claimed], Json], **fields: Any) -> None:
+        """Record that attempts succeeded."""
+        endings = [Ending(sub_task_id=item.sub_task_id, attempt=item.attempt, outcome=succeeded(output(item), **fields)) for item in items]
+        committed = await complete(self.engine, endings)
+        await self.signals.tell(sorted(committed.touched))
+
+    async def fail(self, item: Claimed, *, retry_in_s: float | None = None, **fields: Any) -> None:
+        """Record that an attempt failed."""
+        error = ErrorInfo(code="BOOM", error_class="user", message="it went wrong", retryable=False)
+        outcome = Outcome(verdict="failed", error=error, started_at=_now(), finished_at=_now(), worker_id="w", **fields)
+        ending = Ending(sub_task_id=item.sub_task_id, attempt=item.attempt, outcome=outcome, retry_in_s=retry_in_s)
+        committed = await complete(self.engine, [ending])
+        await self.signals.tell(sorted(committed.touched))
+
+    async def run(self, task_id: str, output: Callable[[Claimed], Json] = lambda item: item.key) -> None:
+        """Run a task to its end."""
+        while items := await self.claimed(task_id):
+            await self.end(items, output)
+
+
+class Person:
+    """A user, and the client with its key."""
+
+    def __init__(self, client: httpx2.AsyncClient, key: str, row: keys.KeyRow) -> None:
+        self.http, self.key, self.key_id = client, key, row.id
+        self.id: UUID = row.user_id
+
+    async def submit(self, body: JsonObject | None = None, **fields: Json) -> str:
+        """Submit a task; gives its id."""
+        answer = await self.http.post("/api/v1/tasks", json=body if body is not None else {"plan": one(), **fields})
+        assert answer.status_code == 202, answer.text
+        task_id = answer.json()["task_id"]
+        assert isinstance(task_id, str)
+        return task_id
+
+    async def get(self, path: str, **params: Any) -> Any:
+        """The document at a path."""
+        answer = await self.http.get(f"/api/v1{path}", params=params)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+def _now() -> float:
+    return datetime.now(UTC).timestamp()
+
+
+def succeeded(output: Json, **fields: Any) -> Outcome:
+    """The outcome of an attempt that gave ``output``."""
+    text = orjson.dumps(output)
+    now = _now()
+    spans = (
+        Span(name="PREPARE_ENV", kind="phase", started_at=now, finished_at=now + 0.001),
+        Span(name="EXECUTING", kind="phase", started_at=now + 0.001, finished_at=now + 0.004),
+        Span(name="core.echo", kind="tool", started_at=now + 0.002, finished_at=now + 0.003, attributes={"n": 1}),
+        Span(name="POST_PROCESS", kind="phase", started_at=now + 0.004, finished_at=now + 0.005),
+    )
+    return Outcome(
+        verdict="succeeded", output=text.decode(), output_size=len(text), output_sha256=hashlib.sha256(text).hexdigest(),
+        started_at=now, finished_at=now + 0.005, spans=spans, worker_id="worker-1", **fields,
+    )  # fmt: skip
+
+
+@asynccontextmanager
+async def serving(database: DatabaseSettings, redis: RedisSettings, settings: ServeSettings) -> AsyncIterator[World]:
+    """A world, for the length of the block."""
+    fakes = Fakes()
+    held: list[Deps] = []
+
+    def open_() -> Deps:
+        held.append(open_deps(settings, database, redis, fakes.ports()))
+        return held[0]
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(build_app(settings, open_), log_config=None, timeout_graceful_shutdown=1, lifespan="on")
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            assert not task.done(), task.result()
+            await asyncio.sleep(0.005)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        clients: list[httpx2.AsyncClient] = []
+
+        def make(key: str) -> httpx2.AsyncClient:
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            client = httpx2.AsyncClient(base_url=url, headers=headers, timeout=20, trust_env=False)
+            clients.append(client)
+            return client
+
+        try:
+            yield World(url, held[0], fakes, make)
+        finally:
+            for client in clients:
+                await client.aclose()
+            server.should_exit = True
+            await task
