@@ -76,10 +76,13 @@ async def _read(connection: Any, sql: str, params: Sequence[Any], limits: SqlLim
             raise UserError("SQL_INVALID", f"/params: the statement takes {len(types)}, and {len(params)} are given")
         cursor = await statement.cursor(*(_bound(value, kind) for value, kind in zip(params, types, strict=True)))
         found = await cursor.fetch(limits.max_rows + 1)
-        columns = [attribute.name for attribute in statement.get_attributes()]
-    return Rows(
-        columns=columns, rows=[tuple(row) for row in found[: limits.max_rows]], truncated=len(found) > limits.max_rows
-    )
+        columns = statement.get_attributes()
+    documents = {at for at, column in enumerate(columns) if column.type.name in ("json", "jsonb")}
+    rows = [
+        [orjson.loads(value) if at in documents and value is not None else value for at, value in enumerate(row)]
+        for row in found[: limits.max_rows]
+    ]
+    return Rows(columns=[column.name for column in columns], rows=rows, truncated=len(found) > limits.max_rows)
 
 
 def _bound(value: Json, kind: str) -> Any:

@@ -1,0 +1,175 @@
+"""sql.query on a real PostgreSQL: it reads, and only reads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from rayloom.cluster.embedded.services import EmbeddedServices
+from rayloom.cluster.home import Home
+from rayloom.cluster.settings import load_settings
+from rayloom.dag.errors import Refused, Transient, UserError
+from rayloom.dag.values import Json
+from rayloom.tools.builtin.catalogue import BUILTINS
+from rayloom.tools.call import call_tool
+from tests.unit.tools.context import KeptLog, make_context
+
+Ask = Callable[..., Any]
+
+SETUP = """
+drop table if exists sql_tool;
+create table sql_tool(
+    n integer primary key, at timestamptz, cost numeric, data jsonb, raw bytea, key uuid, tags text[]
+);
+insert into sql_tool values
+    (1, '2024-01-02 03:04:05+00', 1.10, '{"a": [1]}', '\\xff', '00000000-0000-0000-0000-000000000001', '{x,y}'),
+    (2, null, null, null, null, null, null);
+"""
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A PostgreSQL: the one that is named in the environment, or one of our own."""
+    given = os.environ.get("RAYLOOM_TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    folder = Path(tempfile.mkdtemp(prefix="rl-"))
+    home = Home(folder / "home")
+    home.acquire()
+    services = EmbeddedServices(load_settings(environ={"RAYLOOM_HOME": str(home.path)}), home, lambda _: None)
+    try:
+        yield services.start()[0].primary_dsn()
+    finally:
+        services.stop()
+        home.release()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+async def ask(url: str) -> AsyncIterator[Ask]:
+    plain = url.replace("+asyncpg", "")
+    connection = await asyncpg.connect(plain)
+    await connection.execute(SETUP)
+
+    async def ask(sql: str, *params: Json, log: KeptLog | None = None, **settings: Any) -> Any:
+        context = make_context(log=log, **{"sql_connections": {"db": url}, **settings})
+        input: dict[str, Json] = {"connection": "db", "sql": sql, "params": list(params)}
+        return (await call_tool(BUILTINS["sql.query"], input, context)).output
+
+    yield ask
+    await connection.execute("drop table if exists sql_tool")
+    await connection.close()
+
+
+async def test_values_of_every_kind(ask: Ask) -> None:
+    output = await ask("select * from sql_tool order by n limit 1")
+    assert output["columns"] == ["n", "at", "cost", "data", "raw", "key", "tags"]
+    assert output["rows"] == [
+        [
+            1,
+            "2024-01-02T03:04:05+00:00",
+            "1.10",
+            {"a": [1]},
+            "/w==",
+            "00000000-0000-0000-0000-000000000001",
+            ["x", "y"],
+        ]
+    ]
+
+
+async def test_parameters_take_what_json_can_say(ask: Ask) -> None:
+    sql = (
+        "select n from sql_tool where n = $1 and at = $2::timestamptz and cost = $3 and data @> $4::jsonb "
+        "and key = $5 and tags = $6 and n::text = $7"
+    )
+    given = [1, "2024-01-02T03:04:05Z", 1.1, {"a": [1]}, "00000000-0000-0000-0000-000000000001", ["x", "y"], 1]
+    assert (await ask(sql, *given))["rows"] == [[1]]
+
+
+@pytest.mark.parametrize(
+    ("sql", "rows"), [("show server_encoding", [["UTF8"]]), ("values (1)", [[1]]), ("table sql_tool limit 0", [])]
+)
+async def test_other_statements_that_read(ask: Ask, sql: str, rows: Json) -> None:
+    assert (await ask(sql))["rows"] == rows
+
+
+async def test_rows_are_limited_and_not_all_fetched(ask: Ask) -> None:
+    output = await ask("select generate_series(1, 1000000000)", sql_max_rows=3)
+    assert (output["rows"], output["truncated"]) == ([[1], [2], [3]], True)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "insert into sql_tool values (9)",
+        "with x as (insert into sql_tool values (9) returning n) select * from x",
+        "with x as (select set_config('transaction_read_only', 'off', false)) select * from x",
+        "select nextval(pg_get_serial_sequence('sql_tool', 'n')) from (select set_config('a.b', '1', false)) x, "
+        "lateral (select lo_create(0)) y",
+        "select n into sql_tool_copy from sql_tool",
+        "explain analyze delete from sql_tool",
+        "select * from sql_tool for update",
+        "copy sql_tool to program 'true'",
+        "do $$ begin delete from sql_tool; end $$",
+        "set transaction read write",
+        "commit",
+    ],
+)
+async def test_what_is_more_than_reading_is_refused(ask: Ask, sql: str) -> None:
+    with pytest.raises((Refused, UserError)):
+        await ask(sql)
+    assert (await ask("select count(*) from sql_tool"))["rows"] == [[2]]
+
+
+@pytest.mark.parametrize(
+    "sql", ["select 1; select 2", "select 1; delete from sql_tool", "select", "select * from nothing", "select $1::int"]
+)
+async def test_what_is_no_statement(ask: Ask, sql: str) -> None:
+    with pytest.raises(UserError):
+        await ask(sql + " " if sql == "select" else sql, *([1] if sql == "select" else []))
+    assert (await ask("select count(*) from sql_tool"))["rows"] == [[2]]
+
+
+async def test_a_slow_statement_is_stopped_by_the_server(ask: Ask) -> None:
+    with pytest.raises(Transient) as error:
+        await ask("select pg_sleep(60)", sql_timeout_s=0.2)
+    assert error.value.code == "SQL_TIMEOUT"
+
+
+async def test_a_cancelled_statement_leaves_its_connection(ask: Ask) -> None:
+    running = asyncio.ensure_future(ask("select pg_sleep(60) /* to be cancelled */"))
+    mine = (
+        "select count(*) from pg_stat_activity where query like '%to be ' || 'cancelled%' and pid <> pg_backend_pid()"
+    )
+    while (await ask(mine))["rows"] == [[0]]:
+        assert not running.done()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_a_superuser_is_warned_of(ask: Ask) -> None:
+    log = KeptLog()
+    superuser = (await ask("select rolsuper from pg_roles where rolname = current_user"))["rows"][0][0]
+    await ask("select 1", log=log)
+    assert bool(log.lines) is superuser
+
+
+async def test_our_own_database_is_refused(ask: Ask, url: str) -> None:
+    with pytest.raises(Refused, match="own database"):
+        await ask("select 1", sql_forbidden_urls=(url,))
+
+
+async def test_a_server_that_is_not_there_is_transient(ask: Ask) -> None:
+    with pytest.raises(Transient) as error:
+        await ask("select 1", sql_connections={"db": "postgresql://u:p@127.0.0.1:1/x"})
+    assert error.value.code == "SQL_UNAVAILABLE"
