@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ROOMS: Final = ("dag", "db", "tools", "actors", "serve", "cluster")
 SECTIONS: Final = ("rooms", "arrows", "hardest")
-HEAD_LINES: Final = 24
+HEAD_LINES: Final = 28
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 
 

@@ -161,9 +161,8 @@ def _items(page: JsonObject) -> list[JsonObject]:
 
 
 def _row(item: JsonObject) -> tuple[object, ...]:
-    progress = item.get("progress")
-    percent = progress.get("percent") if isinstance(progress, dict) else None
-    shown = "" if percent is None else f"{percent} %"
+    subtasks = item.get("subtasks")
+    shown = f"{subtasks.get('settled')}/{subtasks.get('total')}" if isinstance(subtasks, dict) else ""
     title = one_line(item.get("title") or item.get("prompt"))
     return (item.get("task_id"), item.get("status"), item.get("priority"), item.get("created_at"), shown, title[:80])
 

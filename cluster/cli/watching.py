@@ -55,7 +55,7 @@ def event_line(event: StreamEvent) -> str:
     """One event as a plain line: when, what, who, from and to which state, and why."""
     data = event.data
     who = one_line(data.get("subtask")) or "-"
-    move = f"{one_line(data.get('from')) or '-'} -> {one_line(data.get('to')) or '-'}"
+    move = f"{one_line(data.get('from')) or '-'} -> {one_line(data.get('to'))}" if data.get("to") else "-"
     extra = [one_line(data.get("phase"))]
     attempt = data.get("attempt")
     if isinstance(attempt, int) and attempt > 1:

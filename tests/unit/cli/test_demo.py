@@ -120,4 +120,4 @@ def test_it_is_shown_finishing_and_its_report_is_read_out(api: FakeApi, capsys: 
     assert f"demonstration: task {task_id}" in said
     assert "PROCESSING -> COMPLETED" in said
     assert "# Report" in said
-    assert "17 more lines" in said
+    assert "13 more lines" in said
