@@ -93,9 +93,7 @@ async def start(
     return running
 
 
-async def _prepare_database(
-    settings: Settings, home: Home, database: DatabaseSettings
-) -> tuple[DatabaseSettings, str]:
+async def _prepare_database(settings: Settings, home: Home, database: DatabaseSettings) -> tuple[DatabaseSettings, str]:
     """Schema, the workers' role, the first key. Answers the settings with the workers' URL, and the key."""
     await upgrade(database.primary_dsn())
     if database.worker_url is None:
@@ -127,6 +125,9 @@ def _environment(settings: Settings) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray runs every worker at nice 15, and the scheduler is one: under load it would starve beside its own database.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    if not settings.ray_address:
+        # Despite its name, this is how Ray is told to stay on the loopback instead of the machine's own address.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Jobs and batches find us, and the Python that has us installed.
     os.environ["RAYLOOM_HOME"] = str(settings.home)
     os.environ["RAYLOOM_URL"] = settings.api_url
@@ -201,7 +202,9 @@ def _start_serve(settings: Settings, worker_settings: WorkerSettings) -> None:
         http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None},
         logging_config={"enable_access_log": False},
     )
-    application = bind(settings.serve, worker_settings.database, worker_settings.redis, partial(ray_ports, worker_settings.engine))
+    application = bind(
+        settings.serve, worker_settings.database, worker_settings.redis, partial(ray_ports, worker_settings.engine)
+    )
     serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
 
 

@@ -170,7 +170,7 @@ async def complete(engine: AsyncEngine, endings: Sequence[Ending]) -> Committed:
                 *_columns(endings),
                 INLINE_BYTES,
             )
-    except (asyncpg.PostgresError, ValueError, TypeError, OverflowError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, TypeError, OverflowError) as error:
         if is_unavailable(error):
             raise
         if len(endings) == 1:

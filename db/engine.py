@@ -12,7 +12,8 @@ from typing import Any
 
 import asyncpg
 import orjson
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rayloom.dag.errors import Transient
@@ -43,28 +44,26 @@ async def driver(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection[asyncp
             raw = (await connection.get_raw_connection()).driver_connection
             assert raw is not None
             yield raw
-    except UNAVAILABLE as error:
-        raise Transient("DATABASE_UNAVAILABLE", f"the database did not answer: {type(error).__name__}") from error
+    except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        if is_unavailable(error):
+            raise Transient("DATABASE_UNAVAILABLE", f"the database did not answer: {type(error).__name__}") from error
+        raise
 
 
-UNAVAILABLE: tuple[type[BaseException], ...] = (
-    OSError,
-    InterfaceError,
-    OperationalError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
-)
+# Classes of SQLSTATE: connection exception, insufficient resources, operator intervention (shutting down, starting up).
+_AWAY_STATES = ("08", "53", "57P")
 
 
 def is_unavailable(error: BaseException) -> bool:
     """Whether an error says that the database is away, rather than that the statement is wrong."""
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated or isinstance(error, InterfaceError | OperationalError)
-    return isinstance(error, UNAVAILABLE)
+        state = getattr(error.orig, "sqlstate", None) or ""
+        return error.connection_invalidated or isinstance(error, InterfaceError) or state.startswith(_AWAY_STATES)
+    if isinstance(error, asyncpg.InterfaceError):
+        # The driver's word for a closed connection; as a ValueError, its word for a value that it can't encode.
+        return not isinstance(error, ValueError)
+    state = getattr(error, "sqlstate", None) or ""
+    return isinstance(error, OSError | PoolTimeout) or state.startswith(_AWAY_STATES)
 
 
 def dump(value: Any) -> str:

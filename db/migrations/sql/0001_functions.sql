@@ -151,10 +151,10 @@ BEGIN
         UPDATE sub_tasks s SET status = 'RUNNING', started_at = greatest(s.queued_at, least(now(), to_timestamp(o.started)))
         FROM unnest(p_id, p_attempt, p_started, p_ray_task) AS o (id, attempt, started, ray_task)
         WHERE s.id = o.id AND s.attempt = o.attempt AND s.status = 'QUEUED' AND s.incarnation IS NOT NULL AND o.ray_task <> ''
-        RETURNING s.parent_id, s.key, s.attempt, s.started_at
+        RETURNING s.parent_id, s.key, s.attempt
     )
-    INSERT INTO task_events (task_id, kind, subtask, from_status, to_status, phase, attempt, at)
-    SELECT b.parent_id, 'subtask', b.key, 'QUEUED', 'RUNNING', 'PREPARE_ENV', b.attempt, b.started_at FROM begun b;
+    INSERT INTO task_events (task_id, kind, subtask, from_status, to_status, phase, attempt)
+    SELECT b.parent_id, 'subtask', b.key, 'QUEUED', 'RUNNING', 'PREPARE_ENV', b.attempt FROM begun b;
     RETURN QUERY
     WITH o AS MATERIALIZED (
         SELECT * FROM unnest(p_id, p_attempt, p_verdict, p_output, p_output_size, p_output_sha256, p_error, p_retry_in_s,
