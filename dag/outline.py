@@ -48,6 +48,7 @@ def split(prompt: str, tools: Collection[str], *, views: Mapping[str, ToolView] 
     them, a mention whose input its tool would refuse is kept as text and noted, so that the plan passes verification.
     """
     text = clean_text(prompt)
+    tools = frozenset(tools)
     outline = _Outliner(text, tools, views)
     outline.run(read(text))
     steps = outline.steps
@@ -153,13 +154,14 @@ class _Outliner:
             usual = Relation.AFTER if item.marker == "number" or (joins and joins != joined_before) else Relation.BESIDE
             self._move(stage, relation_of(text) or usual)
             joined_before = joins
-            if not item.children:
-                stage.open.extend(self.steps.add(item.content, before=stage.before, label=label))
-            elif self.steps.has_call(item.content):
+            own: list[str] | None = None
+            if not item.children or self.steps.has_call(item.content):
                 own = self.steps.add(item.content, before=stage.before, label=label)
-                self._items_below(item, stage, label="", after=own)
-            else:
-                self._items_below(item, stage, label=without_cue(text))
+            before_count = len(self.steps.subtasks)
+            self._items_below(item, stage, label="" if own else without_cue(text), after=own)
+            if own is None and len(self.steps.subtasks) == before_count:
+                # All below it is checked off, and it is not: what remains is the item itself.
+                stage.open.extend(self.steps.add(item.content, before=stage.before, label=label))
 
     def _items_below(self, item: Item, stage: _Stage, *, label: str, after: list[str] | None = None) -> None:
         """The steps under an item, at the item's own place or after ``after``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def delay_s(retry: int, *, initial_s: float, max_s: float, jitter: float) -> float:
-    """Seconds before retry number ``retry`` (the first is 0): at least ``initial_s * 2**retry``, at most ``max_s``.
+    """Seconds before retry number ``retry`` (the first is 1): at least ``initial_s * 2**retry``, at most ``max_s``.
 
     ``jitter``, from 0 to 1, is a chance number handed in; it adds up to half of the wait on top, so that attempts
     that failed together don't come back together. Raises ValueError where an argument is out of its range.

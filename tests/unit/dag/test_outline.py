@@ -174,6 +174,10 @@ def test_checked_items_are_done_but_not_what_is_open_below_them() -> None:
     assert "could not be split" in _split("- [x] all done").notes[1]
 
 
+def test_an_open_item_with_nothing_open_below_it_is_a_step() -> None:
+    assert _order("1. load\n2. sum up\n- [x] done") == [("load", ()), ("sum up", ("load",))]
+
+
 def test_very_deep_lists_are_read_flat() -> None:
     prompt = "\n".join("  " * depth + f"- i{depth}" for depth in range(200))
     assert len(_steps(prompt)) > 100
