@@ -211,7 +211,7 @@ class _Merge:
             for stream in _OUTPUTS:
                 for text in getattr(kept, stream).splitlines():
                     yield LogEntry(
-                        id="", at=kept.end_time, level="INFO", stream=stream, subtask=event.subtask,
+                        id="", at=min(kept.end_time, event.at), level="INFO", stream=stream, subtask=event.subtask,
                         attempt=event.attempt, message=text,
                     )  # fmt: skip
         level = "ERROR" if event.kind == "task" and event.target == "FAILED" else _LEVEL_OF.get(event.target, "INFO")

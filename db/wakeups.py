@@ -15,6 +15,7 @@ from rayloom.db.queue import REDIS_AWAY, Signals
 log = logging.getLogger(__name__)
 
 RECONNECT_S = 1.0
+CANCEL_AGAIN_S = 0.1
 QUIET_POLL_S = 10.0
 """How often a follower looks by itself while wake-ups arrive: a net under a lost message."""
 BLIND_POLL_S = 1.0
@@ -58,10 +59,13 @@ class Wakeups:
 
     async def stop(self) -> None:
         """Stop listening; who still waits falls back to looking by itself."""
-        if self._task is not None:
+        if self._task is None:
+            return
+        # The Redis client swallows a cancellation that reaches it while it makes a connection: ask until it is heard.
+        while not self._task.done():
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+            await asyncio.wait([self._task], timeout=CANCEL_AGAIN_S)
+        self._task = None
 
     @contextmanager
     def follow(self, task_id: str) -> Iterator[Follower]:
@@ -81,9 +85,7 @@ class Wakeups:
             try:
                 await self._receive()
             except REDIS_AWAY as error:
-                if self.connected:
-                    log.warning("wakeups.lost", extra={"error": type(error).__name__})
-                self.connected = False
+                log.warning("wakeups.lost", extra={"error": type(error).__name__})
                 # Followers that sleep through a long quiet poll must begin to look often now.
                 self._wake_all()
                 await asyncio.sleep(RECONNECT_S)
