@@ -9,7 +9,7 @@ from typing import Final
 
 from rayloom.dag.errors import Transient
 from rayloom.dag.ports import RegisteredTool, RegistryPort, ToolSnapshot
-from rayloom.dag.verify import ToolView
+from rayloom.dag.tool_view import ToolView
 from rayloom.db.keys import Principal
 
 log = logging.getLogger(__name__)

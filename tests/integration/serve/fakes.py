@@ -34,7 +34,10 @@ def tool(name: str, schema: JsonObject, *, permission_level: str = "read") -> Re
 
 
 TOOLS = (
-    tool("core.echo", {"type": "object", "required": ["value"], "additionalProperties": False, "properties": {"value": {}}}),
+    tool(
+        "core.echo",
+        {"type": "object", "required": ["value"], "additionalProperties": False, "properties": {"value": {}}},
+    ),
     tool("core.noop", {"type": "object", "additionalProperties": False}),
     tool("core.sleep", {"type": "object", "required": ["seconds"], "properties": {"seconds": {"type": "number"}}}),
     tool("secret.tool", ANY, permission_level="admin"),
@@ -150,6 +153,4 @@ class Fakes:
 
     def ports(self) -> Ports:
         health: Callable[[], Awaitable[Health]] = self.ray.health
-        return Ports(
-            scheduler=self.scheduler, registry=self.registry, tokens=self.tokens, parser=Parser(), ray=health
-        )
+        return Ports(scheduler=self.scheduler, registry=self.registry, tokens=self.tokens, parser=Parser(), ray=health)

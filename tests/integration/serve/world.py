@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import httpx2
@@ -28,6 +29,8 @@ from rayloom.serve.app import build_app
 from rayloom.serve.deps import Deps, open_deps
 from rayloom.serve.settings import ServeSettings
 from tests.integration.serve.fakes import Fakes
+
+T = TypeVar("T")
 
 DIAMOND: JsonObject = {
     "subtasks": [
@@ -72,7 +75,10 @@ class World:
 
     async def end(self, items: list[Claimed], output: Callable[[Claimed], Json], **fields: Any) -> None:
         """Record that attempts succeeded."""
-        endings = [Ending(sub_task_id=item.sub_task_id, attempt=item.attempt, outcome=succeeded(output(item), **fields)) for item in items]
+        endings = [
+            Ending(sub_task_id=item.sub_task_id, attempt=item.attempt, outcome=succeeded(output(item), **fields))
+            for item in items
+        ]
         committed = await complete(self.engine, endings)
         await self.signals.tell(sorted(committed.touched))
 
@@ -105,11 +111,30 @@ class Person:
         assert isinstance(task_id, str)
         return task_id
 
+    async def only_task(self) -> str:
+        """The id of the user's task, as soon as there is one."""
+
+        async def look() -> list[Any]:
+            items: list[Any] = (await self.get("/tasks"))["items"]
+            return items
+
+        return str((await until(look))[0]["task_id"])
+
     async def get(self, path: str, **params: Any) -> Any:
         """The document at a path."""
         answer = await self.http.get(f"/api/v1{path}", params=params)
         assert answer.status_code == 200, answer.text
         return answer.json()
+
+
+async def until(look: Callable[[], Awaitable[T | None]]) -> T:
+    """What ``look`` gives as soon as it gives something; fails after ten seconds."""
+    async with asyncio.timeout(10):
+        for _ in itertools.count():
+            if found := await look():
+                return found
+            await asyncio.sleep(0.01)
+    raise AssertionError
 
 
 def _now() -> float:
@@ -127,9 +152,16 @@ def succeeded(output: Json, **fields: Any) -> Outcome:
         Span(name="POST_PROCESS", kind="phase", started_at=now + 0.004, finished_at=now + 0.005),
     )
     return Outcome(
-        verdict="succeeded", output=text.decode(), output_size=len(text), output_sha256=hashlib.sha256(text).hexdigest(),
-        started_at=now, finished_at=now + 0.005, spans=spans, worker_id="worker-1", **fields,
-    )  # fmt: skip
+        verdict="succeeded",
+        output=text.decode(),
+        output_size=len(text),
+        output_sha256=hashlib.sha256(text).hexdigest(),
+        started_at=now,
+        finished_at=now + 0.005,
+        spans=spans,
+        worker_id="worker-1",
+        **fields,
+    )
 
 
 @asynccontextmanager

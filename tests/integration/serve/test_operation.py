@@ -1,0 +1,154 @@
+"""Keys, quotas, usage, health, metrics, pages: what whoever runs the place needs."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import SecretStr
+from uuid_utils.compat import uuid7
+
+from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.serve.settings import ServeSettings
+from tests.integration.serve.world import World, one, serving
+
+
+async def test_a_key_is_shown_once_works_and_is_revoked(world: World) -> None:
+    admin = await world.user("admin")
+    name = f"new-{uuid7()}"
+    made = await admin.http.post("/api/v1/keys", json={"user": name, "role": "user"})
+    assert made.status_code == 201
+    body = made.json()
+    assert body["key"].startswith("rl_")
+    assert len(body["key"]) >= 35
+    assert {"id", "key", "user_id", "user", "role"} <= set(body)
+    again = (await admin.http.post("/api/v1/keys", json={"user": name, "role": "admin"})).json()
+    assert again["user_id"] == body["user_id"]
+    listed = [item for item in (await admin.get("/keys", limit=500))["items"] if item["user"] == name]
+    assert {item["id"] for item in listed} == {body["id"], again["id"]}
+    assert all("key" not in item and "key_hash" not in item for item in listed)
+    headers = {"Authorization": f"Bearer {body['key']}"}
+    assert (await world.nobody().get("/api/v1/tasks", headers=headers)).status_code == 200
+    assert (await admin.http.delete(f"/api/v1/keys/{body['id']}")).status_code == 204
+    assert (await world.nobody().get("/api/v1/tasks", headers=headers)).status_code == 401
+    assert (await admin.http.delete(f"/api/v1/keys/{body['id']}")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"user": ""}, {"user": " x"}, {"user": "x", "role": "root"}, {"user": "x", "a": 1}]
+)
+async def test_a_bad_key_request_is_refused(world: World, body: dict[str, object]) -> None:
+    admin = await world.user("admin")
+    assert (await admin.http.post("/api/v1/keys", json=body)).status_code == 422
+
+
+async def test_quotas_are_read_and_replaced(world: World) -> None:
+    admin, me = await world.user("admin"), await world.user()
+    path = f"/quotas/{me.id}"
+    nothing = dict.fromkeys(("max_tokens", "max_cost_usd", "tokens_per_min", "requests_per_min", "max_concurrent"))
+    assert await admin.get(path) == nothing
+    put = await admin.http.put(f"/api/v1{path}", json={"max_concurrent": 2, "max_cost_usd": 1})
+    assert put.json() == {**nothing, "max_concurrent": 2, "max_cost_usd": 1.0}
+    assert await admin.get(path) == put.json()
+    for bad in ({"max_concurrent": -1}, {"max_concurrent": 1.5}, {"max_tokens": "1"}, {"tokens": 1}):
+        answer = await admin.http.put(f"/api/v1{path}", json=bad)
+        assert answer.json()["errors"][0]["pointer"] == "/" + next(iter(bad))
+    assert (await admin.http.get(f"/api/v1/quotas/{uuid7()}")).status_code == 404
+
+
+async def test_usage_is_told_by_tool_and_day(world: World) -> None:
+    me = await world.user()
+    task_id = await me.submit()
+    await world.end(await world.claimed(task_id), lambda _: 1, tokens_used=7)
+    usage = await me.get("/usage")
+    [item] = usage["items"]
+    assert item["tool"] == "core.noop"
+    assert item["tokens_in"] == 7
+    assert item["user_id"] == str(me.id)
+    assert usage["total"]["tokens_in"] == 7
+    assert usage["reserved"] == {"tokens": 0, "cost_usd": 0.0}
+    assert (await me.get("/usage", created_before="2020-01-01T00:00:00Z"))["items"] == []
+
+
+async def test_readiness_names_every_dependency(world: World) -> None:
+    nobody = world.nobody()
+    assert (await nobody.get("/healthz")).json() == {"status": "ok"}
+    ready = await nobody.get("/readyz")
+    assert ready.status_code == 200
+    assert ready.json()["status"] == "ready"
+    assert set(ready.json()["checks"]) == {"database", "redis", "ray", "scheduler", "registry", "tokens"}
+    for name in ("ray", "scheduler", "registry", "tokens"):
+        part = getattr(world.fakes, name)
+        part.is_down = True
+        answer = await nobody.get("/readyz")
+        assert answer.status_code == 503
+        assert answer.json()["checks"][name]["status"] == "down"
+        assert answer.headers["retry-after"]
+        part.is_down = False
+
+
+async def test_without_redis_it_is_degraded_and_tasks_are_still_taken(
+    database: DatabaseSettings, settings: ServeSettings
+) -> None:
+    nowhere = RedisSettings(url=SecretStr("redis://127.0.0.1:1/0"))
+    async with serving(database, nowhere, settings) as world:
+        answer = await world.nobody().get("/readyz")
+        assert answer.status_code == 200
+        assert answer.json()["status"] == "degraded"
+        me = await world.user()
+        task_id = await me.submit({"plan": one()})
+        assert world.fakes.scheduler.woken == 1
+        world.fakes.scheduler.is_down = True
+        await me.submit({"plan": one()})
+        assert (await me.get(f"/tasks/{task_id}"))["status"] == "PROCESSING"
+        assert 'rayloom_up{dependency="redis"} 0.0' in (await me.http.get("/metrics")).text
+
+
+async def test_without_the_database_everything_says_come_back(redis: RedisSettings, settings: ServeSettings) -> None:
+    nowhere = DatabaseSettings(url=SecretStr("postgresql+asyncpg://x:secretword@127.0.0.1:1/x"))
+    async with serving(nowhere, redis, settings) as world:
+        nobody = world.nobody()
+        headers = {"Authorization": f"Bearer {'rl_' + 'x' * 43}"}
+        for method, path in (("GET", "/tasks"), ("POST", "/tasks"), ("GET", "/tools"), ("GET", "/keys")):
+            answer = await nobody.request(method, f"/api/v1{path}", headers=headers)
+            assert answer.status_code == 503
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.headers["retry-after"]
+            assert "secretword" not in answer.text
+        ready = await nobody.get("/readyz")
+        assert ready.status_code == 503
+        assert ready.json()["checks"]["database"]["status"] == "down"
+        assert "secretword" not in ready.text
+        assert (await nobody.get("/")).status_code == 200
+        assert 'rayloom_up{dependency="database"} 0.0' in (await nobody.get("/metrics")).text
+
+
+async def test_metrics_count_tasks_and_requests(world: World) -> None:
+    me = await world.user()
+    await me.submit()
+    text = (await me.http.get("/metrics")).text
+    assert 'rayloom_tasks{status="PROCESSING"}' in text
+    assert 'rayloom_subtasks{status="QUEUED"}' in text
+    assert 'rayloom_http_request_duration_seconds_count{method="POST",route="/api/v1/tasks",status="202"} 1.0' in text
+
+
+async def test_pages_need_no_other_host(world: World) -> None:
+    nobody = world.nobody()
+    for path in ("/", "/docs"):
+        page = await nobody.get(path)
+        assert page.headers["content-type"].startswith("text/html")
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert "{{" not in page.text
+        for part in page.text.split('"'):
+            assert not part.startswith(("http://", "https://", "//"))
+            if part.startswith(("/static/", "/openapi")):
+                assert (await nobody.get(part)).status_code == 200
+    assert "Ready" in (await nobody.get("/")).text
+    world.fakes.tokens.is_down = True
+    assert "Not ready" in (await nobody.get("/")).text
+
+
+async def test_openapi_names_every_route_and_every_body(world: World) -> None:
+    document = (await world.nobody().get("/openapi.json")).json()
+    assert "/api/v1/tasks/{task_id}/trace" in document["paths"]
+    body = document["paths"]["/api/v1/tasks"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert {"prompt", "priority", "plan", "budget", "labels"} <= set(body["properties"])
+    assert set(document["components"]["securitySchemes"]) == {"HTTPBearer", "APIKeyHeader"}

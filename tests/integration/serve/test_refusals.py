@@ -1,0 +1,288 @@
+"""Whatever comes in, the answer is ours: a problem document with the right status, and never a 500."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import httpx2
+import pytest
+
+from rayloom.serve.settings import ServeSettings
+from tests.integration.serve.world import Person, World, one, until
+
+JSON = {"Content-Type": "application/json"}
+
+
+def _problem(answer: httpx2.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.json()
+    assert {"type", "title", "status", "detail", "instance"} <= set(problem)
+    assert problem["status"] == status
+    return problem
+
+
+BODIES: list[tuple[bytes, int, str | None]] = [
+    (b"", 400, None),
+    (b"   ", 400, None),
+    (b"{", 400, None),
+    (b"nonsense", 400, None),
+    (b"\xff\xfe", 400, None),
+    (b'{"prompt": "\xff"}', 400, None),
+    (b'{"prompt": NaN}', 422, "/prompt"),
+    (b'{"budget": {"max_cost_usd": 1e999}, "prompt": "x"}', 422, "/budget/max_cost_usd"),
+    (b"[]", 422, ""),
+    (b"null", 422, ""),
+    (b"1", 422, ""),
+    (b'"text"', 422, ""),
+    (b"[" * 100_000, 422, ""),
+    (b'{"context": ' + b'{"a":' * 500 + b"1" + b"}" * 501, 422, None),
+    (b'{"prompt": "a\\u0000b"}', 422, "/prompt"),
+    (b'{"prompt": "\\ud800"}', 422, "/prompt"),
+    (b'{"prompt": "x", "context": {"a\\u0000": 1}}', 422, "/context"),
+    (b'{"prompt": "x", "context": {"deep": ["\\u0000"]}}', 422, "/context/deep/0"),
+    (b'{"prompt": "x", "priority": 99999999999999999999999999}', 422, "/priority"),
+    (b'{"prompt": "x", "priority": 0}', 422, "/priority"),
+    (b'{"prompt": "x", "priority": 11}', 422, "/priority"),
+    (b'{"prompt": "x", "priority": 5.0}', 422, "/priority"),
+    (b'{"prompt": "x", "priority": "5"}', 422, "/priority"),
+    (b'{"prompt": "x", "priority": true}', 422, "/priority"),
+    (b'{"prompt": "x", "priority": null}', 422, "/priority"),
+    (b"{}", 422, "/prompt"),
+    (b'{"prompt": null}', 422, "/prompt"),
+    (b'{"prompt": ""}', 422, "/prompt"),
+    (b'{"prompt": " \\n "}', 422, "/prompt"),
+    (b'{"prompt": 5}', 422, "/prompt"),
+    (b'{"prompt": "' + b"x" * 100_001 + b'"}', 422, "/prompt"),
+    (b'{"prompt": "x", "promt": 1}', 422, "/promt"),
+    (b'{"prompt": "x", "a/b~c": 1}', 422, "/a~1b~0c"),
+    (b'{"prompt": "x", "title": ""}', 422, "/title"),
+    (b'{"prompt": "x", "title": "' + b"t" * 301 + b'"}', 422, "/title"),
+    (b'{"prompt": "x", "context": []}', 422, "/context"),
+    (b'{"prompt": "x", "labels": {"a": 1}}', 422, "/labels/a"),
+    (b'{"prompt": "x", "labels": []}', 422, "/labels"),
+    (b'{"prompt": "x", "budget": {"deadline_s": 0}}', 422, "/budget/deadline_s"),
+    (b'{"prompt": "x", "budget": {"deadline_s": 1e300}}', 422, "/budget/deadline_s"),
+    (b'{"prompt": "x", "budget": {"max_tokens": 1.5}}', 422, "/budget/max_tokens"),
+    (b'{"prompt": "x", "budget": {"tokens": 1}}', 422, "/budget/tokens"),
+    (b'{"prompt": "x", "tools": {"allow": "core.*"}}', 422, "/tools/allow"),
+    (b'{"prompt": "x", "tools": {"allow": [""]}}', 422, "/tools/allow/0"),
+    (b'{"prompt": "x", "require_approval": true}', 422, "/require_approval"),
+    (b'{"prompt": "x", "require_approval": "no"}', 422, "/require_approval"),
+    (b'{"prompt": "x", "callback_url": "https://example.org"}', 422, "/callback_url"),
+    (b'{"plan": []}', 422, "/plan"),
+    (b'{"plan": {}}', 422, "/plan/subtasks"),
+    (b'{"plan": {"subtasks": []}}', 422, "/plan/subtasks"),
+    (b'{"plan": {"subtasks": [1]}}', 422, "/plan/subtasks/0"),
+    (b'{"plan": {"subtasks": [{"id": "a", "type": "TOOL", "tool": "core.nop"}]}}', 422, "/plan/subtasks/0/tool"),
+    (b'{"plan": {"subtasks": [{"id": "a", "type": "TOOL", "tool": "secret.tool"}]}}', 422, "/plan/subtasks/0/tool"),
+]
+
+
+async def test_every_bad_submission_is_refused_with_its_pointer(world: World) -> None:
+    me = await world.user()
+    wrong = []
+    for body, status, pointer in BODIES:
+        answer = await me.http.post("/api/v1/tasks", content=body, headers=JSON)
+        problem = _problem(answer, answer.status_code)
+        pointers = [error["pointer"] for error in problem.get("errors", [])]
+        if answer.status_code != status or (pointer is not None and pointers != [pointer]):
+            wrong.append((body[:80], answer.status_code, pointers))
+    assert wrong == []
+    assert (await me.get("/tasks"))["items"] == []
+
+
+@pytest.mark.parametrize("path", ["/keys", "/tools/register", "/tools/core.noop/invoke", "/plans"])
+async def test_every_route_with_a_body_refuses_what_is_no_json_object(world: World, path: str) -> None:
+    admin = await world.user("admin")
+    for body, status, _ in BODIES[:18]:
+        answer = await admin.http.post(f"/api/v1{path}", content=body, headers=JSON)
+        _problem(answer, answer.status_code)
+        assert answer.status_code in (400, 422), (body[:80], status)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 256, "a\tb", "ä"])
+async def test_a_bad_idempotency_key_is_refused(world: World, name: str) -> None:
+    me = await world.user()
+    headers = {"Idempotency-Key": name.encode("latin-1")}
+    problem = _problem(await me.http.post("/api/v1/tasks", json={"plan": one()}, headers=headers), 422)  # type: ignore[arg-type]
+    assert problem["errors"][0]["pointer"] == "/headers/Idempotency-Key"
+
+
+async def test_another_media_type_is_refused(world: World) -> None:
+    me = await world.user()
+    _problem(await me.http.post("/api/v1/tasks", content=b"a=1", headers={"Content-Type": "text/plain"}), 415)
+
+
+async def test_a_large_body_is_refused_however_it_is_sent(world: World) -> None:
+    me = await world.user()
+    large = b'{"prompt": "' + b" " * 2_000_001 + b'"}'
+    _problem(await me.http.post("/api/v1/tasks", content=large, headers=JSON), 413)
+
+    async def chunks() -> Any:
+        for start in range(0, len(large), 100_000):
+            yield large[start : start + 100_000]
+
+    try:
+        answer = await me.http.post("/api/v1/tasks", content=chunks(), headers=JSON)
+    except httpx2.WriteError:
+        return  # the answer came, and the connection closed, before all was sent
+    _problem(answer, 413)
+
+
+async def test_without_a_good_key_nothing_is_served(world: World) -> None:
+    nobody = world.nobody()
+    paths = ["/tasks", f"/tasks/{'0' * 8}", "/tools", "/keys", "/usage", "/dead-letters"]
+    for headers in ({}, {"Authorization": "Bearer rl_wrong"}, {"Authorization": "Basic eDp5"}, {"X-API-Key": "x" * 60}):
+        for path in paths:
+            answer = await nobody.get(f"/api/v1{path}", headers=headers)
+            _problem(answer, 401)
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+    _problem(await nobody.post("/mcp"), 401)
+    me = await world.user()
+    assert (await nobody.get("/api/v1/tasks", headers={"X-API-Key": me.key})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/api/v1/nowhere", 404),
+        ("GET", "/api/v1/tasks/", 404),
+        ("GET", "/api/v1/tasks/not-a-uuid", 404),
+        ("GET", "/api/v1/tasks/019ad0b4-0000-7000-8000-000000000000", 404),
+        ("GET", "/api/v1/tasks/%00", 404),
+        ("GET", "/api/v1/tasks/%ff%fe", 404),
+        ("GET", "/static/secrets", 404),
+        ("GET", "/static/..%2fapp.py", 404),
+        ("POST", "/api/v1/tasks/x/cancel", 404),
+        ("DELETE", "/api/v1/tasks", 405),
+        ("PUT", "/healthz", 405),
+        ("OPTIONS", "/api/v1/tasks", 405),
+        ("PATCH", "/api/v1/tasks", 405),
+        ("GET", "/api/v1/tools/nothing", 404),
+        ("GET", "/api/v1/quotas/x", 404),
+        ("DELETE", "/api/v1/keys/x", 404),
+    ],
+)
+async def test_wrong_paths_and_methods_are_problems(world: World, method: str, path: str, status: int) -> None:
+    admin = await world.user("admin")
+    answer = await admin.http.request(method, path)
+    _problem(answer, status)
+    if status == 405:
+        assert answer.headers["allow"]
+
+
+async def test_405_names_every_method_of_the_path(world: World) -> None:
+    admin = await world.user("admin")
+    answer = await admin.http.delete("/api/v1/tasks")
+    assert answer.headers["allow"] == "GET, HEAD, POST"
+
+
+@pytest.mark.parametrize("path", ["/api/v1/tasks", "/healthz", "/", "/api/v1/tools"])
+async def test_head_answers_like_get_without_a_body(world: World, path: str) -> None:
+    me = await world.user()
+    got, head = await me.http.get(path), await me.http.head(path)
+    assert head.status_code == got.status_code
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert head.content == b""
+
+
+LATER = [
+    ("POST", "/api/v1/tasks/x/approve"),
+    ("POST", "/api/v1/tasks/x/retry"),
+    ("POST", "/api/v1/tasks/x/fork"),
+    ("GET", "/api/v1/tasks/x/subtasks/y/waiting"),
+    ("GET", "/api/v1/dead-letters"),
+    ("POST", "/api/v1/dead-letters/x/retry"),
+    ("POST", "/mcp"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), LATER)
+async def test_what_a_later_version_brings_says_so(world: World, method: str, path: str) -> None:
+    me = await world.user()
+    assert "not built in this version" in _problem(await me.http.request(method, path), 501)["detail"]
+
+
+async def test_users_may_not_do_what_admins_do(world: World) -> None:
+    me = await world.user()
+    for method, path in (
+        ("GET", "/keys"), ("POST", "/keys"), ("DELETE", "/keys/x"), ("POST", "/tools/register"),
+        ("PATCH", "/tools/core.noop"), ("DELETE", "/tools/core.noop"),
+        ("GET", f"/quotas/{me.id}"), ("PUT", f"/quotas/{me.id}"),
+    ):  # fmt: skip
+        _problem(await me.http.request(method, f"/api/v1{path}"), 403)
+
+
+async def test_an_unforeseen_error_is_a_500_that_tells_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: object, **__: object) -> None:
+        raise KeyError("the inside")
+
+    me = await world.user()
+    monkeypatch.setattr("rayloom.db.reads.list_tasks", broken)
+    with caplog.at_level(logging.ERROR):
+        answer = await me.http.get("/api/v1/tasks")
+    _problem(answer, 500)
+    assert "inside" not in answer.text
+    assert "request.failed" in caplog.text
+
+
+class TestAFullHouse:
+    """Limits of a replica that takes one request and one stream at a time."""
+
+    @pytest.fixture
+    def settings(self) -> ServeSettings:
+        return ServeSettings(admission_requests=1, admission_streams=1, request_timeout_s=0.5, submit_timeout_s=2)
+
+    async def test_more_requests_are_told_to_come_back(self, world: World) -> None:
+        me = await world.user()
+        slow = asyncio.create_task(_send_slowly(world, me))
+
+        async def look() -> bool:
+            return "rayloom_http_requests_open 1.0" in (await me.http.get("/metrics")).text
+
+        assert await until(look)
+        answer = await me.http.get("/api/v1/tasks")
+        assert _problem(answer, 503)["type"] == "urn:rayloom:problem:overloaded"
+        assert int(answer.headers["retry-after"]) >= 1
+        assert (await me.http.get("/healthz")).status_code == 200
+        async with asyncio.timeout(10):
+            assert (await slow).startswith(b"HTTP/1.1 408 ")
+
+    async def test_more_streams_are_told_to_come_back_and_requests_go_on(self, world: World) -> None:
+        me = await world.user()
+        task_id = await me.submit()
+        path = f"/api/v1/tasks/{task_id}/events"
+        async with me.http.stream("GET", path) as response:
+            assert response.status_code == 200
+            _problem(await me.http.get(path), 503)
+            assert (await me.http.get("/api/v1/tasks")).status_code == 200
+
+    async def test_a_stream_outlives_the_time_limit_of_requests(self, world: World) -> None:
+        me = await world.user()
+        task_id = await me.submit()
+        async with me.http.stream("GET", f"/api/v1/tasks/{task_id}/events") as response:
+            lines = response.aiter_lines()
+            while await anext(lines) != "event: task":
+                pass
+            await asyncio.sleep(0.8)
+            await world.run(task_id)
+            rest = [line async for line in lines]
+        assert '"to":"COMPLETED"' in "".join(rest)
+
+
+async def _send_slowly(world: World, me: Person) -> bytes:
+    """The raw answer to a request whose body never comes to its end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", httpx2.URL(world.url).port)
+    head = f"POST /api/v1/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {me.key}\r\nContent-Length: 10\r\n\r\n{{"
+    writer.write(head.encode())
+    try:
+        return await reader.readuntil(b"}")
+    finally:
+        writer.close()
+        await writer.wait_closed()

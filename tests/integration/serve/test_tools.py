@@ -1,0 +1,172 @@
+"""Tools over HTTP: list, switch, register, call."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from rayloom.serve.settings import ServeSettings
+from tests.integration.serve.world import World, one, until
+
+
+async def test_tools_are_listed_with_what_the_contract_shows(world: World) -> None:
+    me, admin = await world.user(), await world.user("admin")
+    items = (await me.get("/tools"))["items"]
+    assert [item["name"] for item in items] == ["core.echo", "core.noop", "core.sleep"]
+    assert set(items[0]) == {
+        "name", "type", "description", "version", "schema", "output_schema", "permission_level", "is_active", "health",
+        "breaker", "stats",
+    }  # fmt: skip
+    assert "secret.tool" in [item["name"] for item in (await admin.get("/tools"))["items"]]
+    assert (await me.http.get("/api/v1/tools/secret.tool")).status_code == 404
+    first = await me.get("/tools", limit=2)
+    second = await me.get("/tools", limit=2, cursor=first["next_cursor"])
+    assert first["items"] + second["items"] == items
+    assert second["next_cursor"] is None
+
+
+async def test_statistics_count_attempts(world: World) -> None:
+    me = await world.user()
+    before = (await me.get("/tools/core.sleep"))["stats"]["calls"]
+    task_id = await me.submit({"plan": one(tool="core.sleep", input={"seconds": 0})})
+    await world.run(task_id)
+
+    async def look() -> dict[str, float] | None:
+        stats: dict[str, float] = (await me.get("/tools/core.sleep"))["stats"]
+        return stats if stats["calls"] == before + 1 else None
+
+    assert (await until(look))["p50_ms"] == pytest.approx(5, abs=1)
+
+
+async def test_an_entry_point_is_registered_switched_and_removed(world: World) -> None:
+    admin, me = await world.user("admin"), await world.user()
+    body = {"type": "NATIVE", "name": "my.tool", "endpoint": "known"}
+    made = await admin.http.post("/api/v1/tools/register", json=body)
+    assert made.status_code == 201
+    assert made.json() == {"name": "my.tool", "type": "NATIVE", "tools": ["my.tool"]}
+    assert (await me.get("/tools/my.tool"))["is_active"] is True
+    assert (await admin.http.post("/api/v1/tools/register", json=body)).status_code == 409
+    unknown = await admin.http.post("/api/v1/tools/register", json={**body, "name": "x", "endpoint": "y"})
+    assert unknown.status_code == 422
+    assert unknown.json()["errors"][0]["pointer"] == "/endpoint"
+    off = await admin.http.patch("/api/v1/tools/my.tool", json={"is_active": False})
+    assert off.json()["is_active"] is False
+    refused = await me.http.post("/api/v1/tasks", json={"plan": one(tool="my.tool")})
+    assert refused.json()["errors"][0]["pointer"] == "/plan/subtasks/0/tool"
+    assert (await me.http.post("/api/v1/tools/my.tool/invoke", json={})).status_code == 409
+    assert (await admin.http.patch("/api/v1/tools/my.tool", json={"active": True})).status_code == 422
+    assert (await admin.http.delete("/api/v1/tools/my.tool")).status_code == 204
+    assert (await me.http.get("/api/v1/tools/my.tool")).status_code == 404
+    assert (await admin.http.delete("/api/v1/tools/core.noop")).status_code == 409
+
+
+@pytest.mark.parametrize("kind", ["MCP", "SKILL"])
+async def test_other_types_come_later(world: World, kind: str) -> None:
+    admin = await world.user("admin")
+    answer = await admin.http.post("/api/v1/tools/register", json={"type": kind, "name": "x"})
+    assert answer.status_code == 501
+
+
+async def test_a_change_that_somebody_else_made_is_seen(world: World) -> None:
+    me = await world.user()
+    assert (await me.http.get("/api/v1/tools/core.noop")).status_code == 200
+    await world.fakes.registry.register_native("pushed", "known")
+
+    async def look() -> bool:
+        return (await me.http.get("/api/v1/tools/pushed")).status_code == 200
+
+    assert await until(look)
+
+
+async def test_a_call_waits_for_its_task(world: World) -> None:
+    me = await world.user()
+    calling = asyncio.create_task(me.http.post("/api/v1/tools/core.echo/invoke", json={"input": {"value": 5}}))
+    task_id = await me.only_task()
+    await world.run(task_id, lambda item: {"echoed": item.input})
+    answer = await calling
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "output": {"echoed": '{"value": 5}'},
+        "error": None,
+        "duration_ms": pytest.approx(5, abs=1),
+    }
+
+
+async def test_the_failure_of_a_called_tool_is_a_200_with_an_error(world: World) -> None:
+    me = await world.user()
+    calling = asyncio.create_task(me.http.post("/api/v1/tools/core.noop/invoke", json={}))
+    task_id = await me.only_task()
+    [item] = await world.claimed(task_id)
+    assert item.max_retries == 0
+    await world.fail(item)
+    answer = await calling
+    assert answer.status_code == 200
+    assert answer.json()["output"] is None
+    assert answer.json()["error"]["code"] == "BOOM"
+
+
+async def test_a_cancelled_call_says_so(world: World) -> None:
+    me = await world.user()
+    calling = asyncio.create_task(me.http.post("/api/v1/tools/core.noop/invoke", json={}))
+    task_id = await me.only_task()
+    await me.http.post(f"/api/v1/tasks/{task_id}/cancel")
+    assert (await calling).json()["error"]["code"] == "CANCELLED"
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"input": {}}, "/input"),
+        ({"input": {"value": 1, "more": 2}}, "/input"),
+        ({"input": {"value": {"$ref": "other.output"}}}, "/input/value"),
+        ({"input": []}, "/input"),
+        ({"inputs": {}}, "/inputs"),
+        ({"input": {"value": 1}, "timeout_s": 0}, "/timeout_s"),
+        ({"input": {"value": 1}, "timeout_s": 1e9}, "/timeout_s"),
+    ],
+)
+async def test_a_bad_call_is_refused_with_a_pointer(world: World, body: dict[str, object], pointer: str) -> None:
+    me = await world.user()
+    answer = await me.http.post("/api/v1/tools/core.echo/invoke", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"].startswith(pointer)
+    assert (await me.get("/tasks"))["items"] == []
+
+
+class TestImpatience:
+    """A replica that does not let calls wait."""
+
+    @pytest.fixture
+    def settings(self) -> ServeSettings:
+        return ServeSettings(invoke_queue_s=0.05)
+
+    async def test_a_call_that_gets_no_turn_is_cancelled(self, world: World) -> None:
+        me = await world.user()
+        answer = await me.http.post("/api/v1/tools/core.noop/invoke", json={"timeout_s": 0.05})
+        assert answer.status_code == 503
+        assert (await me.get("/tasks"))["items"][0]["status"] == "CANCELLED"
+
+
+async def test_without_a_registry_plans_can_not_be_judged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayloom.serve.offered.FIRST_ANSWER_S", 0.05)
+    me = await world.user()
+    world.deps.offered._snapshot = None
+    world.deps.offered._arrived.clear()
+    answer = await me.http.post("/api/v1/tasks", json={"plan": one()})
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"]
+
+
+async def test_a_plan_is_made_of_a_prompt_and_nothing_is_stored(world: World) -> None:
+    me = await world.user()
+    prompt = '1. @core.echo {"value": 1}\n2. @core.noop {}'
+    answer = await me.http.post("/api/v1/plans", json={"prompt": prompt})
+    assert answer.status_code == 200, answer.text
+    made = answer.json()
+    assert set(made) == {"plan", "source", "repairs", "width", "critical_path", "estimate", "usage", "warnings"}
+    assert made["source"] == "outline"
+    assert [item["tool"] for item in made["plan"]["subtasks"]] == ["core.echo", "core.noop"]
+    assert (await me.get("/tasks"))["items"] == []
+    later = await me.http.post("/api/v1/plans", json={"prompt": "x", "tools": []})
+    assert later.status_code == 501
