@@ -1,0 +1,122 @@
+"""The same API behind Ray Serve: built in the replica, streams uncut, planning by the parser's deployment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+
+import httpx2
+import pytest
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+import ray
+from ray import serve
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from rayloom.dag.answer import opened
+from rayloom.dag.ports import Planned, PlanRequest
+from rayloom.db import keys
+from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.serve.deployment import API_DEPLOYMENT, PARSER_DEPLOYMENT, bind
+from rayloom.serve.deps import Ports
+from rayloom.serve.settings import ServeSettings
+from tests.integration.serve.fakes import Fakes
+
+APPLICATION = "api-test"
+
+
+class _ByName(Fakes):
+    """Fakes, but for the parser: that one is the deployment beside the API."""
+
+    def ports(self) -> Ports:
+        ports = super().ports()
+        return Ports(
+            scheduler=ports.scheduler, registry=ports.registry, tokens=ports.tokens, parser=_Parser(), ray=ports.ray
+        )
+
+
+class _Parser:
+    async def plan(self, request: PlanRequest) -> Planned:
+        handle = serve.get_deployment_handle(PARSER_DEPLOYMENT, APPLICATION)
+        planned: Planned = opened(await handle.plan.remote(request))
+        return planned
+
+
+def _ports() -> Ports:
+    return _ByName().ports()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def url(database: DatabaseSettings, redis: RedisSettings) -> Iterator[str]:
+    folder = tempfile.mkdtemp(prefix="rls")
+    ray.init(
+        address="local",
+        num_cpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=80 * 1024 * 1024,
+        _temp_dir=folder,
+    )
+    port = _free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": None})
+    settings = ServeSettings(port=port, max_body_bytes=100_000)
+    serve.run(bind(settings, database, redis, _ports), name=APPLICATION, route_prefix="/")
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+async def client(url: str, database: DatabaseSettings) -> AsyncIterator[httpx2.AsyncClient]:
+    engine = create_async_engine(database.primary_dsn(), poolclass=NullPool)
+    key = keys.new_key()
+    await keys.create_key(engine, user=key, role="user", key=key)
+    await engine.dispose()
+    headers = {"Authorization": f"Bearer {key}"}
+    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=30, trust_env=False) as client:
+        yield client
+
+
+async def test_the_api_serves_behind_ray_serve(client: httpx2.AsyncClient) -> None:
+    assert set(serve.status().applications[APPLICATION].deployments) == {API_DEPLOYMENT, PARSER_DEPLOYMENT}
+    assert (await client.get("/readyz")).json()["status"] == "ready"
+    made = await client.post("/api/v1/plans", json={"prompt": "1. @core.noop {}\n2. @core.noop {}"})
+    assert made.status_code == 200, made.text
+    assert len(made.json()["plan"]["subtasks"]) == 2
+    submitted = await client.post("/api/v1/tasks", json={"plan": made.json()["plan"]})
+    assert submitted.status_code == 202
+    path = submitted.headers["location"]
+    async with client.stream("GET", f"{path}/events") as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = response.aiter_lines()
+        assert (await anext(lines)).startswith("retry: ")
+        assert (await client.post(f"{path}/cancel")).status_code == 202
+        rest = [line async for line in lines]
+    assert '"to":"CANCELLED"' in rest[-2]
+
+
+async def test_refusals_behind_ray_serve_are_ours(client: httpx2.AsyncClient) -> None:
+    large = await client.post("/api/v1/tasks", content=b'{"prompt": "' + b" " * 200_000 + b'"}')
+    for answer, status in (
+        (large, 413),
+        (await client.get("/nowhere"), 404),
+        (await client.delete("/api/v1/tasks"), 405),
+        (await client.get("/api/v1/tasks", headers={"Authorization": "Bearer x"}), 401),
+        (await client.post("/api/v1/tasks", content=b"{"), 400),
+        (await client.get("/api/v1/tasks?limit=0", headers={"x-request-timeout-seconds": "nonsense"}), 422),
+    ):
+        assert answer.status_code == status
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["status"] == status
