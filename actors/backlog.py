@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.dag.resources import ResourceShape
 from rayloom.db import leases
-from rayloom.db.queue import REDIS_AWAY, Queued, ReadyQueue, Signals
+from rayloom.db.queue import REDIS_AWAY, Queued, ReadyQueue
 
 _log = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ SWEEP_ROWS = 5_000
 class Backlog:
     """The ready queue with its safety net. ``redis_away`` says that PostgreSQL stands in for Redis."""
 
-    def __init__(self, engine: AsyncEngine, queue: ReadyQueue, signals: Signals) -> None:
-        self._engine, self._queue, self._signals = engine, queue, signals
+    def __init__(self, engine: AsyncEngine, queue: ReadyQueue) -> None:
+        self._engine, self._queue = engine, queue
         self._shapes: dict[str, ResourceShape] = {}
         self._held: list[tuple[float, str, Queued]] = []
         self._sweep_after: tuple[float, UUID] | None = None
@@ -45,8 +45,7 @@ class Backlog:
         if items:
             self.dirty = True
         try:
-            await self._queue.push(items)
-            await self._signals.tell(list(tasks))
+            await self._queue.push(items, wake=False, tasks=tasks)
             self.redis_away = False
         except REDIS_AWAY as error:
             self._away(error)

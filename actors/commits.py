@@ -8,8 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.flight import Flying
 from rayloom.actors.settings import EngineSettings
@@ -19,6 +17,7 @@ from rayloom.dag.outcome import Outcome
 from rayloom.dag.ports import Finished
 from rayloom.db import attempts, leases
 from rayloom.db.attempts import Committed, Ending
+from rayloom.db.engine import Line
 
 _log = logging.getLogger(__name__)
 
@@ -28,13 +27,13 @@ class Commits:
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        line: Line,
         backlog: Backlog,
         settings: EngineSettings,
         *,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self._engine, self._backlog, self._settings, self._jitter = engine, backlog, settings, jitter
+        self._line, self._backlog, self._settings, self._jitter = line, backlog, settings, jitter
         self._policy = RetryPolicy(initial_s=settings.retry_initial_s, max_s=settings.retry_max_s)
         self._ended: deque[tuple[Flying, Outcome]] = deque()
         self.finished: list[Finished] = []
@@ -52,7 +51,7 @@ class Commits:
         batch = [self._ended[i] for i in range(min(len(self._ended), self._settings.batch_max))]
         if not batch:
             return Committed()
-        committed = await attempts.complete(self._engine, [self._ending(flying, outcome) for flying, outcome in batch])
+        committed = await attempts.complete(self._line, [self._ending(flying, outcome) for flying, outcome in batch])
         for ending, why in committed.refused:
             _log.error("outcome.refused", extra={"sub_task_id": ending.sub_task_id, "why": why})
             committed = committed.joined(await self._record_refusal(ending, why))
@@ -62,7 +61,7 @@ class Commits:
             for flying, outcome in batch
             if flying.claimed.sub_task_id not in committed.accepted and not outcome.ray_task_id
         ]
-        released = await leases.release(self._engine, unbegun) if unbegun else ()
+        released = await leases.release(self._line, unbegun) if unbegun else ()
         for flying, outcome in batch:
             self._ended.popleft()
             claimed = flying.claimed
@@ -74,7 +73,7 @@ class Commits:
 
     def _ending(self, flying: Flying, outcome: Outcome) -> Ending:
         claimed = flying.claimed
-        if flying.overran and outcome.verdict != "succeeded":
+        if _overran(flying, outcome, self._settings.timeout_grace_s):
             outcome = _timed_out(outcome, claimed.timeout_s)
         decision = decide(
             outcome,
@@ -103,7 +102,16 @@ class Commits:
             ending.outcome, verdict="failed", output=None, output_size=0, output_sha256=None, error=error, stdout="",
             stderr="", spans=(),
         )  # fmt: skip
-        return await attempts.complete(self._engine, [replace(ending, outcome=outcome, retry_in_s=None)])
+        return await attempts.complete(self._line, [replace(ending, outcome=outcome, retry_in_s=None)])
+
+
+def _overran(flying: Flying, outcome: Outcome, grace_s: float) -> bool:
+    """Whether the worker was killed because the attempt did not stop at its timeout: by itself, or by us."""
+    if outcome.verdict == "succeeded" or outcome.ray_task_id:
+        return False
+    lasted_s = outcome.finished_at - outcome.started_at
+    died = outcome.error is not None and outcome.error.code == "WORKER_DIED"
+    return flying.overran or (died and lasted_s >= flying.claimed.timeout_s + grace_s)
 
 
 def _timed_out(outcome: Outcome, timeout_s: float) -> Outcome:

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.commits import Commits
 from rayloom.actors.flight import Flight
@@ -17,6 +15,7 @@ from rayloom.dag.ports import Ask, Finished, TokenPort
 from rayloom.dag.window import Window
 from rayloom.db import attempts
 from rayloom.db.attempts import Claimed
+from rayloom.db.engine import Line
 from rayloom.db.queue import Queued
 
 _log = logging.getLogger(__name__)
@@ -29,14 +28,14 @@ class Dispatch:
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        line: Line,
         backlog: Backlog,
         commits: Commits,
         flight: Flight,
         tokens: TokenPort,
         settings: EngineSettings,
     ) -> None:
-        self._engine, self._backlog, self._commits, self._flight = engine, backlog, commits, flight
+        self._line, self._backlog, self._commits, self._flight = line, backlog, commits, flight
         self._tokens, self._settings = tokens, settings
         self.window = Window()
         self.incarnation: UUID | None = None
@@ -82,7 +81,7 @@ class Dispatch:
         if admitted:
             try:
                 claimed = await attempts.claim(
-                    self._engine, [(item.sub_task_id, running) for item, running in admitted], incarnation=self.incarnation
+                    self._line, [(item.sub_task_id, running) for item, running in admitted], incarnation=self.incarnation
                 )
             except BaseException:
                 await self._undo([item for item, _ in admitted])

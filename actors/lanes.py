@@ -16,6 +16,7 @@ from ray import exceptions as ray_errors
 
 from rayloom.actors.flight import Running
 from rayloom.actors.order import AttemptOrder
+from rayloom.actors.parcel import pack, unpack
 from rayloom.actors.settings import WorkerSettings
 from rayloom.actors.worker import Worker
 from rayloom.dag.errors import ErrorInfo
@@ -26,12 +27,12 @@ from rayloom.dag.resources import ResourceShape
 _worker: Worker | None = None
 
 
-def _run_in_worker(settings: WorkerSettings, order: AttemptOrder) -> Outcome:
+def _run_in_worker(settings: WorkerSettings, packed: bytes) -> bytes:
     global _worker  # noqa: PLW0603 - one a process, as its loop and connections are
     context = ray.get_runtime_context()
     if _worker is None or _worker.settings != settings:
         _worker = Worker(settings, worker_id=context.get_worker_id(), node_id=context.get_node_id())
-    return _worker.run(order, ray_task_id=str(context.get_task_id()))
+    return pack(_worker.run(AttemptOrder.unpack(packed), ray_task_id=str(context.get_task_id())))
 
 
 class OwnLane:
@@ -39,8 +40,8 @@ class OwnLane:
 
     def __init__(self, settings: WorkerSettings) -> None:
         # Settings travel once, with the function, not with every attempt.
-        def attempt(order: AttemptOrder) -> Outcome:
-            return _run_in_worker(settings, order)
+        def attempt(packed: bytes) -> bytes:
+            return _run_in_worker(settings, packed)
 
         attempt.__name__ = attempt.__qualname__ = "rayloom_attempt"
         self._task: Any = ray.remote(max_retries=0, max_calls=0)(attempt)
@@ -51,7 +52,7 @@ class OwnLane:
         options = self._options.get(shape)
         if options is None:
             options = self._options.setdefault(shape, ray_options(shape))
-        ref = self._task.options(name=order.ray_name, **options).remote(order)
+        ref = self._task.options(name=order.ray_name, **options).remote(order.pack())
         loop = asyncio.get_running_loop()
         started_at = time.time()
 
@@ -90,8 +91,7 @@ def _outcome(future: Any, started_at: float) -> Outcome:
     """What a Ray task gave: its own outcome, or the outcome that its death amounts to."""
     error = future.exception()
     if error is None:
-        outcome: Outcome = future.result()
-        return outcome
+        return unpack(future.result())
     verdict, info = _death(error)
     return Outcome(verdict=verdict, error=info, started_at=started_at, finished_at=time.time())
 

@@ -1,8 +1,13 @@
-"""What the scheduler hands to a worker: one attempt, complete and picklable."""
+"""What the scheduler hands to a worker: one attempt, complete, and its packing.
+
+Ray takes a quarter of a millisecond to pickle a small dataclass, as its pickler looks for functions and classes to ship.
+Bytes it takes as they are: orders and outcomes cross as packed tuples of plain values.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import pickle
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,3 +35,15 @@ class AttemptOrder:
     def ray_name(self) -> str:
         """The name of the attempt's Ray task (contract section 4)."""
         return f"{self.task_id}:{self.key}"
+
+    def pack(self) -> bytes:
+        """The order as bytes, for ``unpack`` of the same release."""
+        return pickle.dumps(tuple(getattr(self, name) for name in _FIELDS), protocol=pickle.HIGHEST_PROTOCOL)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> AttemptOrder:
+        """The order that ``pack`` made. Only ever given bytes of our own scheduler."""
+        return cls(**dict(zip(_FIELDS, pickle.loads(packed), strict=True)))
+
+
+_FIELDS = tuple(field.name for field in fields(AttemptOrder))

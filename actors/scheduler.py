@@ -29,8 +29,8 @@ from rayloom.dag.outcome import Outcome
 from rayloom.dag.ports import Health, ParserPort, RegistryPort, TokenPort
 from rayloom.dag.resources import NodeShape
 from rayloom.db import incarnations
-from rayloom.db.engine import is_unavailable, make_engine
-from rayloom.db.queue import WAKE, ReadyQueue, Signals, make_redis
+from rayloom.db.engine import Line, is_unavailable, make_engine
+from rayloom.db.queue import TASKS, WAKE, ReadyQueue, Signals, make_redis
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +38,9 @@ AGAIN_S = 0.3
 NODES_S = 2.0
 LOOKS = 4
 LISTEN_S = 5.0
+BUSY = 4
+BUSY_TURN_S = 0.006
+"""With more than BUSY attempts in flight, turns begin at least so far apart."""
 
 
 class Scheduler:
@@ -63,10 +66,12 @@ class Scheduler:
         )
         self._redis = make_redis(settings.redis, name="rayloom-scheduler")
         self._signals = Signals(self._redis)
-        self._backlog = Backlog(self._engine, ReadyQueue(self._redis), self._signals)
-        self._commits = Commits(self._engine, self._backlog, engine_settings)
+        self._backlog = Backlog(self._engine, ReadyQueue(self._redis))
+        # Commits and claims take turns in one loop, so they share one line.
+        self._line = Line(self._engine)
+        self._commits = Commits(self._line, self._backlog, engine_settings)
         self._flight = Flight(lane, self._ended)
-        self._dispatch = Dispatch(self._engine, self._backlog, self._commits, self._flight, tokens, engine_settings)
+        self._dispatch = Dispatch(self._line, self._backlog, self._commits, self._flight, tokens, engine_settings)
         self._reaper = Reaper(self._engine, self._backlog, self._flight, engine_settings)
         self._splitting = Splitting(self._engine, self._backlog, parser, on_room=self._split_soon)
         self._view = ClusterView()
@@ -92,6 +97,7 @@ class Scheduler:
             self._flight.kill(flying)
         if self._incarnation is not None:
             await incarnations.end_incarnation(self._engine, self._incarnation)
+        await self._line.drop()
         await self._redis.aclose()
         await self._engine.dispose()
 
@@ -163,10 +169,16 @@ class Scheduler:
 
     async def _turn(self) -> None:
         """Write down what has ended, start what has become ready, as long as there is either."""
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
         while True:
             await self._awake.wait()
             self._awake.clear()
             while True:
+                if len(self._flight) > BUSY:
+                    # Many ends are about to come: one commit for several is worth more than a moment for the first.
+                    await asyncio.sleep(began_at + BUSY_TURN_S - loop.time())
+                began_at = loop.time()
                 self._turns += 1
                 committed = await self._commits.turn()
                 if committed.retry_in_s is not None:
@@ -219,8 +231,12 @@ class Scheduler:
         async with self._signals.listen(WAKE) as listener:
             await self.wake()
             while True:
-                if await listener.wait(LISTEN_S) is not None:
-                    await self.wake()
+                reason = await listener.wait(LISTEN_S)
+                if reason == TASKS:
+                    self._split_awake.set()
+                elif reason is not None:
+                    self._backlog.dirty = True
+                    self._awake.set()
 
     async def _watch_nodes(self) -> None:
         looks: deque[dict[str, float]] = deque(maxlen=LOOKS)

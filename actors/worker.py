@@ -1,15 +1,16 @@
-"""The process that runs attempts: one event loop in a thread of its own, kept from attempt to attempt.
+"""The process that runs attempts: one event loop, connections and tools, kept from attempt to attempt.
 
-The main thread belongs to Ray: it waits for the attempt, so that Ray can interrupt it, and it watches the clock, so that
-a tool that blocks the loop is stopped too, by ending the process.
+The loop runs in the main thread, for as long as an attempt does. Ray's request to stop comes there as SIGINT. A watch
+in a thread of its own ends the process when an attempt overruns because foreign code blocks the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import logging
 import os
+import signal
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -35,9 +36,12 @@ from rayloom.tools.tool import Tool
 
 _log = logging.getLogger(__name__)
 
-POLL_S = 0.1
-"""How often the main thread looks whether Ray interrupts it: Ray's interrupt does not wake a waiting thread."""
+WATCH_S = 0.2
 OVERRUN_EXIT_CODE = 75
+
+
+def _heard_elsewhere(_signal: int, _frame: object) -> None:
+    """In place of a KeyboardInterrupt in the middle of whatever runs: `Worker._hear` acts on the signal."""
 
 
 class Worker:
@@ -47,7 +51,12 @@ class Worker:
         self.settings = settings
         self.worker_id = worker_id
         self.node_id = node_id
-        self._loop = asyncio.new_event_loop()
+        self._loop = asyncio.SelectorEventLoop()
+        asyncio.set_event_loop(self._loop)
+        self._hears, self._told = socket.socketpair()
+        for end in (self._hears, self._told):
+            end.setblocking(False)
+        self._loop.add_reader(self._hears, self._hear)
         self._engine: AsyncEngine = make_engine(
             settings.database.worker_dsn(), pool_size=1, max_overflow=settings.database.worker_pool_size - 1,
             name="rayloom-worker",
@@ -55,37 +64,27 @@ class Worker:
         self._signals = Signals(make_redis(settings.redis, name="rayloom-worker"))
         self._registry = RayRegistry(settings.engine)
         self._current: asyncio.Task[Outcome] | None = None
+        self._order: AttemptOrder | None = None
         self._snapshot = ToolSnapshot(version=-1, tools={})
-        threading.Thread(target=self._loop.run_forever, name="rayloom-attempts", daemon=True).start()
+        self._die_at: float | None = None
+        self._never = threading.Event()
+        threading.Thread(target=self._watch, name="rayloom-watch", daemon=True).start()
 
     def run(self, order: AttemptOrder, *, ray_task_id: str) -> Outcome:
         """Run one attempt to its end, from the main thread."""
-        started = time.monotonic()
-        grace_s = self.settings.engine.stop_grace_s
-        future = asyncio.run_coroutine_threadsafe(self._attempt(order), self._loop)
-        outcome: Outcome | None = None
-        while outcome is None:
-            try:
-                outcome = future.result(timeout=POLL_S)
-            except TimeoutError:
-                if time.monotonic() - started > order.timeout_s + self.settings.engine.timeout_grace_s:
-                    self._die("attempt.overran", order)
-            except KeyboardInterrupt:
-                outcome = self._stop(future, order, grace_s)
+        self._order = order
+        self._die_at = time.monotonic() + order.timeout_s + self.settings.engine.timeout_grace_s
+        # Ray stops a task by a SIGINT that it only pretends to send: nothing interrupts a waiting loop, but Python
+        # writes to this socket, which the loop reads. (asyncio's own signal handlers do the same at 0.2 ms each time.)
+        wakeup = signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
+        handler = signal.signal(signal.SIGINT, _heard_elsewhere)
+        try:
+            outcome = self._loop.run_until_complete(self._attempt(order))
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            signal.set_wakeup_fd(wakeup)
+            self._die_at = None
         return replace(outcome, worker_id=self.worker_id, node_id=self.node_id, ray_task_id=ray_task_id)
-
-    def _stop(self, future: concurrent.futures.Future[Outcome], order: AttemptOrder, grace_s: float) -> Outcome:
-        """Ray asks the attempt to stop: let it clean up, but not for long."""
-        done = threading.Event()
-        future.add_done_callback(lambda _: done.set())
-        self._loop.call_soon_threadsafe(self._cancel)
-        if not done.wait(grace_s):
-            self._die("attempt.would_not_stop", order)
-        return future.result()
-
-    def _cancel(self) -> None:
-        if self._current is not None:
-            self._current.cancel()
 
     async def _attempt(self, order: AttemptOrder) -> Outcome:
         self._current = asyncio.current_task()
@@ -94,10 +93,25 @@ class Worker:
         finally:
             self._current = None
 
-    def _die(self, why: str, order: AttemptOrder) -> None:
-        # The loop is blocked by foreign code; nothing in this process can be trusted to go on.
-        _log.error(why, extra={"task_id": order.task_id, "subtask": order.key, "attempt": order.attempt})
-        os._exit(OVERRUN_EXIT_CODE)
+    def _hear(self) -> None:
+        if signal.SIGINT in self._hears.recv(4096):
+            self._stop()
+
+    def _stop(self) -> None:
+        """Ray asks the attempt to stop: let it clean up, but not for long."""
+        self._die_at = time.monotonic() + self.settings.engine.stop_grace_s
+        if self._current is not None:
+            self._current.cancel()
+
+    def _watch(self) -> None:
+        while True:
+            # A plain pause, not an event: this thread must not depend on the one that it watches.
+            self._never.wait(WATCH_S)
+            die_at, order = self._die_at, self._order
+            if die_at is not None and order is not None and time.monotonic() > die_at:
+                # The loop is blocked by foreign code; nothing in this process can be trusted to go on.
+                _log.error("attempt.blocked: %s:%s #%s", order.task_id, order.key, order.attempt)
+                os._exit(OVERRUN_EXIT_CODE)
 
     async def tool(self, name: str, registry_version: int) -> Tool:
         """The tool, as the registry knows it at this version or later."""

@@ -123,8 +123,6 @@ def _environment(settings: Settings) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray runs every worker at nice 15, and the scheduler is one: under load it would starve beside its own database.
-    os.environ.setdefault("RAY_worker_niceness", "0")
     if not settings.ray_address:
         # Despite its name, this is how Ray is told to stay on the loopback instead of the machine's own address.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

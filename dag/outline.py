@@ -24,7 +24,7 @@ from rayloom.dag.outline_cues import Relation, clauses, joining_word, language_o
 from rayloom.dag.outline_steps import Steps
 from rayloom.dag.output import clean_text
 from rayloom.dag.plan import MAX_SUBTASKS, Plan, parse_plan
-from rayloom.dag.verify import ToolView
+from rayloom.dag.tool_view import ToolView
 
 _MAX_NOTES: Final = 200
 _NO_VIEWS: Final[Mapping[str, ToolView]] = MappingProxyType({})

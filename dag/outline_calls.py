@@ -16,7 +16,7 @@ from rayloom.dag.outline_blocks import Code
 from rayloom.dag.plan import TaskType
 from rayloom.dag.references import literal, scan
 from rayloom.dag.values import JsonObject
-from rayloom.dag.verify import ToolView
+from rayloom.dag.tool_view import ToolView
 
 FETCH_TOOL: Final = "http.fetch_text"
 SHELL_TOOL: Final = "shell.run"

@@ -13,7 +13,7 @@ from rayloom.dag.outline_cues import is_chinese, is_fetching, joining_word, with
 from rayloom.dag.plan import TaskType
 from rayloom.dag.references import REF, literal
 from rayloom.dag.values import Json, JsonObject
-from rayloom.dag.verify import ToolView
+from rayloom.dag.tool_view import ToolView
 
 TEXT_TOOL: Final = "core.echo"
 GATHER_TOOL: Final = "core.noop"

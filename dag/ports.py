@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from rayloom.dag.resources import NodeShape
-from rayloom.dag.verify import ToolView
 from rayloom.dag.values import Json, JsonObject
+from rayloom.dag.tool_view import ToolView
 
 Health = Mapping[str, Json]
 

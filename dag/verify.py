@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Final, Literal
+from typing import Final
 
 from rayloom.dag import graph
 from rayloom.dag.errors import Fault, InvalidPlan
@@ -20,27 +20,11 @@ from rayloom.dag.nearest import did_you_mean
 from rayloom.dag.plan import MAX_FAULTS, NO_WISHES, Plan, Resources, Subtask
 from rayloom.dag.references import scan
 from rayloom.dag.resources import NodeShape, ResourceShape, effective, fits, largest
+from rayloom.dag.tool_view import Lane, ToolView
 
 _MODEL_DEFAULTS: Final[Mapping[str, float]] = {"CPU": 0.25}
 """What a subtask without a tool asks for: it waits for a model."""
 _SHOWN_MEMBERS: Final = 30
-
-Lane = Literal["own", "shared"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolView:
-    """What must be known of a tool to judge a plan."""
-
-    name: str
-    schema: Mapping[str, Any]
-    """JSON Schema (draft 2020-12) of its input; valid itself, which registration has checked."""
-    resources: Mapping[str, float]
-    """What it asks for by default, by Ray's names."""
-    permission_level: Literal["read", "write", "execute", "admin"] = "read"
-    is_active: bool = True
-    lane: Lane = "own"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedSubtask:

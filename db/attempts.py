@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.dag.outcome import Outcome, Span
 from rayloom.dag.values import Json, JsonObject
-from rayloom.db.engine import driver, dump, is_unavailable
+from rayloom.db.engine import Source, driver, dump, is_unavailable
 from rayloom.db.queue import Queued
 
 INLINE_BYTES = 256 * 1024
@@ -79,7 +79,7 @@ class Committed:
 
 
 async def claim(
-    engine: AsyncEngine, items: Sequence[tuple[str, bool]], *, incarnation: UUID
+    engine: Source, items: Sequence[tuple[str, bool]], *, incarnation: UUID
 ) -> tuple[Claimed, ...]:
     """Take leases of (subtask id, run now?) pairs; those that somebody else took are left out."""
     async with driver(engine) as connection:
@@ -154,7 +154,7 @@ def _error(ending: Ending) -> str | None:
     return None if error is None else dump(error.at(ending.attempt).as_json())
 
 
-async def complete(engine: AsyncEngine, endings: Sequence[Ending]) -> Committed:
+async def complete(engine: Source, endings: Sequence[Ending]) -> Committed:
     """Record a batch of endings in one commit.
 
     A batch that PostgreSQL refuses is halved until the culprit stands alone; that one is answered as ``refused`` and

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.db.engine import make_engine
-from rayloom.db.queue import REDIS_AWAY, Queued, ReadyQueue, Signals, make_redis
+from rayloom.db.queue import REDIS_AWAY, TASKS, Queued, ReadyQueue, Signals, make_redis
 from rayloom.db.reader import reading
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.db.wakeups import Wakeups
@@ -50,7 +50,7 @@ class Backends:
             if queued:
                 await self.queue.push(queued)
             else:
-                await self.signals.wake("task")
+                await self.signals.wake(TASKS)
             await self.signals.tell([task_id])
         except REDIS_AWAY:
             return False

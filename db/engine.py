@@ -14,7 +14,7 @@ import asyncpg
 import orjson
 from sqlalchemy.exc import DBAPIError, InterfaceError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from rayloom.dag.errors import Transient
 
@@ -36,18 +36,54 @@ def make_engine(url: str, *, pool_size: int, max_overflow: int, name: str) -> As
     )
 
 
+class Line:
+    """One connection that is kept between uses, for a loop that speaks all the time: no checkout, no ping.
+
+    For one user at a time. A connection that has failed is replaced at the next use.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._connection: AsyncConnection | None = None
+
+    async def open(self) -> AsyncConnection:
+        """The connection, made anew when there is none."""
+        if self._connection is None:
+            self._connection = await self._engine.connect()
+        return self._connection
+
+    async def drop(self) -> None:
+        """Forget the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.invalidate()
+            await connection.close()
+
+
+Source = AsyncEngine | Line
+
+
 @asynccontextmanager
-async def driver(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+async def driver(source: Source) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
     """The asyncpg connection of a pooled connection, in autocommit. Raises Transient when the database is away."""
     try:
-        async with engine.connect() as connection:
-            raw = (await connection.get_raw_connection()).driver_connection
-            assert raw is not None
-            yield raw
+        if isinstance(source, Line):
+            yield await _raw(await source.open())
+        else:
+            async with source.connect() as connection:
+                yield await _raw(connection)
     except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        if is_unavailable(error):
-            raise Transient("DATABASE_UNAVAILABLE", f"the database did not answer: {type(error).__name__}") from error
-        raise
+        if not is_unavailable(error):
+            raise
+        if isinstance(source, Line):
+            await source.drop()
+        raise Transient("DATABASE_UNAVAILABLE", f"the database did not answer: {type(error).__name__}") from error
+
+
+async def _raw(connection: AsyncConnection) -> asyncpg.Connection[asyncpg.Record]:
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert raw is not None
+    return raw
 
 
 # Classes of SQLSTATE: connection exception, insufficient resources, operator intervention (shutting down, starting up).

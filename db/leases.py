@@ -8,11 +8,11 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.db.attempts import Committed, committed_of, queued_of
-from rayloom.db.engine import driver
+from rayloom.db.engine import Source, driver
 from rayloom.db.queue import Queued
 
 
-async def release(engine: AsyncEngine, leases: Sequence[tuple[str, int]]) -> tuple[Queued, ...]:
+async def release(engine: Source, leases: Sequence[tuple[str, int]]) -> tuple[Queued, ...]:
     """Give back leases (subtask id, attempt) of subtasks that were handed over but not begun."""
     async with driver(engine) as connection:
         rows = await connection.fetch(

@@ -20,6 +20,9 @@ from rayloom.db.settings import RedisSettings
 PREFIX = "rayloom:"
 SHAPES = PREFIX + "shapes"
 WAKE = PREFIX + "wake"
+READY = "ready"
+TASKS = "tasks"
+"""What a wake-up says: that subtasks are queued, or that there are tasks to split."""
 READY_TTL_S = 7 * 86_400
 REDIS_AWAY: tuple[type[BaseException], ...] = (RedisError, OSError, TimeoutError)
 
@@ -88,20 +91,25 @@ class ReadyQueue:
         self._redis = redis
         self._pop = redis.register_script(POP)
 
-    async def push(self, items: Iterable[Queued]) -> None:
-        """Add subtasks and wake the scheduler."""
+    async def push(self, items: Iterable[Queued], *, wake: bool = True, tasks: Iterable[str] = ()) -> None:
+        """Add subtasks, and wake the scheduler unless it is the scheduler that adds them. Tell who follows ``tasks``."""
         by_shape: dict[str, dict[str, float]] = {}
         for item in items:
             by_shape.setdefault(item.shape, {})[f"{item.sub_task_id}:{item.user_id}"] = item.score
-        if not by_shape:
+        channels = [Signals.task_channel(task) for task in tasks]
+        if not by_shape and not channels:
             return
         async with self._redis.pipeline(transaction=False) as pipe:
             for shape, members in by_shape.items():
                 pipe.zadd(PREFIX + "ready:" + shape, dict(members))
                 # An owner's last resort against keys that nothing owns: a live queue is touched far more often.
                 pipe.expire(PREFIX + "ready:" + shape, READY_TTL_S)
-            pipe.sadd(SHAPES, *by_shape)
-            pipe.publish(WAKE, "ready")
+            if by_shape:
+                pipe.sadd(SHAPES, *by_shape)
+                if wake:
+                    pipe.publish(WAKE, READY)
+            for channel in channels:
+                pipe.publish(channel, "")
             await pipe.execute()
 
     async def pop(self, room: Mapping[str, int]) -> Popped:
@@ -150,7 +158,7 @@ class Signals:
             await pubsub.subscribe(channel)
             yield Listener(pubsub)
         finally:
-            await pubsub.aclose()
+            await pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py has not typed it
 
     @staticmethod
     def task_channel(task_id: str) -> str:

@@ -37,7 +37,8 @@ from rayloom.dag.states import (
     move_task,
 )
 from rayloom.dag.values import Json
-from rayloom.dag.verify import ToolView, verify
+from rayloom.dag.tool_view import ToolView
+from rayloom.dag.verify import verify
 
 VIEWS = {
     view.name: view

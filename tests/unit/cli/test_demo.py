@@ -17,7 +17,8 @@ from rayloom.cluster.demo_steps.combine import SECTIONS as WRITERS
 from rayloom.cluster.demo_steps.measure import measure
 from rayloom.dag.plan import parse_plan
 from rayloom.dag.resources import NodeShape
-from rayloom.dag.verify import ToolView, verify
+from rayloom.dag.tool_view import ToolView
+from rayloom.dag.verify import verify
 from rayloom.tools.builtin.catalogue import BUILTINS
 from tests.unit.cli.api import KEY, FakeApi
 

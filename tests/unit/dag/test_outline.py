@@ -8,7 +8,8 @@ import pytest
 
 from rayloom.dag.outline import Outline, split
 from rayloom.dag.plan import Subtask
-from rayloom.dag.verify import ToolView, verify
+from rayloom.dag.tool_view import ToolView
+from rayloom.dag.verify import verify
 
 _OBJECT = {"type": "object"}
 _SCHEMAS: dict[str, dict[str, Any]] = {

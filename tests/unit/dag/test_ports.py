@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rayloom.dag.ports import RegisteredTool, ToolSnapshot
-from rayloom.dag.verify import ToolView
+from rayloom.dag.tool_view import ToolView
 
 
 def test_a_snapshot_shows_of_a_tool_what_verification_needs() -> None:
