@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Final
 
 from redis.asyncio import Redis
 from sqlalchemy import text
@@ -14,6 +15,9 @@ from rayloom.db.queue import REDIS_AWAY, TASKS, Queued, ReadyQueue, Signals, mak
 from rayloom.db.reader import reading
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.db.wakeups import Wakeups
+
+OFFER_TIMEOUT_S: Final = 2.0
+"""A request does not wait longer for a Redis that hangs: what it did is in the database already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +51,12 @@ class Backends:
     async def offer(self, queued: tuple[Queued, ...], task_id: str) -> bool:
         """Put what became QUEUED into the queue and tell who follows the task. False when Redis is away."""
         try:
-            if queued:
-                await self.queue.push(queued)
-            else:
-                await self.signals.wake(TASKS)
-            await self.signals.tell([task_id])
+            async with asyncio.timeout(OFFER_TIMEOUT_S):
+                if queued:
+                    await self.queue.push(queued)
+                else:
+                    await self.signals.wake(TASKS)
+                await self.signals.tell([task_id])
         except REDIS_AWAY:
             return False
         return True

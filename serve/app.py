@@ -61,6 +61,13 @@ def build_app(settings: ServeSettings, open_deps: Callable[[], Deps]) -> FastAPI
         redoc_url=None,
         # A redirect has an empty body and would be followed with another method: a wrong path is a 404.
         redirect_slashes=False,
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
     )
     app.state.measures = measures
     for router in ROUTERS:

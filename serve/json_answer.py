@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 from uuid import UUID
-from uuid import UUID
 
 import orjson
 from starlette.responses import Response

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, Final
 from uuid import UUID
@@ -20,6 +21,8 @@ from rayloom.serve.sse import Chunk, event_stream, frame
 
 router = APIRouter(prefix="/api/v1/tasks/{task_id}/events", tags=["events"])
 BATCH: Final = 500
+BUSY: Final = 16
+BUSY_PAUSE_S: Final = 0.02
 MAX_ID: Final = 2**63 - 1
 
 
@@ -55,3 +58,6 @@ async def _pages(deps: Deps, task_id: UUID, last_id: int) -> AsyncIterator[Chunk
             last_id = page.events[-1].id
         text = b"".join(frame(str(row.id), row.kind, shapes.event(task_id, row)) for row in page.events)
         yield Chunk(text=text, is_last=page.is_last, has_more=len(page.events) == BATCH)
+        if BUSY <= len(page.events) < BATCH:
+            # Much is happening: fewer, larger looks keep the database and the proxy for those who do it.
+            await asyncio.sleep(BUSY_PAUSE_S)

@@ -73,7 +73,7 @@ def url(database: DatabaseSettings, redis: RedisSettings) -> Iterator[str]:
     settings = ServeSettings(port=port, max_body_bytes=100_000)
     serve.run(bind(settings, database, redis, _ports), name=APPLICATION, route_prefix="/")
     yield f"http://127.0.0.1:{port}"
-    serve.shutdown()
+    serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
 

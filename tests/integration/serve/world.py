@@ -174,7 +174,9 @@ async def serving(database: DatabaseSettings, redis: RedisSettings, settings: Se
         held.append(open_deps(settings, database, redis, fakes.ports()))
         return held[0]
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    # Named as TCP, so that asyncio sends small answers at once.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(build_app(settings, open_), log_config=None, timeout_graceful_shutdown=1, lifespan="on")
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve(sockets=[listener]))
