@@ -12,18 +12,18 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import orjson
 
 from rayloom.actors.order import AttemptOrder
 from rayloom.actors.settings import WorkerSettings
 from rayloom.dag.errors import ErrorInfo, UserError
-from rayloom.dag.outcome import Outcome, Span, Verdict
+from rayloom.dag.outcome import Outcome, Verdict
 from rayloom.dag.output import sanitise
 from rayloom.dag.references import resolve
 from rayloom.dag.states import Phase
-from rayloom.dag.values import Json
+from rayloom.dag.values import Json, JsonObject
 from rayloom.tools.call import call_tool
 from rayloom.tools.ports import FilesPort, LogPort
 from rayloom.tools.tool import Tool, ToolContext, ToolResult
@@ -66,7 +66,7 @@ class _Record:
 
     started_at: float
     clock: Callable[[], float]
-    spans: list[Span] = field(default_factory=list)
+    spans: list[JsonObject] = field(default_factory=list)
     result: ToolResult | None = None
 
     @contextmanager
@@ -77,9 +77,13 @@ class _Record:
             yield
             ok = True
         finally:
-            self.spans.append(
-                Span(name=phase, kind="phase", started_at=started_at, finished_at=self.clock(), ok=ok)
-            )
+            self.add(phase, "phase", started_at, ok)
+
+    def add(self, name: str, kind: Literal["phase", "tool", "model"], started_at: float, ok: bool) -> None:
+        """A named, timed piece that ends now; ``started_at`` in seconds since the epoch."""
+        self.spans.append(
+            {"name": name, "kind": kind, "started_at": started_at, "finished_at": self.clock(), "ok": ok, "attributes": {}}
+        )
 
     def outcome(self, verdict: Verdict, *, error: ErrorInfo | None = None, limit: int = 0) -> Outcome:
         result = self.result
@@ -91,7 +95,7 @@ class _Record:
             stdout=_head(result.stdout, limit) if result else "",
             stderr=_head(result.stderr, limit) if result else "",
             tokens_used=result.tokens_used if result else 0,
-            spans=tuple(self.spans),
+            spans=orjson.dumps(self.spans).decode(),
         )
 
 
@@ -149,9 +153,7 @@ async def _phases(order: AttemptOrder, surroundings: Surroundings, reporter: Rep
             record.result = await call_tool(tool, input_, context)
             ok = True
         finally:
-            record.spans.append(
-                Span(name=order.tool, kind="tool", started_at=started_at, finished_at=record.clock(), ok=ok)
-            )
+            record.add(order.tool, "tool", started_at, ok)
     with record.phase(Phase.POST_PROCESS, reporter):
         text = orjson.dumps(sanitise(record.result.output)).decode()
         if len(text) > surroundings.settings.engine.output_max_bytes:

@@ -100,7 +100,7 @@ class Commits:
         )
         outcome = replace(
             ending.outcome, verdict="failed", output=None, output_size=0, output_sha256=None, error=error, stdout="",
-            stderr="", spans=(),
+            stderr="", spans="[]",
         )  # fmt: skip
         return await attempts.complete(self._line, [replace(ending, outcome=outcome, retry_in_s=None)])
 

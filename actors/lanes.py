@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ def _run_in_worker(settings: WorkerSettings, packed: bytes) -> bytes:
 
 
 class OwnLane:
-    """One Ray task an attempt."""
+    """One Ray task an attempt. Belongs to the event loop that it is made in."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         # Settings travel once, with the function, not with every attempt.
@@ -46,6 +47,7 @@ class OwnLane:
         attempt.__name__ = attempt.__qualname__ = "rayloom_attempt"
         self._task: Any = ray.remote(max_retries=0, max_calls=0)(attempt)
         self._options: dict[ResourceShape, Mapping[str, Any]] = {}
+        self._ends = _Ends(asyncio.get_running_loop())
 
     def start(self, order: AttemptOrder, shape: ResourceShape, done: Callable[[Outcome], None]) -> Running:
         """Hand an attempt to Ray."""
@@ -53,17 +55,32 @@ class OwnLane:
         if options is None:
             options = self._options.setdefault(shape, ray_options(shape))
         ref = self._task.options(name=order.ray_name, **options).remote(order.pack())
-        loop = asyncio.get_running_loop()
         started_at = time.time()
-
-        def ended(future: Any) -> None:
-            outcome = _outcome(future, started_at)
-            # The loop may be closed already when the process ends.
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(done, outcome)
-
-        ref.future().add_done_callback(ended)
+        ref.future().add_done_callback(lambda future: self._ends.add(done, _outcome(future, started_at)))
         return _RayAttempt(ref)
+
+
+class _Ends:
+    """Brings ends from Ray's threads into the event loop, waking it once for many."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._ended: deque[tuple[Callable[[Outcome], None], Outcome]] = deque()
+        self._waking = False
+
+    def add(self, done: Callable[[Outcome], None], outcome: Outcome) -> None:
+        """Called in a thread of Ray's."""
+        self._ended.append((done, outcome))
+        # A stale True is harmless: who set it has still to empty the queue. The loop is closed when the process ends.
+        if not self._waking and not self._loop.is_closed():
+            self._waking = True
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._waking = False
+        while self._ended:
+            done, outcome = self._ended.popleft()
+            done(outcome)
 
 
 class _RayAttempt:

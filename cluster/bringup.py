@@ -28,6 +28,7 @@ from rayloom.db.settings import DatabaseSettings, RedisSettings
 _log = logging.getLogger(__name__)
 
 SANDBOXES_PER_CPU = 4
+WARM_WORKERS_PER_CPU = 8
 READY_TIMEOUT_S = 120.0
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
 """Outputs are kept in PostgreSQL; Ray's object store only carries them there."""
@@ -124,6 +125,9 @@ def _environment(settings: Settings) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not settings.ray_address:
+        # Ray ends workers that are idle for a second beyond one a CPU; ours hold fractions of one, and take a second of
+        # CPU to start again.
+        os.environ.setdefault("RAY_num_workers_soft_limit", str(WARM_WORKERS_PER_CPU * _cpus(settings)))
         # Despite its name, this is how Ray is told to stay on the loopback instead of the machine's own address.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Jobs and batches find us, and the Python that has us installed.
@@ -133,6 +137,10 @@ def _environment(settings: Settings) -> None:
     path = os.environ.get("PATH", "").split(os.pathsep)
     if path[0] != scripts:
         os.environ["PATH"] = os.pathsep.join([scripts, *path])
+
+
+def _cpus(settings: Settings) -> int:
+    return settings.ray_num_cpus or os.cpu_count() or 1
 
 
 def _start_ray(settings: Settings) -> str:
@@ -150,11 +158,11 @@ def _start_ray(settings: Settings) -> str:
                 "start one with `ray start --head`, or unset it to start a local Ray"
             ) from None
     else:
-        cpus = settings.ray_num_cpus if settings.ray_num_cpus is not None else os.cpu_count() or 1
+        cpus = _cpus(settings)
         # In this thread: Ray's processes die with the thread that started them, and this one lives as long as `up`.
         context = ray.init(
-            num_cpus=max(1, int(cpus)),
-            resources={"sandbox": max(1, int(cpus * SANDBOXES_PER_CPU))},
+            num_cpus=cpus,
+            resources={"sandbox": cpus * SANDBOXES_PER_CPU},
             object_store_memory=OBJECT_STORE_BYTES,
             namespace="rayloom",
             include_dashboard=True,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from rayloom.dag.errors import ErrorInfo
@@ -12,23 +11,11 @@ Verdict = Literal["succeeded", "failed", "timed_out", "cancelled", "lost"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """A named, timed piece of an attempt (a phase, a tool call): seconds since the epoch."""
-
-    name: str
-    kind: Literal["phase", "tool", "model"]
-    started_at: float
-    finished_at: float
-    ok: bool = True
-    attributes: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """The end of one attempt.
 
     ``verdict`` says how it ended; ``output`` is the JSON text of what it produced (only when succeeded), ready for
-    the database; ``error`` is why it did not. Times are seconds since the epoch, taken on the worker's clock.
+    the database; ``error`` is why it did not. ``spans`` is the JSON text of its pieces (phases, calls). Times are seconds since the epoch, taken on the worker's clock.
     """
 
     verdict: Verdict
@@ -41,7 +28,7 @@ class Outcome:
     stdout: str = ""
     stderr: str = ""
     tokens_used: int = 0
-    spans: tuple[Span, ...] = ()
+    spans: str = "[]"
     worker_id: str = ""
     node_id: str = ""
     ray_task_id: str = ""

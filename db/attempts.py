@@ -10,8 +10,8 @@ from uuid import UUID
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rayloom.dag.outcome import Outcome, Span
-from rayloom.dag.values import Json, JsonObject
+from rayloom.dag.outcome import Outcome
+from rayloom.dag.values import Json
 from rayloom.db.engine import Source, driver, dump, is_unavailable
 from rayloom.db.queue import Queued
 
@@ -114,17 +114,6 @@ async def claim(
 _STATUS = {"succeeded": "COMPLETED", "failed": "FAILED", "timed_out": "TIMED_OUT", "cancelled": "LOST", "lost": "LOST"}
 
 
-def _span(span: Span) -> JsonObject:
-    return {
-        "name": span.name,
-        "kind": span.kind,
-        "started_at": span.started_at,
-        "finished_at": span.finished_at,
-        "ok": span.ok,
-        "attributes": dict(span.attributes),
-    }
-
-
 def _columns(endings: Sequence[Ending]) -> list[list[Any]]:
     outcomes = [ending.outcome for ending in endings]
     return [
@@ -142,7 +131,7 @@ def _columns(endings: Sequence[Ending]) -> list[list[Any]]:
         [outcome.tokens_used for outcome in outcomes],
         [outcome.stdout for outcome in outcomes],
         [outcome.stderr for outcome in outcomes],
-        [dump([_span(span) for span in outcome.spans]) for outcome in outcomes],
+        [outcome.spans for outcome in outcomes],
         [outcome.worker_id for outcome in outcomes],
         [outcome.node_id for outcome in outcomes],
         [outcome.ray_task_id for outcome in outcomes],
