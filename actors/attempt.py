@@ -28,7 +28,6 @@ from rayloom.tools.call import call_tool
 from rayloom.tools.ports import FilesPort, LogPort
 from rayloom.tools.tool import Tool, ToolContext, ToolResult
 
-
 _log = logging.getLogger(__name__)
 
 
@@ -82,7 +81,14 @@ class _Record:
     def add(self, name: str, kind: Literal["phase", "tool", "model"], started_at: float, ok: bool) -> None:
         """A named, timed piece that ends now; ``started_at`` in seconds since the epoch."""
         self.spans.append(
-            {"name": name, "kind": kind, "started_at": started_at, "finished_at": self.clock(), "ok": ok, "attributes": {}}
+            {
+                "name": name,
+                "kind": kind,
+                "started_at": started_at,
+                "finished_at": self.clock(),
+                "ok": ok,
+                "attributes": {},
+            }
         )
 
     def outcome(self, verdict: Verdict, *, error: ErrorInfo | None = None, limit: int = 0) -> Outcome:

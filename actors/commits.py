@@ -47,7 +47,10 @@ class Commits:
         return len(self._ended)
 
     async def turn(self) -> Committed:
-        """Write down what has ended so far, at most one batch. Raises Transient, with nothing lost, when the database is away."""
+        """Write down what has ended so far, at most one batch.
+
+        Raises Transient, with nothing lost, when the database is away.
+        """
         batch = [self._ended[i] for i in range(min(len(self._ended), self._settings.batch_max))]
         if not batch:
             return Committed()

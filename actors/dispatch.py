@@ -43,7 +43,10 @@ class Dispatch:
         self._known: frozenset[str] = frozenset()
 
     async def turn(self) -> tuple[Claimed, ...]:
-        """Start what there is room for, at most one batch. Raises Transient, with nothing lost, when something is away."""
+        """Start what there is room for, at most one batch.
+
+        Raises Transient, with nothing lost, when something is away.
+        """
         if self.incarnation is None:
             return ()
         items = await self._backlog.pop(self._room())
@@ -71,7 +74,8 @@ class Dispatch:
     def _room(self) -> dict[str, int]:
         self._known = frozenset(self._backlog.waiting)
         return {
-            shape: min(self.window.capacity(self._backlog.shape(shape)), self._settings.batch_max) for shape in self._known
+            shape: min(self.window.capacity(self._backlog.shape(shape)), self._settings.batch_max)
+            for shape in self._known
         }
 
     async def _start(self, taken: Sequence[tuple[Queued, bool]]) -> tuple[Claimed, ...]:
@@ -81,7 +85,9 @@ class Dispatch:
         if admitted:
             try:
                 claimed = await attempts.claim(
-                    self._line, [(item.sub_task_id, running) for item, running in admitted], incarnation=self.incarnation
+                    self._line,
+                    [(item.sub_task_id, running) for item, running in admitted],
+                    incarnation=self.incarnation,
                 )
             except BaseException:
                 await self._undo([item for item, _ in admitted])

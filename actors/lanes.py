@@ -1,4 +1,4 @@
-"""The own lane: one Ray task for each attempt, named after it, with its resource request. All of Ray that a scheduler needs.
+"""The own lane: one Ray task for each attempt, named after it, with its resource request.
 
 Ray never retries an attempt by itself (``max_retries=0``): whether there is another one is decided by our own rules,
 from an outcome that says what happened.
@@ -24,12 +24,11 @@ from rayloom.dag.errors import ErrorInfo
 from rayloom.dag.outcome import Outcome, Verdict
 from rayloom.dag.resources import ResourceShape
 
-
 _worker: Worker | None = None
 
 
 def _run_in_worker(settings: WorkerSettings, packed: bytes) -> bytes:
-    global _worker  # noqa: PLW0603 - one a process, as its loop and connections are
+    global _worker
     context = ray.get_runtime_context()
     if _worker is None or _worker.settings != settings:
         _worker = Worker(settings, worker_id=context.get_worker_id(), node_id=context.get_node_id())

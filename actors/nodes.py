@@ -14,8 +14,10 @@ from rayloom.dag.resources import NodeShape
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterView:
-    """``nodes``: one entry a live node. ``types``: those kinds of node that an autoscaler could add. ``free``: totals of
-    what nobody uses right now, by resource."""
+    """``nodes``: one entry a live node. ``types``: those kinds of node that an autoscaler could add.
+
+    ``total`` and ``free``: all that there is, and what nobody uses right now, by resource.
+    """
 
     nodes: tuple[NodeShape, ...] = ()
     types: tuple[NodeShape, ...] = ()
@@ -44,7 +46,9 @@ def _types() -> tuple[NodeShape, ...]:
     if config is None:
         return ()
     return tuple(
-        NodeShape(total=dict(group.resources), labels=dict(getattr(group, "labels", {})), count_max=group.max_count or 1_000)
+        NodeShape(
+            total=dict(group.resources), labels=dict(getattr(group, "labels", {})), count_max=group.max_count or 1_000
+        )
         for group in config.node_group_configs
         if group.resources and group.max_count != 0
     )

@@ -1,7 +1,7 @@
 """What the scheduler hands to a worker: one attempt, complete, and its packing.
 
-Ray takes a quarter of a millisecond to pickle a small dataclass, as its pickler looks for functions and classes to ship.
-Bytes it takes as they are: orders and outcomes cross as packed tuples of plain values.
+Ray takes a quarter of a millisecond to pickle a small dataclass, as its pickler looks for functions and classes to
+ship. Bytes it takes as they are: orders and outcomes cross as packed tuples of plain values.
 """
 
 from __future__ import annotations

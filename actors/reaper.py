@@ -1,4 +1,4 @@
-"""What keeps work from being stuck for ever: heartbeats, dead schedulers' leases, back-offs, deadlines, stale attempts."""
+"""What keeps work from being stuck for ever: heartbeats, dead schedulers' leases, back-offs, deadlines."""
 
 from __future__ import annotations
 

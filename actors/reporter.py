@@ -59,9 +59,15 @@ class AttemptReporter:
         order = self._order
         self._lines.append(
             LogLine(
-                at=datetime.now(UTC), task_id=order.task_id, subtask=order.key, attempt=order.attempt, stream=stream,
-                level=level, message=message, fields=_clean(fields),
-            )  # fmt: skip
+                at=datetime.now(UTC),
+                task_id=order.task_id,
+                subtask=order.key,
+                attempt=order.attempt,
+                stream=stream,
+                level=level,
+                message=message,
+                fields=_clean(fields),
+            )
         )
         if len(self._lines) >= BATCH_LINES and self._task is None:
             self._start()

@@ -62,7 +62,10 @@ class Scheduler:
         self._awake = asyncio.Event()
         self._split_awake = asyncio.Event()
         self._engine = make_engine(
-            database.primary_dsn(), pool_size=database.pool_size, max_overflow=database.max_overflow, name="rayloom-scheduler"
+            database.primary_dsn(),
+            pool_size=database.pool_size,
+            max_overflow=database.max_overflow,
+            name="rayloom-scheduler",
         )
         self._redis = make_redis(settings.redis, name="rayloom-scheduler")
         self._signals = Signals(self._redis)
@@ -141,8 +144,10 @@ class Scheduler:
             try:
                 await loop()
             except (RayloomError, RedisError, OSError) as error:
-                _log.warning("scheduler.again", extra={"loop": loop.__name__, "error": f"{type(error).__name__}: {error}"})
-            except Exception as error:
+                _log.warning(
+                    "scheduler.again", extra={"loop": loop.__name__, "error": f"{type(error).__name__}: {error}"}
+                )
+            except Exception as error:  # noqa: BLE001 - a loop of the scheduler goes on whatever happens
                 if not is_unavailable(error):
                     _log.exception("scheduler.loop_failed", extra={"loop": loop.__name__})
             await asyncio.sleep(AGAIN_S)

@@ -19,7 +19,9 @@ class EngineSettings(BaseModel):
     retry_max_s: PositiveFloat = Field(default=60.0, description="the wait before a retry, at most, without jitter")
     lane: Literal["auto", "own"] = "auto"
     heartbeat_s: PositiveFloat = Field(default=1.0, description="how often a scheduler says that it lives")
-    lease_s: PositiveFloat = Field(default=10.0, description="a scheduler that is silent for so long has lost its leases")
+    lease_s: PositiveFloat = Field(
+        default=10.0, description="a scheduler that is silent for so long has lost its leases"
+    )
     sweep_s: PositiveFloat = Field(default=10.0, description="how often PostgreSQL is searched for what Redis lost")
     faults: str = ""
     namespace: str = Field(default="rayloom", description="Ray namespace of the singletons")
@@ -28,7 +30,9 @@ class EngineSettings(BaseModel):
     stop_grace_s: NonNegativeFloat = Field(default=0.8, description="how long a cancelled attempt may clean up")
     timeout_grace_s: NonNegativeFloat = Field(default=3.0, description="over timeout_s, before the worker is killed")
     output_max_bytes: PositiveInt = Field(default=64 * 1024 * 1024, description="a larger output fails its attempt")
-    output_text_chars: PositiveInt = Field(default=256 * 1024, description="stdout and stderr kept in the attempt's row")
+    output_text_chars: PositiveInt = Field(
+        default=256 * 1024, description="stdout and stderr kept in the attempt's row"
+    )
 
 
 class WorkerSettings(BaseModel):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -15,6 +16,7 @@ from rayloom.dag.errors import ErrorInfo, InvalidPlan, RayloomError, Stale, Tran
 from rayloom.dag.plan import parse_plan
 from rayloom.dag.ports import ParserPort, Planned, PlanRequest, ToolSnapshot
 from rayloom.dag.resources import NodeShape
+from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verify import VerifiedPlan, verify
 from rayloom.db import incarnations, task_moves
@@ -26,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 AT_ONCE = 8
 AGAIN_S = 1.0
+BROKEN_MAX = 3
 
 
 class Splitting:
@@ -67,18 +70,22 @@ class Splitting:
         return len(self._busy)
 
     async def _split(self, task: TaskToSplit, incarnation: UUID) -> None:
+        broken = 0
         while True:
             try:
                 await self._try(task, incarnation)
                 return
             except Transient as error:
                 _log.warning("split.again", extra={"task_id": str(task.task_id), "error": error.message})
-                await asyncio.sleep(AGAIN_S)
             except Stale:
                 return
-            except Exception:
+            except Exception as error:  # a plan that breaks us must end its own task, and no other
                 _log.exception("split.failed", extra={"task_id": str(task.task_id)})
-                await asyncio.sleep(AGAIN_S)
+                broken += 1
+                if broken == BROKEN_MAX:
+                    await self._fail(task, error)
+                    return
+            await asyncio.sleep(AGAIN_S)
 
     async def _try(self, task: TaskToSplit, incarnation: UUID) -> None:
         await self._backlog.add((), tasks=[str(task.task_id)])
@@ -88,7 +95,7 @@ class Splitting:
                     task_id=str(task.task_id),
                     prompt=task.prompt,
                     context=task.context,
-                    tools=tuple(name for name, tool in self.tools.tools.items() if tool.is_active),
+                    tools=_usable(self.tools, task),
                 )
             )
             verified = await asyncio.to_thread(self._verify, planned, task)
@@ -114,22 +121,36 @@ class Splitting:
         await self._backlog.add(queued, tasks=[str(task.task_id)])
 
     def _verify(self, planned: Planned, task: TaskToSplit) -> VerifiedPlan:
-        rules = task.options.get("tools")
-        allow, deny = (rules.get("allow"), rules.get("deny")) if isinstance(rules, dict) else (None, None)
-        return verify(
-            parse_plan(planned.plan),
-            tools=self.tools.views(),
-            nodes=self.nodes,
-            allow=[str(glob) for glob in allow] if isinstance(allow, list) else ("*",),
-            deny=[str(glob) for glob in deny] if isinstance(deny, list) else (),
-        )
+        allow, deny = _rules(task)
+        return verify(parse_plan(planned.plan), tools=self.tools.views(), nodes=self.nodes, allow=allow, deny=deny)
 
-    async def _fail(self, task: TaskToSplit, error: RayloomError) -> None:
+    async def _fail(self, task: TaskToSplit, error: Exception) -> None:
         info = ErrorInfo.from_exception(error)
         if isinstance(error, InvalidPlan):
             info = ErrorInfo(
-                code="PLAN_REFUSED", error_class="user", message=f"the plan made of this prompt is refused: {info.message}",
+                code="PLAN_REFUSED", error_class="user", message=f"the plan of this prompt is refused: {info.message}",
                 retryable=False,
             )  # fmt: skip
         await task_moves.end_task(self._engine, task.task_id, status="FAILED", error=info, reason=info.message)
         await self._backlog.add((), tasks=[str(task.task_id)])
+
+
+def _usable(snapshot: ToolSnapshot, task: TaskToSplit) -> dict[str, ToolView]:
+    allow, deny = _rules(task)
+    return {
+        name: view
+        for name, view in snapshot.views().items()
+        if view.is_active
+        and any(fnmatchcase(name, glob) for glob in allow)
+        and not any(fnmatchcase(name, glob) for glob in deny)
+    }
+
+
+def _rules(task: TaskToSplit) -> tuple[list[str], list[str]]:
+    """What the task allows and denies: globs of tool names."""
+    rules = task.options.get("tools")
+    allow, deny = (rules.get("allow"), rules.get("deny")) if isinstance(rules, dict) else (None, None)
+    return (
+        [str(glob) for glob in allow] if isinstance(allow, list) else ["*"],
+        [str(glob) for glob in deny] if isinstance(deny, list) else [],
+    )

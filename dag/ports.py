@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from rayloom.dag.resources import NodeShape
-from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.tool_view import ToolView
+from rayloom.dag.values import Json, JsonObject
 
 Health = Mapping[str, Json]
 
@@ -97,12 +97,12 @@ class Quota:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
-    """What the parser needs to plan a prompt."""
+    """What the parser needs to plan a prompt. ``tools``: those that the task may use, by name."""
 
     task_id: str
     prompt: str
     context: JsonObject
-    tools: Sequence[str]
+    tools: Mapping[str, ToolView]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +143,10 @@ class RegistryPort(Protocol):
         """Wait until the registry is newer than ``version`` (at most some 20 s) and answer all tools."""
 
     async def register_native(self, name: str, endpoint: str) -> RegisteredTool:
-        """Switch on an installed entry point. Raises UserError (``TOOL_EXISTS``, ``TOOL_UNKNOWN``, ``TOOL_INVALID``)."""
+        """Switch on an installed entry point.
+
+        Raises UserError (``TOOL_EXISTS``, ``TOOL_UNKNOWN``, ``TOOL_INVALID``).
+        """
 
     async def set_active(self, name: str, active: bool) -> RegisteredTool:
         """Switch a tool on or off. Raises UserError (``TOOL_UNKNOWN``)."""

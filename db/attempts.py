@@ -78,9 +78,7 @@ class Committed:
         )
 
 
-async def claim(
-    engine: Source, items: Sequence[tuple[str, bool]], *, incarnation: UUID
-) -> tuple[Claimed, ...]:
+async def claim(engine: Source, items: Sequence[tuple[str, bool]], *, incarnation: UUID) -> tuple[Claimed, ...]:
     """Take leases of (subtask id, run now?) pairs; those that somebody else took are left out."""
     async with driver(engine) as connection:
         rows = await connection.fetch(
@@ -154,8 +152,8 @@ async def complete(engine: Source, endings: Sequence[Ending]) -> Committed:
     try:
         async with driver(engine) as connection:
             rows = await connection.fetch(
-                "SELECT * FROM complete_attempts($1::uuid[], $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, "
-                "$16, $17, $18, $19)",
+                "SELECT * FROM complete_attempts($1::uuid[], $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, "
+                "$15, $16, $17, $18, $19)",
                 *_columns(endings),
                 INLINE_BYTES,
             )
@@ -193,14 +191,18 @@ def queued_of(rows: Sequence[asyncpg.Record]) -> tuple[Queued, ...]:
 async def begin(engine: AsyncEngine, sub_task_id: str, attempt: int, worker_id: str) -> bool:
     """A worker begins an attempt that was handed over as demand. False: the lease is gone, don't run it."""
     async with driver(engine) as connection:
-        return bool(await connection.fetchval("SELECT begin_attempt($1::uuid, $2, $3)", sub_task_id, attempt, worker_id))
+        return bool(
+            await connection.fetchval("SELECT begin_attempt($1::uuid, $2, $3)", sub_task_id, attempt, worker_id)
+        )
 
 
 async def report_phase(engine: AsyncEngine, sub_task_id: str, attempt: int, phase: str, worker_id: str) -> bool:
     """A worker tells the phase of a long attempt. False: the attempt is no longer current."""
     async with driver(engine) as connection:
         return bool(
-            await connection.fetchval("SELECT report_phase($1::uuid, $2, $3, $4)", sub_task_id, attempt, phase, worker_id)
+            await connection.fetchval(
+                "SELECT report_phase($1::uuid, $2, $3, $4)", sub_task_id, attempt, phase, worker_id
+            )
         )
 
 
@@ -208,7 +210,8 @@ async def outputs(engine: AsyncEngine, task_id: str, keys: Sequence[str]) -> dic
     """The outputs of completed subtasks of a task, by their ids in the plan."""
     async with driver(engine) as connection:
         rows = await connection.fetch(
-            "SELECT key, output_result FROM sub_tasks WHERE parent_id = $1::uuid AND key = ANY ($2) AND status = 'COMPLETED'",
+            "SELECT key, output_result FROM sub_tasks "
+            "WHERE parent_id = $1::uuid AND key = ANY ($2) AND status = 'COMPLETED'",
             task_id,
             list(keys),
         )

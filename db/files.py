@@ -32,7 +32,10 @@ class TaskFiles:
         sha256 = hashlib.sha256(data).hexdigest()
         async with driver(self._engine) as connection, connection.transaction():
             await connection.execute(
-                "INSERT INTO blobs (sha256, size, data) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING", sha256, len(data), data
+                "INSERT INTO blobs (sha256, size, data) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+                sha256,
+                len(data),
+                data,
             )
             await connection.execute(
                 "INSERT INTO task_files (task_id, path, sha256, size, media_type) VALUES ($1::uuid, $2, $3, $4, $5) "
@@ -44,7 +47,8 @@ class TaskFiles:
         """The content of a file. Raises UserError (``FILE_NOT_FOUND``)."""
         async with driver(self._engine) as connection:
             data = await connection.fetchval(
-                "SELECT b.data FROM task_files f JOIN blobs b ON b.sha256 = f.sha256 WHERE f.task_id = $1::uuid AND f.path = $2",
+                "SELECT b.data FROM task_files f JOIN blobs b ON b.sha256 = f.sha256 "
+                "WHERE f.task_id = $1::uuid AND f.path = $2",
                 self._task_id,
                 path,
             )

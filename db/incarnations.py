@@ -25,10 +25,12 @@ async def heartbeat(engine: AsyncEngine, incarnation: UUID, *, lease_s: float) -
     """Say that we live, and end the lives that have been silent for ``lease_s``. False: somebody ended ours."""
     async with driver(engine) as connection:
         alive = await connection.fetchval(
-            "UPDATE schedulers SET heartbeat_at = now() WHERE incarnation = $1 AND ended_at IS NULL RETURNING true", incarnation
+            "UPDATE schedulers SET heartbeat_at = now() WHERE incarnation = $1 AND ended_at IS NULL RETURNING true",
+            incarnation,
         )
         await connection.execute(
-            "UPDATE schedulers SET ended_at = now() WHERE ended_at IS NULL AND heartbeat_at < now() - make_interval(secs => $1)",
+            "UPDATE schedulers SET ended_at = now() "
+            "WHERE ended_at IS NULL AND heartbeat_at < now() - make_interval(secs => $1)",
             lease_s,
         )
     return bool(alive)
@@ -47,6 +49,7 @@ async def dead_with_leases(engine: AsyncEngine) -> tuple[UUID, ...]:
             "SELECT h.incarnation FROM ("
             "  SELECT DISTINCT incarnation FROM sub_tasks WHERE incarnation IS NOT NULL"
             "  UNION SELECT incarnation FROM tasks WHERE status = 'SPLITTING' AND incarnation IS NOT NULL"
-            ") h LEFT JOIN schedulers s ON s.incarnation = h.incarnation AND s.ended_at IS NULL WHERE s.incarnation IS NULL"
+            ") h LEFT JOIN schedulers s ON s.incarnation = h.incarnation AND s.ended_at IS NULL "
+            "WHERE s.incarnation IS NULL"
         )
     return tuple(row["incarnation"] for row in rows)

@@ -16,7 +16,9 @@ async def release(engine: Source, leases: Sequence[tuple[str, int]]) -> tuple[Qu
     """Give back leases (subtask id, attempt) of subtasks that were handed over but not begun."""
     async with driver(engine) as connection:
         rows = await connection.fetch(
-            "SELECT * FROM release_leases($1::uuid[], $2)", [lease for lease, _ in leases], [attempt for _, attempt in leases]
+            "SELECT * FROM release_leases($1::uuid[], $2)",
+            [lease for lease, _ in leases],
+            [attempt for _, attempt in leases],
         )
     return queued_of(rows)
 
@@ -54,7 +56,8 @@ async def held_leases(
     timeout by more than ``grace_s`` seconds."""
     async with driver(engine) as connection:
         rows = await connection.fetch(
-            "SELECT s.id, s.status = 'RUNNING' AND s.started_at + make_interval(secs => s.timeout_s + $4) < now() AS overran "
+            "SELECT s.id, "
+            "s.status = 'RUNNING' AND s.started_at + make_interval(secs => s.timeout_s + $4) < now() AS overran "
             "FROM sub_tasks s JOIN unnest($1::uuid[], $2::integer[]) AS o (id, attempt) ON s.id = o.id "
             "WHERE s.attempt = o.attempt AND s.incarnation = $3",
             [lease for lease, _ in leases],

@@ -60,7 +60,9 @@ async def ensure_worker_role(url: str, *, role: str, password: str) -> str | Non
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             known = await connection.scalar(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role})
             verb = "ALTER" if known else "CREATE"
-            await connection.execute(text(f"{verb} ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD '{password}'"))
+            await connection.execute(
+                text(f"{verb} ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD '{password}'")
+            )
             for grant in WORKER_GRANTS:
                 await connection.execute(text(grant.format(role=role)))
             await connection.commit()

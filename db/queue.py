@@ -26,8 +26,8 @@ TASKS = "tasks"
 READY_TTL_S = 7 * 86_400
 REDIS_AWAY: tuple[type[BaseException], ...] = (RedisError, OSError, TimeoutError)
 
-# KEYS: the set of shapes. ARGV: prefix, then (shape, room) pairs. Pops the best of every shape that has room and forgets
-# shapes that have run empty; answers what it popped, and how many wait in every shape. One round trip.
+# KEYS: the set of shapes. ARGV: prefix, then (shape, room) pairs. Pops the best of every shape that has room and
+# forgets shapes that have run empty; answers what it popped, and how many wait in every shape. One round trip.
 POP = """
 local popped, waiting = {}, {}
 for i = 2, #ARGV, 2 do
@@ -92,7 +92,7 @@ class ReadyQueue:
         self._pop = redis.register_script(POP)
 
     async def push(self, items: Iterable[Queued], *, wake: bool = True, tasks: Iterable[str] = ()) -> None:
-        """Add subtasks, and wake the scheduler unless it is the scheduler that adds them. Tell who follows ``tasks``."""
+        """Add subtasks, and tell who follows ``tasks``. ``wake``: the scheduler too, unless it is the one that adds."""
         by_shape: dict[str, dict[str, float]] = {}
         for item in items:
             by_shape.setdefault(item.shape, {})[f"{item.sub_task_id}:{item.user_id}"] = item.score

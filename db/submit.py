@@ -1,4 +1,4 @@
-"""Writing a task down: its row, its plan, its first events, in one transaction. After the commit nothing can lose it."""
+"""Writing a task down: its row, its plan, its first events, in one transaction. After it nothing can lose it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ async def submit_task(engine: AsyncEngine, new: NewTask) -> Submitted:
         queued: tuple[Queued, ...] = ()
         if new.plan is not None:
             status = move_task(TaskStatus.PENDING, TaskEvent.SPLIT_STARTED)
-            await connection.execute("UPDATE tasks SET status = $2, started_at = $3 WHERE id = $1", task_id, status, now)
+            await connection.execute(
+                "UPDATE tasks SET status = $2, started_at = $3 WHERE id = $1", task_id, status, now
+            )
             events.append((task_id, "task", None, TaskStatus.PENDING, status, "the plan was given", now))
             target = _Target(task_id, new.user_id, new.priority, now)
             queued = await _write_plan(connection, target, new.plan, {"source": "given"}, events, now)
@@ -117,7 +119,9 @@ async def accept_plan(
 
 async def _replay(connection: asyncpg.Connection[Any], new: NewTask) -> Submitted:
     row = await connection.fetchrow(
-        "SELECT fingerprint, task_id FROM idempotency_keys WHERE user_id = $1 AND key = $2", new.user_id, new.idempotency_key
+        "SELECT fingerprint, task_id FROM idempotency_keys WHERE user_id = $1 AND key = $2",
+        new.user_id,
+        new.idempotency_key,
     )
     if row is None or row["fingerprint"] != new.fingerprint:
         raise Refused("IDEMPOTENCY_MISMATCH", "this Idempotency-Key was used with another request body")
@@ -170,8 +174,8 @@ async def _write_plan(
     # In two steps, as the guard sees no way from SPLITTING to PROCESSING but through READY.
     await connection.execute("UPDATE tasks SET status = $2 WHERE id = $1", task_id, ready)
     await connection.execute(
-        "UPDATE tasks SET status = $2, plan = $3, plan_meta = $4, subtask_count = $5, open_count = $5, incarnation = NULL "
-        "WHERE id = $1",
+        "UPDATE tasks SET status = $2, plan = $3, plan_meta = $4, subtask_count = $5, open_count = $5, "
+        "incarnation = NULL WHERE id = $1",
         task_id, processing, dump(plan.plan.model_dump(mode="json", exclude_unset=True)),
         dump(meta | {"width": plan.width, "critical_path": list(plan.critical_path)}), len(ids),
     )  # fmt: skip

@@ -55,18 +55,24 @@ async def expired_tasks(engine: AsyncEngine, *, limit: int = 100) -> tuple[UUID,
     """Live tasks whose deadline has passed."""
     async with driver(engine) as connection:
         rows = await connection.fetch(
-            "SELECT id FROM tasks WHERE deadline_at <= now() AND status IN ('PENDING', 'SPLITTING', 'READY', 'PROCESSING') "
+            "SELECT id FROM tasks "
+            "WHERE deadline_at <= now() AND status IN ('PENDING', 'SPLITTING', 'READY', 'PROCESSING') "
             "AND deadline_at IS NOT NULL ORDER BY deadline_at LIMIT $1",
             limit,
         )
     return tuple(row["id"] for row in rows)
 
 
-async def claim_tasks(engine: AsyncEngine, *, incarnation: UUID, dead: Sequence[UUID], limit: int) -> tuple[TaskToSplit, ...]:
+async def claim_tasks(
+    engine: AsyncEngine, *, incarnation: UUID, dead: Sequence[UUID], limit: int
+) -> tuple[TaskToSplit, ...]:
     """Take PENDING tasks for splitting, and those whose splitter died."""
     async with driver(engine) as connection:
         rows = await connection.fetch(
-            "SELECT id, user_id, original_prompt, context, options FROM claim_tasks($1, $2, $3)", limit, incarnation, list(dead)
+            "SELECT id, user_id, original_prompt, context, options FROM claim_tasks($1, $2, $3)",
+            limit,
+            incarnation,
+            list(dead),
         )
     return tuple(
         TaskToSplit(

@@ -21,7 +21,7 @@ def _plan(request: PlanRequest) -> Planned:
     started_at = perf_counter()
     prompt = request.prompt.strip()
     parsed_at = perf_counter()
-    outline = split(prompt, tuple(request.tools))
+    outline = split(prompt, tuple(request.tools), views=request.tools)
     return Planned(
         plan=outline.plan.model_dump(mode="json", exclude_unset=True),
         source="outline",

@@ -45,9 +45,9 @@ async def plan(request: Request, me: Me) -> Response:
     if not body.prompt.strip():
         raise invalid([Fault("/prompt", "is blank")])
     call_of(request).allow(PARSER_TIMEOUT_S + 10)
-    known = await deps.offered.all()
-    names = [name for name, tool in known.items() if tool.is_active and may_use(me, tool)]
-    wanted = PlanRequest(task_id="", prompt=body.prompt, context=body.context, tools=names)
+    known, views = await deps.offered.all(), await deps.offered.views()
+    usable = {name: views[name] for name, tool in known.items() if tool.is_active and may_use(me, tool)}
+    wanted = PlanRequest(task_id="", prompt=body.prompt, context=body.context, tools=usable)
     planned = await ask(deps.ports.parser.plan(wanted), "the parser", timeout_s=PARSER_TIMEOUT_S)
     judge = Judge(deps, me)
     await judge.prepare()

@@ -331,12 +331,15 @@ BEGIN
 END $$
 ----
 -- Give back the leases of subtasks that were handed over but not begun.
-CREATE FUNCTION release_leases(p_ids uuid[], p_attempt integer[]) RETURNS SETOF change LANGUAGE sql AS $$
+CREATE FUNCTION release_leases(p_ids uuid[], p_attempt integer[]) RETURNS SETOF change LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM lock_tasks_of(p_ids);
+    RETURN QUERY
     UPDATE sub_tasks s SET incarnation = NULL, queued_at = now()
     FROM unnest(p_ids, p_attempt) AS o (id, attempt)
     WHERE s.id = o.id AND s.attempt = o.attempt AND s.status = 'QUEUED' AND s.incarnation IS NOT NULL
-    RETURNING ROW ('queued', s.id, s.parent_id, s.user_id, s.shape, s.score, NULL)::change
-$$
+    RETURNING 'queued', s.id, s.parent_id, s.user_id, s.shape, s.score, NULL::text;
+END $$
 ----
 -- End a task from outside: cancelled by its user, or failed by its deadline or its splitting. Everything that is not
 -- settled becomes CANCELLED. Answers ('refused', …, status) when it is too late, else ('stopped', id, …, attempt) for
