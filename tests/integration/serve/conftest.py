@@ -1,13 +1,9 @@
-"""A real PostgreSQL and Redis for the API: those named in the environment, or embedded ones."""
+"""A database for the API, and the API itself on a real port."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -16,33 +12,10 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 from uuid_utils.compat import uuid7
 
-from rayloom.cluster.embedded.services import EmbeddedServices
-from rayloom.cluster.home import Home
-from rayloom.cluster.settings import load_settings
 from rayloom.db.migrate import upgrade
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.serve.settings import ServeSettings
 from tests.integration.serve.world import World, serving
-
-
-@pytest.fixture(scope="session")
-def servers() -> Iterator[tuple[str, str]]:
-    """The URLs of a PostgreSQL and a Redis."""
-    database, redis = os.environ.get("RAYLOOM_TEST_DATABASE_URL"), os.environ.get("RAYLOOM_TEST_REDIS_URL")
-    if database and redis:
-        yield database, redis
-        return
-    folder = Path(tempfile.mkdtemp(prefix="rl-"))
-    home = Home(folder / "home")
-    home.acquire()
-    services = EmbeddedServices(load_settings(environ={"RAYLOOM_HOME": str(home.path)}), home, lambda _: None)
-    try:
-        ours = services.start()
-        yield ours[0].primary_dsn(), ours[1].dsn()
-    finally:
-        services.stop()
-        home.release()
-        shutil.rmtree(folder)
 
 
 async def _administer(url: str, *statements: str) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
 from rayloom.dag.errors import ErrorInfo
-from rayloom.dag.outcome import Outcome, Span
+from rayloom.dag.outcome import Outcome
 from rayloom.dag.values import Json, JsonObject
 from rayloom.db import keys, leases
 from rayloom.db.attempts import Claimed, Ending, claim, complete
@@ -141,16 +141,22 @@ def _now() -> float:
     return datetime.now(UTC).timestamp()
 
 
+def _span(name: str, kind: str, started_at: float, finished_at: float) -> JsonObject:
+    """As workers tell it."""
+    times: JsonObject = {"started_at": started_at, "finished_at": finished_at}
+    return {"name": name, "kind": kind, **times, "ok": True, "attributes": {"n": 1}}
+
+
 def succeeded(output: Json, **fields: Any) -> Outcome:
     """The outcome of an attempt that gave ``output``."""
     text = orjson.dumps(output)
     now = _now()
-    spans = (
-        Span(name="PREPARE_ENV", kind="phase", started_at=now, finished_at=now + 0.001),
-        Span(name="EXECUTING", kind="phase", started_at=now + 0.001, finished_at=now + 0.004),
-        Span(name="core.echo", kind="tool", started_at=now + 0.002, finished_at=now + 0.003, attributes={"n": 1}),
-        Span(name="POST_PROCESS", kind="phase", started_at=now + 0.004, finished_at=now + 0.005),
-    )
+    spans = [
+        _span("PREPARE_ENV", "phase", now, now + 0.001),
+        _span("EXECUTING", "phase", now + 0.001, now + 0.004),
+        _span("core.echo", "tool", now + 0.002, now + 0.003),
+        _span("POST_PROCESS", "phase", now + 0.004, now + 0.005),
+    ]
     return Outcome(
         verdict="succeeded",
         output=text.decode(),
@@ -158,7 +164,7 @@ def succeeded(output: Json, **fields: Any) -> Outcome:
         output_sha256=hashlib.sha256(text).hexdigest(),
         started_at=now,
         finished_at=now + 0.005,
-        spans=spans,
+        spans=orjson.dumps(spans).decode(),
         worker_id="worker-1",
         **fields,
     )
