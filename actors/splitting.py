@@ -70,21 +70,21 @@ class Splitting:
         return len(self._busy)
 
     async def _split(self, task: TaskToSplit, incarnation: UUID) -> None:
-        broken = 0
+        broken: list[Exception] = []
         while True:
             try:
-                await self._try(task, incarnation)
+                if len(broken) < BROKEN_MAX:
+                    await self._try(task, incarnation)
+                else:
+                    await self._fail(task, broken[-1])
                 return
             except Transient as error:
                 _log.warning("split.again", extra={"task_id": str(task.task_id), "error": error.message})
             except Stale:
                 return
-            except Exception as error:  # a plan that breaks us must end its own task, and no other
+            except Exception as error:  # noqa: BLE001 - a plan that breaks us must end its own task, and no other
                 _log.exception("split.failed", extra={"task_id": str(task.task_id)})
-                broken += 1
-                if broken == BROKEN_MAX:
-                    await self._fail(task, error)
-                    return
+                broken.append(error)
             await asyncio.sleep(AGAIN_S)
 
     async def _try(self, task: TaskToSplit, incarnation: UUID) -> None:
