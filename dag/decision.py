@@ -24,9 +24,7 @@ class Decision:
     spends: bool
 
 
-def decide(
-    outcome: Outcome, *, retry_count: int, max_retries: int, policy: RetryPolicy, jitter: float
-) -> Decision:
+def decide(outcome: Outcome, *, retry_count: int, max_retries: int, policy: RetryPolicy, jitter: float) -> Decision:
     """Whether and when a subtask is tried again. ``jitter`` is a random number from 0 to 1, handed in.
 
     A lost node or scheduler is nobody's fault and spends no retry; everything else that is retryable does. The wait
@@ -36,7 +34,9 @@ def decide(
         return Decision(retry_in_s=None, spends=False)
     if outcome.verdict in ("lost", "cancelled"):
         # Soon, but not at once: whatever took the node away may take the next one too.
-        return Decision(retry_in_s=delay_s(0, initial_s=policy.initial_s, max_s=policy.max_s, jitter=jitter), spends=False)
+        return Decision(
+            retry_in_s=delay_s(0, initial_s=policy.initial_s, max_s=policy.max_s, jitter=jitter), spends=False
+        )
     error = outcome.error
     if error is None or not error.retryable or retry_count >= max_retries:
         return Decision(retry_in_s=None, spends=True)

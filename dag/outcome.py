@@ -15,7 +15,8 @@ class Outcome:
     """The end of one attempt.
 
     ``verdict`` says how it ended; ``output`` is the JSON text of what it produced (only when succeeded), ready for
-    the database; ``error`` is why it did not. ``spans`` is the JSON text of its pieces (phases, calls). Times are seconds since the epoch, taken on the worker's clock.
+    the database; ``error`` is why it did not. ``spans`` is the JSON text of its pieces
+    (phases, calls). Times are seconds since the epoch, taken on the worker's clock.
     """
 
     verdict: Verdict

@@ -15,8 +15,8 @@ from rayloom.dag.nearest import did_you_mean
 from rayloom.dag.outline_blocks import Code
 from rayloom.dag.plan import TaskType
 from rayloom.dag.references import literal, scan
-from rayloom.dag.values import JsonObject
 from rayloom.dag.tool_view import ToolView
+from rayloom.dag.values import JsonObject
 
 FETCH_TOOL: Final = "http.fetch_text"
 SHELL_TOOL: Final = "shell.run"

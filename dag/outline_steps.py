@@ -12,8 +12,8 @@ from rayloom.dag.outline_calls import FETCH_TOOL, Call, CallCheck, Span, call_of
 from rayloom.dag.outline_cues import is_chinese, is_fetching, joining_word, without_cue
 from rayloom.dag.plan import TaskType
 from rayloom.dag.references import REF, literal
-from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.tool_view import ToolView
+from rayloom.dag.values import Json, JsonObject
 
 TEXT_TOOL: Final = "core.echo"
 GATHER_TOOL: Final = "core.noop"

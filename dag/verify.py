@@ -26,6 +26,7 @@ _MODEL_DEFAULTS: Final[Mapping[str, float]] = {"CPU": 0.25}
 """What a subtask without a tool asks for: it waits for a model."""
 _SHOWN_MEMBERS: Final = 30
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedSubtask:
     """One subtask with everything that the plan leaves to be worked out."""

@@ -36,8 +36,8 @@ from rayloom.dag.states import (
     move_subtask,
     move_task,
 )
-from rayloom.dag.values import Json
 from rayloom.dag.tool_view import ToolView
+from rayloom.dag.values import Json
 from rayloom.dag.verify import verify
 
 VIEWS = {

@@ -10,8 +10,8 @@ from rayloom.dag.errors import InvalidPlan
 from rayloom.dag.kinds import UNSUPPORTED
 from rayloom.dag.plan import MAX_FAULTS, Subtask, parse_plan
 from rayloom.dag.resources import NodeShape, ResourceShape
-from rayloom.dag.values import Json
 from rayloom.dag.tool_view import ToolView
+from rayloom.dag.values import Json
 from rayloom.dag.verify import VerifiedPlan, verify
 
 TOOLS = {
