@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 AGAIN_S = 0.3
 NODES_S = 2.0
 LOOKS = 4
+CLOSE_S = 2.0
 LISTEN_S = 5.0
 BUSY = 4
 BUSY_TURN_S = 0.006
@@ -94,7 +95,8 @@ class Scheduler:
         """End this life in order: leases are given back at once, not after their time."""
         for loop in self._loops:
             loop.cancel()
-        await asyncio.wait(self._loops)
+        # The Redis client swallows a cancellation that reaches it while it connects: don't wait for that loop for ever.
+        await asyncio.wait(self._loops, timeout=CLOSE_S)
         await self._splitting.close()
         for flying in self._flight:
             self._flight.kill(flying)

@@ -131,8 +131,7 @@ def _environment(settings: Settings) -> None:
         # Despite its name, this is how Ray is told to stay on the loopback instead of the machine's own address.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Jobs and batches find us, and the Python that has us installed.
-    os.environ["RAYLOOM_HOME"] = str(settings.home)
-    os.environ["RAYLOOM_URL"] = settings.api_url
+    os.environ.update(RAYLOOM_HOME=str(settings.home), RAYLOOM_URL=settings.api_url)
     scripts = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", "").split(os.pathsep)
     if path[0] != scripts:

@@ -13,6 +13,8 @@ from rayloom.dag.values import JsonObject
 from rayloom.db.engine import driver, dump
 
 MAX_MESSAGE_CHARS = 16_384
+LOG_LOCK = 0x6C6F6773
+"""The class of advisory locks of logs: "logs" in ASCII."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,14 @@ async def append(engine: AsyncEngine, lines: Sequence[LogLine]) -> None:
     """Write lines. Text that PostgreSQL refuses (NUL, lone surrogates) is replaced; very long lines are cut."""
     if not lines:
         return
-    async with driver(engine) as connection:
+    async with driver(engine) as connection, connection.transaction():
+        # Writers of one task's log take turns, so that the ids of its lines become visible in their order: who follows
+        # the log from an id on misses none.
+        await connection.execute(
+            "SELECT pg_advisory_xact_lock($1, hashtext(t)) FROM unnest($2::text[]) AS t",
+            LOG_LOCK,
+            sorted({line.task_id for line in lines}),
+        )
         await connection.execute(
             "INSERT INTO log_lines (at, task_id, subtask, attempt, stream, level, message, fields) "
             "SELECT * FROM unnest($1::timestamptz[], $2::uuid[], $3::text[], $4::integer[], $5::text[], $6::text[], "
