@@ -82,6 +82,12 @@ def port(settings: Settings) -> Check:
     return Check(name="port", level="fail", detail=detail, advice=advice)
 
 
+def ports_are_free(settings: Settings) -> bool:
+    """Whether nobody listens where we and a Ray of ours would."""
+    dashboard = None if settings.ray_address else _listen_fault("127.0.0.1", settings.ray_dashboard_port)
+    return port(settings).level == "ok" and dashboard != errno.EADDRINUSE
+
+
 def refuse_to_start(settings: Settings) -> None:
     """Raise StartRefused for the first thing that makes a start pointless."""
     for check in (python_version(), disk_space(settings.home), port(settings)):

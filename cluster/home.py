@@ -113,6 +113,10 @@ class Home:
             os.close(self._lock)
             self._lock = None
 
+    def was_killed(self) -> bool:
+        """Whether the last owner had no time to release it. To be asked by the present one, before `write_run`."""
+        return self.run_file.exists()
+
     def owner(self) -> int | None:
         """The process that owns the folder now, 0 if it has not said which, or None if nobody does."""
         try:

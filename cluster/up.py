@@ -19,7 +19,7 @@ from typing import Literal, Protocol, TypeVar
 import typer
 
 from rayloom.cluster import reach
-from rayloom.cluster.checks import StartRefused, python_version, refuse_to_start
+from rayloom.cluster.checks import StartRefused, ports_are_free, python_version, refuse_to_start
 from rayloom.cluster.embedded.identity import ServiceError
 from rayloom.cluster.embedded.services import EmbeddedServices
 from rayloom.cluster.home import Home, RunningInstance
@@ -32,6 +32,7 @@ __all__ = ["Running", "run_down", "run_status", "run_up"]
 
 T = TypeVar("T")
 INTERRUPTED = 130
+ORPHANS_S = 20
 
 
 class Running(Protocol):
@@ -87,6 +88,8 @@ class _Supervisor:
         self._interrupts = _Interrupts(asyncio.get_running_loop(), self._stop)
         self._interrupts.install()
         try:
+            if self._home.was_killed():
+                await self._unless_stopped(self._until_orphans_are_gone())
             refuse_to_start(self._settings)
             return await self._serve()
         except _Stopped:
@@ -97,6 +100,13 @@ class _Supervisor:
             await asyncio.to_thread(self._services.stop)
             self._home.release()
             self._interrupts.release()
+
+    async def _until_orphans_are_gone(self) -> None:
+        """After a kill -9 of the last owner, Ray's processes need seconds to notice, and hold our ports so long."""
+        for _ in range(ORPHANS_S):
+            if ports_are_free(self._settings):
+                return
+            await asyncio.sleep(1)
 
     async def _serve(self) -> int:
         self._tell("starting")

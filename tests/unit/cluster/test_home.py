@@ -95,6 +95,10 @@ def test_an_owner_that_is_killed_leaves_nothing_to_clean_up(home: Home) -> None:
     assert home.owner() is None
     assert home.read_run() is None
     home.acquire()
+    assert home.was_killed()
+    home.release()
+    home.acquire()
+    assert not home.was_killed()
 
 
 def test_the_lock_does_not_pass_to_children(home: Home) -> None:

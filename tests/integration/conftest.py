@@ -1,0 +1,41 @@
+"""What tests of several rooms stand on: a PostgreSQL and a Redis, and whole raylooms."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rayloom.cluster.embedded.services import EmbeddedServices
+from rayloom.cluster.home import Home
+from rayloom.cluster.settings import load_settings
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[tuple[str, str]]:
+    """The URLs of a PostgreSQL and a Redis: those named in the environment, or embedded ones."""
+    database, redis = os.environ.get("RAYLOOM_TEST_DATABASE_URL"), os.environ.get("RAYLOOM_TEST_REDIS_URL")
+    if database and redis:
+        yield database, redis
+        return
+    folder = Path(tempfile.mkdtemp(prefix="rl-"))
+    home = Home(folder / "home")
+    home.acquire()
+    services = EmbeddedServices(load_settings(environ={"RAYLOOM_HOME": str(home.path)}), home, lambda _: None)
+    try:
+        ours = services.start()
+        yield ours[0].primary_dsn(), ours[1].dsn()
+    finally:
+        services.stop()
+        home.release()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def server_url(servers: tuple[str, str]) -> str:
+    """The PostgreSQL alone."""
+    return servers[0]

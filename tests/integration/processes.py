@@ -1,0 +1,62 @@
+"""The processes of one instance, known by a mark in their environment, their folder, or their parents."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+MARK = "RL_TEST_INSTANCE"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process as it was seen. ``born`` tells it from a later one with the same number."""
+
+    pid: int
+    parent: int
+    born: int
+    title: str
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether this very process still runs; a zombie does not."""
+        now = _look(self.pid)
+        return now is not None and now.born == self.born
+
+    def rss_bytes(self) -> int:
+        """Its resident memory; 0 when it has ended."""
+        with suppress(OSError):
+            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return 0
+
+
+def _look(pid: int) -> Process | None:
+    try:
+        _, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+        title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return None
+    fields = rest.split()
+    return None if fields[0] in "ZX" else Process(pid, int(fields[1]), int(fields[19]), title)
+
+
+def _is_marked(pid: int, folder: str) -> bool:
+    needle = folder.encode()
+    for name in ("environ", "cmdline"):
+        with suppress(OSError):
+            if needle in Path(f"/proc/{pid}/{name}").read_bytes():
+                return True
+    with suppress(OSError):
+        return str(Path(f"/proc/{pid}/cwd").readlink()).startswith(folder)
+    return False
+
+
+def processes_of(folder: Path) -> list[Process]:
+    """Every living process that belongs to the instance in ``folder``, and all that they started."""
+    seen = [found for entry in Path("/proc").iterdir() if entry.name.isdigit() and (found := _look(int(entry.name)))]
+    ours = {each.pid for each in seen if each.pid != os.getpid() and _is_marked(each.pid, str(folder))}
+    while more := {each.pid for each in seen if each.parent in ours} - ours:
+        ours |= more
+    return [each for each in seen if each.pid in ours]
