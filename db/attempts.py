@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.values import Json
-from rayloom.db.engine import Source, driver, dump, is_unavailable
+from rayloom.db.engine import Source, driver, dump_error, is_unavailable
 from rayloom.db.queue import Queued
 
 INLINE_BYTES = 256 * 1024
@@ -138,7 +138,7 @@ def _columns(endings: Sequence[Ending]) -> list[list[Any]]:
 
 def _error(ending: Ending) -> str | None:
     error = ending.outcome.error
-    return None if error is None else dump(error.at(ending.attempt).as_json())
+    return None if error is None else dump_error(error.at(ending.attempt))
 
 
 async def complete(engine: Source, endings: Sequence[Ending]) -> Committed:

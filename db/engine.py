@@ -16,7 +16,8 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from rayloom.dag.errors import Transient
+from rayloom.dag.errors import ErrorInfo, Transient
+from rayloom.dag.output import sanitise
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -86,8 +87,9 @@ async def _raw(connection: AsyncConnection) -> asyncpg.Connection[asyncpg.Record
     return raw
 
 
-# Classes of SQLSTATE: connection exception, insufficient resources, operator intervention (shutting down, starting up).
-_AWAY_STATES = ("08", "53", "57P")
+# Classes of SQLSTATE: connection exception, transaction rollback (a deadlock: the same statement may be sent again),
+# insufficient resources, operator intervention (shutting down, starting up).
+_AWAY_STATES = ("08", "40", "53", "57P")
 
 
 def is_unavailable(error: BaseException) -> bool:
@@ -105,6 +107,11 @@ def is_unavailable(error: BaseException) -> bool:
 def dump(value: Any) -> str:
     """JSON text for a ``jsonb`` parameter."""
     return orjson.dumps(value).decode()
+
+
+def dump_error(error: ErrorInfo) -> str:
+    """An error as JSON text. Its words may come from anywhere: what PostgreSQL refuses in them is replaced."""
+    return dump(sanitise(error.as_json()))
 
 
 def dump_sorted(value: Any) -> str:

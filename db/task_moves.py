@@ -10,8 +10,9 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.dag.errors import ErrorInfo
+from rayloom.dag.output import clean_text
 from rayloom.dag.values import JsonObject
-from rayloom.db.engine import driver, dump
+from rayloom.db.engine import driver, dump_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +44,8 @@ async def end_task(
             "SELECT * FROM end_task($1, $2, $3, $4)",
             task_id,
             status,
-            None if error is None else dump(error.as_json()),
-            reason,
+            None if error is None else dump_error(error),
+            clean_text(reason),
         )
     refused = next((row["detail"] for row in rows if row["what"] == "refused"), None)
     stopped = tuple((str(row["sub_task_id"]), int(row["detail"])) for row in rows if row["what"] == "stopped")

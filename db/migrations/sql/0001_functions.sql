@@ -95,7 +95,7 @@ END $$
 ----
 -- A worker begins an attempt that was handed over as demand. False: the lease is gone, don't run it.
 CREATE FUNCTION begin_attempt(p_id uuid, p_attempt integer, p_worker text) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_task uuid;
     v_key text;
@@ -114,7 +114,7 @@ END $$
 ----
 -- A worker tells the phase of an attempt that takes long enough for somebody to look.
 CREATE FUNCTION report_phase(p_id uuid, p_attempt integer, p_phase text, p_worker text) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_task uuid;
     v_key text;
@@ -146,11 +146,13 @@ DECLARE
     v_closing uuid[];
 BEGIN
     PERFORM lock_tasks_of(p_id);
-    -- Attempts that were handed over as demand and ended before anybody told that they began.
+    -- Attempts that were handed over as demand and ended before anybody told that they began. Only one that is LOST may
+    -- never have begun.
     WITH begun AS (
         UPDATE sub_tasks s SET status = 'RUNNING', started_at = greatest(s.queued_at, least(now(), to_timestamp(o.started)))
-        FROM unnest(p_id, p_attempt, p_started, p_ray_task) AS o (id, attempt, started, ray_task)
-        WHERE s.id = o.id AND s.attempt = o.attempt AND s.status = 'QUEUED' AND s.incarnation IS NOT NULL AND o.ray_task <> ''
+        FROM unnest(p_id, p_attempt, p_verdict, p_started, p_ray_task) AS o (id, attempt, verdict, started, ray_task)
+        WHERE s.id = o.id AND s.attempt = o.attempt AND s.status = 'QUEUED' AND s.incarnation IS NOT NULL
+            AND (o.verdict <> 'LOST' OR o.ray_task <> '')
         RETURNING s.parent_id, s.key, s.attempt
     )
     INSERT INTO task_events (task_id, kind, subtask, from_status, to_status, phase, attempt)

@@ -1,4 +1,4 @@
-"""The engine's guarded statements in a few words, for one user's tasks, and what must be true of the record at any time."""
+"""The engine's guarded statements in a few words, for the tasks of one user, and an audit of what they wrote."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def plan_of(edges: Edges) -> VerifiedPlan:
     return verify(parse_plan({"subtasks": subtasks}), tools=TOOLS, nodes=NODES)
 
 
-def outcome(output: Json = None, *, error: ErrorInfo | None = None, **more: Any) -> Outcome:
+def outcome(value: Json = None, *, error: ErrorInfo | None = None, **more: Any) -> Outcome:
     """How an attempt ended: well, unless there is an error."""
-    text = None if error else orjson.dumps(output).decode()
+    text = None if error else orjson.dumps(value).decode()
     fields: dict[str, Any] = {
         "verdict": "failed" if error else "succeeded", "output": text, "output_size": len(text or ""), "error": error,
         "started_at": 1_800_000_000.0, "finished_at": 1_800_000_000.5, "ray_task_id": "ray",

@@ -1,0 +1,241 @@
+"""Outcomes, written down in one commit: what they free, block, skip and close."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rayloom.db import attempts, leases
+from rayloom.db.attempts import INLINE_BYTES, Committed
+from tests.integration.db.spine import BROKEN, Edges, Spine, outcome
+
+DIAMOND: Edges = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "tail": ["d"]}
+
+
+async def test_a_batch_with_every_kind_of_end(spine: Spine) -> None:
+    made = await spine.submit(
+        {"good": [], "again": [], "spent": [], "stale": [], "handed": [], "lost": [], "below": ["good", "handed"]}
+    )
+    other = await spine.submit({"gone": []})
+    claimed = await spine.claim(made.task_id, "good", "again", "spent", "stale", "lost")
+    handed = (await spine.claim(made.task_id, "handed", running=False))["handed"]
+    gone = (await spine.claim(other.task_id))["gone"]
+    await spine.rows("SELECT end_task($1, 'CANCELLED', NULL, 'no more')", other.task_id)
+    await spine.fail(claimed["stale"], retry_in_s=0)
+    await leases.requeue_due(spine.engine)
+    current = (await spine.claim(made.task_id, "stale"))["stale"]
+
+    committed = await attempts.complete(
+        spine.engine,
+        [
+            spine.ending(claimed["good"], outcome({"n": 1}, tokens_used=5, stdout="out", stderr="err", worker_id="w")),
+            spine.ending(claimed["again"], outcome(error=BROKEN, tokens_used=2), retry_in_s=7.5),
+            spine.ending(claimed["spent"], outcome(error=BROKEN, tokens_used=1)),
+            spine.ending(claimed["stale"], outcome("late")),
+            spine.ending(claimed["lost"], outcome(error=BROKEN, verdict="lost"), retry_in_s=0, spends=False),
+            spine.ending(handed, outcome("quick")),
+            spine.ending(gone, outcome("too late", tokens_used=9)),
+        ],
+    )
+    ids = await spine.ids(made.task_id)
+    assert committed.accepted == {ids[key] for key in ("good", "again", "spent", "lost", "handed")}
+    assert [queued.sub_task_id for queued in committed.queued] == [ids["below"]]
+    assert (committed.closed, committed.retry_in_s, committed.refused) == ((), 0, ())
+    assert await spine.statuses(made.task_id) == {
+        "good": "COMPLETED", "again": "FAILED", "spent": "BLOCKED", "stale": "RUNNING", "handed": "COMPLETED",
+        "lost": "FAILED", "below": "QUEUED",
+    }  # fmt: skip
+    retries = {key: (await spine.subtask(made.task_id, key))["retry_count"] for key in ("again", "spent", "lost")}
+    assert retries == {"again": 1, "spent": 0, "lost": 0}
+    assert (await spine.task(made.task_id))["tokens_used"] == 8
+    assert await spine.events(made.task_id, "handed") == [
+        ("PENDING", "READY"), ("READY", "QUEUED"), ("QUEUED", "RUNNING"), ("RUNNING", "COMPLETED"),
+    ]  # fmt: skip
+    (log,) = await spine.rows("SELECT * FROM execution_logs WHERE sub_task_id = $1::uuid", ids["good"])
+    assert (log["status"], log["duration"], log["tokens_used"], log["stdout"], log["stderr"], log["worker_id"]) == (
+        "COMPLETED", 500, 5, "out", "err", "w",
+    )  # fmt: skip
+    # The log of a cancelled attempt is kept; its subtask stays as it was.
+    (log,) = await spine.rows("SELECT status FROM execution_logs WHERE task_id = $1", other.task_id)
+    assert log["status"] == "CANCELLED"
+    assert await spine.statuses(other.task_id) == {"gone": "CANCELLED"}
+    await spine.succeed(current)
+
+
+async def test_a_worker_that_dies_with_an_attempt_spends_a_retry_although_it_never_said_that_it_began(
+    spine: Spine,
+) -> None:
+    made = await spine.submit({"dies": [], "lost": []})
+    handed = await spine.claim(made.task_id, running=False)
+    died = outcome(error=BROKEN, ray_task_id="")
+    lost = outcome(error=BROKEN, verdict="lost", ray_task_id="")
+    committed = await attempts.complete(
+        spine.engine,
+        [
+            spine.ending(handed["dies"], died, retry_in_s=60),
+            spine.ending(handed["lost"], lost, retry_in_s=60, spends=False),
+        ],
+    )
+    assert committed.accepted == {handed["dies"].sub_task_id}
+    assert await spine.statuses(made.task_id) == {"dies": "FAILED", "lost": "QUEUED"}
+    assert (await spine.subtask(made.task_id, "dies"))["retry_count"] == 1
+    (queued,) = await leases.release(spine.engine, [(handed["lost"].sub_task_id, 1)])
+    assert queued.sub_task_id == handed["lost"].sub_task_id
+
+
+async def test_an_outcome_told_twice_changes_nothing(spine: Spine) -> None:
+    made = await spine.submit({"a": [], "b": ["a"], "c": []})
+    claimed = (await spine.claim(made.task_id, "a"))["a"]
+    await spine.succeed(claimed, output="first")
+
+    async def everything() -> list[Any]:
+        tables = ("tasks", "sub_tasks", "task_events", "execution_logs")
+        return [await spine.rows(f"SELECT t::text AS row FROM {table} t ORDER BY 1") for table in tables]
+
+    before = await everything()
+    assert await spine.succeed(claimed, output="second") == Committed()
+    assert await spine.fail(claimed) == Committed()
+    assert await everything() == before
+    # The same end twice in one batch counts once.
+    twin = (await spine.claim(made.task_id, "c"))["c"]
+    assert (await spine.succeed(twin, twin)).accepted == {twin.sub_task_id}
+
+
+async def test_dependents_are_counted_down_by_batches_and_one_by_one(spine: Spine) -> None:
+    wide: dict[str, list[str]] = {f"s{n}": [] for n in range(20)}
+    made = await spine.submit(wide | {"join": list(wide), "half": list(wide)[:10]})
+    claimed = list((await spine.claim(made.task_id)).values())
+    claimed.sort(key=lambda one: int(one.key[1:]))
+    assert (await spine.succeed(*claimed[:7])).queued == ()
+    for one in claimed[7:9]:
+        assert (await spine.succeed(one)).queued == ()
+    (half,) = (await spine.succeed(*claimed[9:15])).queued
+    (join,) = (await spine.succeed(*claimed[15:])).queued
+    ids = await spine.ids(made.task_id)
+    assert (half.sub_task_id, join.sub_task_id) == (ids["half"], ids["join"])
+
+
+async def test_what_depends_on_a_spent_one_is_skipped_however_far_down(spine: Spine) -> None:
+    made = await spine.submit(
+        dict(DIAMOND) | {"root": [], "beside": ["root"], "mixed": ["beside", "tail"], "end": ["mixed", "beside"]}
+    )
+    claimed = await spine.claim(made.task_id)
+    await spine.fail(claimed["a"])
+    skipped = dict.fromkeys(("b", "c", "d", "tail", "mixed", "end"), "SKIPPED")
+    assert await spine.statuses(made.task_id) == skipped | {"a": "BLOCKED", "root": "RUNNING", "beside": "READY"}
+    # The other branch goes on, and what was skipped stays so.
+    await spine.succeed(claimed["root"])
+    committed = await spine.succeed((await spine.claim(made.task_id, "beside"))["beside"])
+    assert committed.closed == ((str(made.task_id), "FAILED"),)
+    task = await spine.task(made.task_id)
+    assert (task["status"], task["blocked_count"], task["open_count"]) == ("FAILED", 1, 0)
+    assert task["error"]["code"] == "SUBTASKS_BLOCKED"
+    assert "the first is a: it broke" in task["error"]["message"]
+    assert "1 of 9" in task["error"]["message"]
+    (reason,) = await spine.rows(
+        "SELECT reason FROM task_events WHERE task_id = $1 AND subtask = 'mixed' AND to_status = 'SKIPPED'",
+        made.task_id,
+    )
+    assert reason["reason"] == "the dependency a is BLOCKED"
+
+
+async def test_a_join_of_one_that_ends_well_and_one_that_does_not_in_the_same_commit(spine: Spine) -> None:
+    made = await spine.submit({"a": [], "b": [], "c": ["a", "b"]})
+    claimed = await spine.claim(made.task_id)
+    committed = await attempts.complete(
+        spine.engine,
+        [spine.ending(claimed["a"], outcome(1)), spine.ending(claimed["b"], outcome(error=BROKEN))],
+    )
+    assert await spine.statuses(made.task_id) == {"a": "COMPLETED", "b": "BLOCKED", "c": "SKIPPED"}
+    assert committed.queued == ()
+    assert committed.closed == ((str(made.task_id), "FAILED"),)
+
+
+async def test_a_plan_is_run_through_to_its_end(spine: Spine) -> None:
+    made = await spine.submit(DIAMOND)
+    waves = []
+    committed = Committed()
+    while claimed := await spine.claim(made.task_id):
+        waves.append(sorted(claimed))
+        committed = await spine.succeed(*claimed.values(), output=len(waves))
+    assert waves == [["a"], ["b", "c"], ["d"], ["tail"]]
+    assert committed.closed == ((str(made.task_id), "COMPLETED"),)
+    task = await spine.task(made.task_id)
+    assert (task["status"], task["result"], task["error"]) == ("COMPLETED", 4, None)
+    assert task["finished_at"] is not None
+    assert (await spine.events(made.task_id))[-1] == ("PROCESSING", "COMPLETED")
+
+
+LARGE = "x" * (INLINE_BYTES + 1)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "given"),
+    [
+        ({"one": None}, None),
+        ({"one": {"a": [1, "晴"]}}, {"a": [1, "晴"]}),
+        ({"one": 1, "two": "b"}, {"one": 1, "two": "b"}),
+        ({"one": LARGE}, "blob"),
+        ({"one": LARGE, "two": 2}, {"one": "blob", "two": 2}),
+        # Small each, large together: those that are not tiny are given by reference.
+        ({"one": LARGE[: INLINE_BYTES // 2], "two": LARGE[: INLINE_BYTES // 2], "tiny": 3},
+         {"one": "blob", "two": "blob", "tiny": 3}),
+    ],
+    ids=["null", "one", "several", "large", "large beside small", "large together"],
+)  # fmt: skip
+async def test_the_result_is_what_the_sinks_put_out(spine: Spine, outputs: dict[str, Any], given: Any) -> None:
+    made = await spine.submit({"root": []} | {key: ["root"] for key in outputs})
+    await spine.succeed((await spine.claim(made.task_id))["root"], output="not a sink")
+    claimed = await spine.claim(made.task_id)
+    await attempts.complete(
+        spine.engine,
+        [spine.ending(claimed[key], outcome(output, output_sha256="abc")) for key, output in outputs.items()],
+    )
+    task = await spine.task(made.task_id)
+    assert task["status"] == "COMPLETED"
+    outputs_of = f"/api/v1/tasks/{made.task_id}/subtasks"
+    blobs = {
+        key: {"$blob": f"{outputs_of}/{key}/output", "size": len(str(output)) + 2, "sha256": "abc"}
+        for key, output in outputs.items()
+    }  # fmt: skip
+    if given == "blob":
+        assert task["result"] == blobs["one"]
+    elif len(outputs) > 1:
+        assert task["result"] == {key: blobs[key] if value == "blob" else value for key, value in given.items()}
+    else:
+        assert task["result"] == given
+
+
+async def test_outcomes_of_many_tasks_at_once(spine: Spine) -> None:
+    made = [await spine.submit({"a": [], "b": ["a"]}) for _ in range(12)]
+    first = [(await spine.claim(one.task_id))["a"] for one in made]
+    committed = await spine.succeed(*first)
+    assert len(committed.queued) == 12
+    second = [(await spine.claim(one.task_id))["b"] for one in made]
+    assert {task for task, status in (await spine.succeed(*second)).closed if status == "COMPLETED"} == {
+        str(one.task_id) for one in made
+    }
+
+
+async def test_spans_are_kept_as_they_were(spine: Spine) -> None:
+    made = await spine.submit({"a": []})
+    claimed = (await spine.claim(made.task_id))["a"]
+    spans = '[{"name": "晴", "ok": false}]'
+    await attempts.complete(spine.engine, [spine.ending(claimed, outcome(1, spans=spans))])
+    (log,) = await spine.rows("SELECT spans FROM execution_logs WHERE task_id = $1", made.task_id)
+    assert log["spans"] == [{"name": "晴", "ok": False}]
+
+
+async def test_outputs_are_read_by_key_and_only_of_what_completed(spine: Spine, engine: AsyncEngine) -> None:
+    made = await spine.submit({"a": [], "b": [], "c": []})
+    claimed = await spine.claim(made.task_id)
+    await spine.succeed(claimed["a"], output={"n": [1.5, None]})
+    await spine.succeed(claimed["b"], output=None)
+    assert await attempts.outputs(engine, str(made.task_id), ["a", "b", "c", "d"]) == {
+        "a": {"n": [1.5, None]},
+        "b": None,
+    }
+    assert await attempts.outputs(engine, str(made.task_id), ["a"]) == {"a": {"n": [1.5, None]}}
+    assert await attempts.complete(engine, []) == Committed()
