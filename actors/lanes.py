@@ -10,12 +10,11 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import exceptions as ray_errors
 
-from rayloom.actors.flight import Running
 from rayloom.actors.order import AttemptOrder
 from rayloom.actors.parcel import pack, unpack
 from rayloom.actors.settings import WorkerSettings
@@ -23,6 +22,10 @@ from rayloom.actors.worker import Worker
 from rayloom.dag.errors import ErrorInfo
 from rayloom.dag.outcome import Outcome, Verdict
 from rayloom.dag.resources import ResourceShape
+
+if TYPE_CHECKING:
+    # Not in a worker: it needs nothing of the scheduler's side.
+    from rayloom.actors.flight import Running
 
 _worker: Worker | None = None
 

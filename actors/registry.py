@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from rayloom.actors.resolve import BUILT_IN
 from rayloom.dag.errors import Transient, UserError
-from rayloom.dag.ports import Health, RegisteredTool, ToolSnapshot
+from rayloom.dag.ports import LONG_POLL_S, Health, RegisteredTool, ToolSnapshot
 from rayloom.db.catalogue import CatalogueReading
 from rayloom.tools import entry_points
 from rayloom.tools.tool import Tool
@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 SWEEP_EVERY_S: Final = 30.0
 """Another registry on the same database (while a second cluster takes over) changes rows too."""
-LONG_POLL_S: Final = 20.0
 START_PATIENCE_S: Final = 10.0
 NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 NAME_MAX_CHARS: Final = 128

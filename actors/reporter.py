@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-
-from sqlalchemy.ext.asyncio import AsyncEngine
+from typing import Protocol
 
 from rayloom.actors.order import AttemptOrder
+from rayloom.dag.log_line import LogLine
 from rayloom.dag.output import sanitise
 from rayloom.dag.states import Phase
 from rayloom.dag.values import Json, JsonObject
-from rayloom.db import attempts
-from rayloom.db.log_lines import LogLine, append
-from rayloom.db.queue import REDIS_AWAY, Signals
 from rayloom.tools.ports import Level, Stream
 
 _log = logging.getLogger(__name__)
@@ -28,11 +25,27 @@ MAX_LINES = 100_000
 """Beyond this an attempt's further lines are counted, not kept: endless output must not fill the database."""
 
 
+class Records(Protocol):
+    """Where a reporter writes; see `records.WorkerRecords`."""
+
+    async def begin(self, order: AttemptOrder) -> bool:
+        """The attempt has begun. False: its lease is gone."""
+
+    async def tell_phase(self, order: AttemptOrder, phase: Phase) -> bool:
+        """The attempt has come to a phase. False: it is no longer current."""
+
+    async def append(self, lines: Sequence[LogLine]) -> None:
+        """Write lines of the log."""
+
+    async def signal(self, task_id: str) -> None:
+        """Something happened to a task."""
+
+
 class AttemptReporter:
     """Buffers the lines of one attempt and tells its phase. Lives in the event loop of the worker process."""
 
-    def __init__(self, engine: AsyncEngine, signals: Signals, order: AttemptOrder, worker_id: str) -> None:
-        self._engine, self._signals, self._order, self._worker_id = engine, signals, order, worker_id
+    def __init__(self, records: Callable[[], Records], order: AttemptOrder) -> None:
+        self._records, self._order = records, order
         self._lines: list[LogLine] = []
         self._kept = 0
         self._dropped = 0
@@ -109,17 +122,17 @@ class AttemptReporter:
         phase, order = self._phase, self._order
         if not self._begun:
             # False means that the lease is gone; the scheduler is stopping this attempt already.
-            await attempts.begin(self._engine, order.sub_task_id, order.attempt, self._worker_id)
+            await self._records().begin(order)
             self._begun = True
         if phase is not None and phase is not self._told_phase:
-            await attempts.report_phase(self._engine, order.sub_task_id, order.attempt, phase, self._worker_id)
+            await self._records().tell_phase(order, phase)
             self._told_phase = phase
-            await self._signal()
+            await self._records().signal(order.task_id)
 
     async def _flush(self) -> None:
         batch, self._lines = self._lines[:BATCH_LINES], self._lines[BATCH_LINES:]
         try:
-            await append(self._engine, batch)
+            await self._records().append(batch)
         except BaseException:
             # Cancelled or refused: the lines are still ours to write. A batch that did arrive is then told twice,
             # which a log survives.
@@ -128,13 +141,7 @@ class AttemptReporter:
         if self._lines:
             await self._flush()
         else:
-            await self._signal()
-
-    async def _signal(self) -> None:
-        try:
-            await self._signals.tell([self._order.task_id])
-        except REDIS_AWAY:
-            _log.info("attempt.signal_lost", extra={"task_id": self._order.task_id})
+            await self._records().signal(self._order.task_id)
 
 
 def _clean(fields: Mapping[str, Json] | None) -> JsonObject:

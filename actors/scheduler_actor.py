@@ -10,13 +10,14 @@ from typing import Any, Final
 
 import ray
 
+from rayloom.actors.callers import HEALTH_TIMEOUT_S, RayRegistry, RayTokens
 from rayloom.actors.lanes import OwnLane
 from rayloom.actors.named import NamedActor
 from rayloom.actors.nodes import ClusterView, look_at_cluster
 from rayloom.actors.parsing import ServeParser
 from rayloom.actors.scheduler import Scheduler
 from rayloom.actors.settings import EngineSettings, WorkerSettings
-from rayloom.actors.singletons import HEALTH_GROUP, HEALTH_TIMEOUT_S, RayRegistry, RayTokens, start_singleton
+from rayloom.actors.singletons import HEALTH_GROUP, start_singleton
 from rayloom.dag.answer import Answer, as_value
 from rayloom.dag.ports import Health
 from rayloom.dag.resources import NodeShape

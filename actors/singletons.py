@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import ray
 
-from rayloom.actors.named import NamedActor
+from rayloom.actors.callers import REGISTRY_NAME, TOKENS_NAME, RayRegistry, RayTokens
 from rayloom.actors.periodic import repeat
-from rayloom.actors.registry import LONG_POLL_S, ToolRegistry
+from rayloom.actors.registry import ToolRegistry
 from rayloom.actors.settings import EngineSettings
 from rayloom.actors.tokens import TokenController
 from rayloom.dag.answer import Answer, as_value
@@ -26,9 +26,6 @@ from rayloom.db.quotas import QuotaStore
 from rayloom.db.settings import DatabaseSettings
 from rayloom.tools.builtin.catalogue import BUILTINS
 
-REGISTRY_NAME: Final = "rayloom-registry-v1"
-TOKENS_NAME: Final = "rayloom-tokens-v1"
-HEALTH_TIMEOUT_S: Final = 3.0
 POOL_SIZE: Final = 2
 MAX_CONCURRENCY: Final = 1000
 HEALTH_GROUP: Final = "health"
@@ -122,78 +119,3 @@ def start_tokens(
     """Start the token controller, unless it runs already."""
     start_singleton(_TokenControllerActor, database, name=TOKENS_NAME, engine=engine, node_labels=node_labels)
     return RayTokens(engine)
-
-
-class RayRegistry:
-    """The registry of a Ray cluster, by name: ``RegistryPort``. Belongs to one event loop.
-
-    Every method may raise Transient (``ACTOR_UNAVAILABLE``); after that it is not known whether a registration or
-    removal was done.
-    """
-
-    def __init__(self, engine: EngineSettings) -> None:
-        self._actor = NamedActor(REGISTRY_NAME, engine.namespace)
-
-    async def snapshot(self) -> ToolSnapshot:
-        """All tools now."""
-        snapshot: ToolSnapshot = await self._actor.call("snapshot", idempotent=True)
-        return snapshot
-
-    async def changed(self, version: int) -> ToolSnapshot:
-        """Wait until the registry is newer than ``version``, or for some 20 s; answers all tools either way."""
-        snapshot: ToolSnapshot = await self._actor.call("changed", version, idempotent=True, timeout_s=LONG_POLL_S + 20)
-        return snapshot
-
-    async def register_native(self, name: str, endpoint: str) -> RegisteredTool:
-        """Switch on an installed entry point.
-
-        Raises UserError (``TOOL_EXISTS``, ``TOOL_UNKNOWN``, ``TOOL_INVALID``).
-        """
-        tool: RegisteredTool = await self._actor.call("register_native", name, endpoint, idempotent=False)
-        return tool
-
-    async def set_active(self, name: str, active: bool) -> RegisteredTool:
-        """Switch a tool on or off. Raises UserError (``TOOL_UNKNOWN``)."""
-        tool: RegisteredTool = await self._actor.call("set_active", name, active, idempotent=True)
-        return tool
-
-    async def remove(self, name: str) -> None:
-        """Remove a tool that is not built in. Raises UserError (``TOOL_UNKNOWN``, ``TOOL_BUILT_IN``)."""
-        await self._actor.call("remove", name, idempotent=False)
-
-    async def health(self) -> Health:
-        """Alive, with its version; ``ok`` once it has read the database. Does not wait for a restart."""
-        return await _health(self._actor)
-
-
-class RayTokens:
-    """The token controller of a Ray cluster, by name: ``TokenPort``. Belongs to one event loop.
-
-    Every method may raise Transient (``ACTOR_UNAVAILABLE``) and may then be called again with the same arguments.
-    """
-
-    def __init__(self, engine: EngineSettings) -> None:
-        self._actor = NamedActor(TOKENS_NAME, engine.namespace)
-
-    async def admit(self, asked: Sequence[Ask], finished: Sequence[Finished]) -> Sequence[Held]:
-        """Which of a batch must wait. Those not named are admitted and count until they are ``finished``."""
-        held: Sequence[Held] = await self._actor.call("admit", asked, finished, idempotent=True)
-        return held
-
-    async def quota(self, user_id: str) -> Quota:
-        """The limits of a user."""
-        quota: Quota = await self._actor.call("quota", user_id, idempotent=True)
-        return quota
-
-    async def set_quota(self, user_id: str, quota: Quota) -> None:
-        """Change the limits of a user, durably. Raises UserError (``USER_UNKNOWN``, ``QUOTA_INVALID``)."""
-        await self._actor.call("set_quota", user_id, quota, idempotent=True)
-
-    async def health(self) -> Health:
-        """Alive, with counts of what it holds; ``ok`` once it has read the database. Does not wait for a restart."""
-        return await _health(self._actor)
-
-
-async def _health(actor: NamedActor) -> Health:
-    health: Health = await actor.call("health", idempotent=True, timeout_s=HEALTH_TIMEOUT_S, retry_for_s=0)
-    return health

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.actors.backlog import Backlog
 from rayloom.dag.errors import ErrorInfo, InvalidPlan, RayloomError, Stale, Transient
+from rayloom.dag.log_line import LogLine
 from rayloom.dag.plan import parse_plan
 from rayloom.dag.ports import ParserPort, Planned, PlanRequest, ToolSnapshot
 from rayloom.dag.resources import NodeShape
@@ -20,7 +21,7 @@ from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verify import VerifiedPlan, verify
 from rayloom.db import incarnations, task_moves
-from rayloom.db.log_lines import LogLine, append
+from rayloom.db.log_lines import append
 from rayloom.db.submit import accept_plan
 from rayloom.db.task_moves import TaskToSplit
 

@@ -13,26 +13,25 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-
-from sqlalchemy.ext.asyncio import AsyncEngine
+from typing import TYPE_CHECKING
 
 from rayloom.actors.attempt import run_attempt
+from rayloom.actors.callers import RayRegistry
 from rayloom.actors.order import AttemptOrder
 from rayloom.actors.reporter import AttemptReporter
 from rayloom.actors.resolve import resolve
 from rayloom.actors.settings import WorkerSettings
-from rayloom.actors.singletons import RayRegistry
 from rayloom.dag.errors import Refused, UserError
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.ports import ToolSnapshot
 from rayloom.dag.values import Json
-from rayloom.db import attempts
-from rayloom.db.engine import make_engine
-from rayloom.db.files import TaskFiles
-from rayloom.db.queue import Signals, make_redis
+from rayloom.tools.ports import FileEntry, FilesPort
 from rayloom.tools.tool import Tool
+
+if TYPE_CHECKING:
+    from rayloom.actors.records import WorkerRecords
 
 _log = logging.getLogger(__name__)
 
@@ -57,11 +56,7 @@ class Worker:
         for end in (self._hears, self._told):
             end.setblocking(False)
         self._loop.add_reader(self._hears, self._hear)
-        self._engine: AsyncEngine = make_engine(
-            settings.database.worker_dsn(), pool_size=1, max_overflow=settings.database.worker_pool_size - 1,
-            name="rayloom-worker",
-        )  # fmt: skip
-        self._signals = Signals(make_redis(settings.redis, name="rayloom-worker"))
+        self._kept_records: WorkerRecords | None = None
         self._registry = RayRegistry(settings.engine)
         self._current: asyncio.Task[Outcome] | None = None
         self._order: AttemptOrder | None = None
@@ -126,12 +121,35 @@ class Worker:
 
     async def outputs(self, task_id: str, keys: Sequence[str]) -> dict[str, Json]:
         """The outputs of completed subtasks of a task, by their ids in the plan."""
-        return await attempts.outputs(self._engine, task_id, keys)
+        return await self._records().outputs(task_id, keys)
 
     def reporter(self, order: AttemptOrder) -> AttemptReporter:
         """A reporter of its own for one attempt."""
-        return AttemptReporter(self._engine, self._signals, order, self.worker_id)
+        return AttemptReporter(self._records, order)
 
-    def files(self, task_id: str) -> TaskFiles:
+    def files(self, task_id: str) -> FilesPort:
         """The workspace of a task."""
-        return TaskFiles(self._engine, task_id)
+        return _LazyFiles(self._records, task_id)
+
+    def _records(self) -> WorkerRecords:
+        if self._kept_records is None:
+            from rayloom.actors.records import WorkerRecords
+
+            self._kept_records = WorkerRecords(self.settings, worker_id=self.worker_id)
+        return self._kept_records
+
+
+class _LazyFiles:
+    """A task's workspace, for whoever uses it: `FilesPort`."""
+
+    def __init__(self, records: Callable[[], WorkerRecords], task_id: str) -> None:
+        self._records, self._task_id = records, task_id
+
+    async def write(self, path: str, data: bytes, media_type: str) -> None:
+        await self._records().files(self._task_id).write(path, data, media_type)
+
+    async def read(self, path: str) -> bytes:
+        return await self._records().files(self._task_id).read(path)
+
+    async def list(self) -> Sequence[FileEntry]:
+        return [FileEntry(**file) for file in await self._records().files(self._task_id).list()]

@@ -186,8 +186,8 @@ def _start_singletons(settings: WorkerSettings, home: Home) -> None:
 def _end_singletons(engine: EngineSettings) -> None:
     import ray
 
+    from rayloom.actors.callers import REGISTRY_NAME, TOKENS_NAME
     from rayloom.actors.scheduler_actor import SCHEDULER_NAME
-    from rayloom.actors.singletons import REGISTRY_NAME, TOKENS_NAME
 
     for name in (SCHEDULER_NAME, REGISTRY_NAME, TOKENS_NAME):
         try:

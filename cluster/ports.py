@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from rayloom.actors.callers import RayRegistry, RayTokens
 from rayloom.actors.parsing import ServeParser
 from rayloom.actors.scheduler_actor import RayScheduler
 from rayloom.actors.settings import EngineSettings
-from rayloom.actors.singletons import RayRegistry, RayTokens
 from rayloom.dag.ports import Health
 from rayloom.serve.deps import Ports
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from rayloom.dag.resources import NodeShape
 from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import Json, JsonObject
 
 Health = Mapping[str, Json]
+
+LONG_POLL_S: Final = 20.0
+"""How long `RegistryPort.changed` waits for a change before it answers all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +143,7 @@ class RegistryPort(Protocol):
         """All tools now."""
 
     async def changed(self, version: int) -> ToolSnapshot:
-        """Wait until the registry is newer than ``version`` (at most some 20 s) and answer all tools."""
+        """Wait until the registry is newer than ``version`` (at most ``LONG_POLL_S``) and answer all tools."""
 
     async def register_native(self, name: str, endpoint: str) -> RegisteredTool:
         """Switch on an installed entry point.

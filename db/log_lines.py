@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from rayloom.dag.log_line import LogLine
 from rayloom.dag.output import clean_text
-from rayloom.dag.values import JsonObject
 from rayloom.db.engine import driver, dump
 
 MAX_MESSAGE_CHARS = 16_384
 LOG_LOCK = 0x6C6F6773
 """The class of advisory locks of logs: "logs" in ASCII."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogLine:
-    """One line. ``stream``: system, stdout, stderr, tool or model; ``level``: DEBUG, INFO, WARNING or ERROR."""
-
-    at: datetime
-    task_id: str
-    message: str
-    subtask: str | None = None
-    attempt: int | None = None
-    stream: str = "system"
-    level: str = "INFO"
-    fields: JsonObject = field(default_factory=dict)
 
 
 async def append(engine: AsyncEngine, lines: Sequence[LogLine]) -> None:

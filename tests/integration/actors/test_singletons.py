@@ -13,8 +13,9 @@ from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
+from rayloom.actors.callers import REGISTRY_NAME, TOKENS_NAME, RayRegistry, RayTokens
 from rayloom.actors.settings import EngineSettings
-from rayloom.actors.singletons import REGISTRY_NAME, TOKENS_NAME, RayRegistry, RayTokens, start_registry, start_tokens
+from rayloom.actors.singletons import start_registry, start_tokens
 from rayloom.dag.errors import Transient, UserError
 from rayloom.dag.ports import Ask, Finished, Quota, RegistryPort, TokenPort
 from rayloom.db.settings import DatabaseSettings

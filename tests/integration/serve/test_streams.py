@@ -11,7 +11,8 @@ import httpx2
 import orjson
 import pytest
 
-from rayloom.db.log_lines import LogLine, append
+from rayloom.dag.log_line import LogLine
+from rayloom.db.log_lines import append
 from tests.integration.serve.world import DIAMOND, Person, World, one, until
 
 Event = tuple[str, str, dict[str, Any]]
