@@ -16,6 +16,11 @@ _STEPS: Final = """
     FROM task_events e JOIN tasks t ON t.id = e.task_id WHERE t.user_id = $1 AND e.kind IN ('task', 'subtask')
 """
 
+_LAST: Final = """
+    SELECT DISTINCT ON (e.task_id, e.kind, e.subtask) e.* FROM task_events e JOIN tasks t ON t.id = e.task_id
+    WHERE t.user_id = $1 AND e.kind IN ('task', 'subtask') ORDER BY e.task_id, e.kind, e.subtask, e.id DESC
+"""
+
 RULES: Final = {
     "a task counts its open and blocked subtasks rightly": """
         SELECT t.id, t.status, t.open_count, t.blocked_count, c.* FROM tasks t CROSS JOIN LATERAL (
@@ -62,15 +67,12 @@ RULES: Final = {
             CASE e.kind WHEN 'task' THEN {_array(legal_pairs(TASK_MOVES))}
             ELSE {_array(legal_pairs(SUBTASK_MOVES))} END)""",
     "the events of a subtask lead to where it is": f"""
-        SELECT s.key, s.status, l.to_status FROM sub_tasks s LEFT JOIN LATERAL (
-            SELECT e.to_status FROM ({_STEPS}) e
-            WHERE e.task_id = s.parent_id AND e.subtask = s.key ORDER BY e.id DESC LIMIT 1
-        ) l ON true WHERE s.user_id = $1 AND s.status IS DISTINCT FROM l.to_status""",
+        SELECT s.key, s.status, l.to_status FROM sub_tasks s
+        LEFT JOIN ({_LAST}) l ON l.task_id = s.parent_id AND l.subtask = s.key
+        WHERE s.user_id = $1 AND s.status IS DISTINCT FROM l.to_status""",
     "the events of a task lead to where it is": f"""
-        SELECT t.id, t.status, l.to_status FROM tasks t LEFT JOIN LATERAL (
-            SELECT e.to_status FROM ({_STEPS}) e
-            WHERE e.task_id = t.id AND e.kind = 'task' ORDER BY e.id DESC LIMIT 1
-        ) l ON true WHERE t.user_id = $1 AND t.status IS DISTINCT FROM l.to_status""",
+        SELECT t.id, t.status, l.to_status FROM tasks t LEFT JOIN ({_LAST}) l ON l.task_id = t.id AND l.kind = 'task'
+        WHERE t.user_id = $1 AND t.status IS DISTINCT FROM l.to_status""",
     "nothing happens to a subtask after its task has ended": """
         SELECT e.id, e.subtask, e.to_status FROM task_events e JOIN tasks t ON t.id = e.task_id
         WHERE t.user_id = $1 AND e.id > (SELECT min(f.id) FROM task_events f WHERE f.task_id = t.id AND f.kind = 'task'

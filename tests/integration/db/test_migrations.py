@@ -1,0 +1,61 @@
+"""Migrations: safe when several start at once, and done once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+from uuid_utils.compat import uuid7
+
+from rayloom.db.migrate import upgrade
+from tests.integration.db.conftest import administer, url_of
+
+
+@pytest.fixture
+async def empty(server_url: str) -> AsyncIterator[str]:
+    """The URL of a database with nothing in it."""
+    name = f"rl_{uuid7().hex}"
+    await administer(server_url, f"CREATE DATABASE {name}")
+    yield url_of(server_url, name)
+    await administer(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def _schema(url: str) -> list[tuple[str, str]]:
+    """Every object of ours, with the transaction that made it."""
+    engine = create_async_engine(url, poolclass=NullPool)
+    async with engine.connect() as connection:
+        rows = await connection.exec_driver_sql(
+            "SELECT relname, xmin::text FROM pg_class WHERE relnamespace = 'public'::regnamespace "
+            "UNION ALL SELECT oid::regprocedure::text, xmin::text FROM pg_proc "
+            "WHERE pronamespace = 'public'::regnamespace ORDER BY 1"
+        )
+        found = [(name, made_by) for name, made_by in rows.tuples()]
+    await engine.dispose()
+    return found
+
+
+async def test_several_that_start_at_once_migrate_once(empty: str) -> None:
+    await asyncio.gather(*(upgrade(empty) for _ in range(5)))
+    made = await _schema(empty)
+    assert {"tasks", "sub_tasks", "task_dependencies"} <= {name for name, _ in made}
+    assert len([name for name, _ in made if name.startswith("claim_subtasks(")]) == 1
+    await upgrade(empty)
+    assert await _schema(empty) == made
+
+
+async def test_a_migration_that_breaks_off_leaves_nothing_and_is_done_by_the_next(empty: str) -> None:
+    engine = create_async_engine(empty, poolclass=NullPool)
+    async with engine.begin() as connection:
+        # In the way of one of the last tables.
+        await connection.exec_driver_sql("CREATE TABLE schedulers (id integer)")
+    with pytest.raises(Exception, match="schedulers"):
+        await upgrade(empty)
+    assert {name for name, _ in await _schema(empty)} <= {"schedulers", "alembic_version", "alembic_version_pkc"}
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("DROP TABLE schedulers")
+    await engine.dispose()
+    await upgrade(empty)
+    assert {"tasks", "schedulers"} <= {name for name, _ in await _schema(empty)}

@@ -1,0 +1,138 @@
+"""The role that workers have may do what attempts need, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import asyncpg
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+from uuid_utils.compat import uuid7
+
+from rayloom.dag.log_line import LogLine
+from rayloom.db import attempts, log_lines
+from rayloom.db.engine import driver, make_engine
+from rayloom.db.files import TaskFiles
+from rayloom.db.migrate import ensure_worker_role
+from rayloom.db.settings import DatabaseSettings
+from tests.integration.db.conftest import administer
+from tests.integration.db.spine import Spine
+
+
+@pytest.fixture
+async def worker(database: DatabaseSettings) -> AsyncIterator[AsyncEngine]:
+    """A connection as a worker has it."""
+    role = f"rl_worker_{uuid7().hex}"
+    url = await ensure_worker_role(database.primary_dsn(), role=role, password="first")
+    # A second start gives it a new password and keeps the rest.
+    url = await ensure_worker_role(database.primary_dsn(), role=role, password="second")
+    assert url is not None
+    engine = make_engine(url, pool_size=1, max_overflow=1, name="worker")
+    yield engine
+    await engine.dispose()
+    await administer(database.primary_dsn(), f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
+async def test_a_worker_does_its_work(spine: Spine, worker: AsyncEngine) -> None:
+    made = await spine.submit({"a": [], "b": []})
+    claimed = await spine.claim(made.task_id, "a", running=False)
+    handed, task_id = claimed["a"], str(made.task_id)
+    done = (await spine.claim(made.task_id, "b"))["b"]
+    await spine.succeed(done, output=[1])
+    assert await attempts.begin(worker, handed.sub_task_id, handed.attempt, "w")
+    assert await attempts.report_phase(worker, handed.sub_task_id, handed.attempt, "EXECUTING", "w")
+    assert await attempts.outputs(worker, task_id, ["b"]) == {"b": [1]}
+    await log_lines.append(worker, [LogLine(at=datetime.now(UTC), task_id=task_id, message="said")])
+    files = TaskFiles(worker, task_id)
+    for data in (b"first", b"second"):
+        await files.write("a/b.txt", data, "text/plain")
+    assert await files.read("a/b.txt") == b"second"
+    assert [file["path"] for file in await files.list()] == ["a/b.txt"]
+
+
+FORBIDDEN = (
+    "SELECT * FROM users",
+    "SELECT key_hash FROM api_keys",
+    "SELECT * FROM tasks",
+    "SELECT original_prompt FROM tasks",
+    "SELECT input_context FROM sub_tasks",
+    "SELECT * FROM quotas",
+    "SELECT config FROM tools",
+    "SELECT * FROM idempotency_keys",
+    "SELECT * FROM task_events",
+    "SELECT message FROM log_lines",
+    "SELECT stdout FROM execution_logs",
+    "SELECT * FROM schedulers",
+    "SELECT * FROM task_dependencies",
+    "INSERT INTO users (id, name) VALUES (gen_random_uuid(), 'me')",
+    "INSERT INTO api_keys (id, user_id, role, key_hash) SELECT gen_random_uuid(), gen_random_uuid(), 'admin', 'x'",
+    "INSERT INTO task_events (task_id, kind) VALUES (gen_random_uuid(), 'task')",
+    "INSERT INTO execution_logs (sub_task_id) VALUES (gen_random_uuid())",
+    "UPDATE sub_tasks SET status = 'COMPLETED', output_result = '1'",
+    "UPDATE sub_tasks SET attempt = attempt + 1",
+    "UPDATE tasks SET status = 'COMPLETED'",
+    "UPDATE quotas SET max_tokens = NULL",
+    "UPDATE blobs SET data = ''",
+    "UPDATE log_lines SET message = 'nothing'",
+    "DELETE FROM blobs",
+    "DELETE FROM task_files",
+    "DELETE FROM log_lines",
+    "DELETE FROM tasks",
+    "TRUNCATE sub_tasks",
+    "SELECT claim_subtasks('{}', '{}', gen_random_uuid())",
+    "SELECT end_task(gen_random_uuid(), 'CANCELLED', NULL, '')",
+    "SELECT claim_tasks(1, gen_random_uuid(), '{}')",
+    "SELECT recover_leases('{}'::uuid[], 1), recover_leases(ARRAY[gen_random_uuid()], 1)",
+    "SELECT requeue_due(1)",
+    "SELECT release_leases(ARRAY[gen_random_uuid()], ARRAY[1])",
+    "SELECT lock_tasks_of(ARRAY[gen_random_uuid()])",
+    "SELECT block_subtasks(ARRAY[gen_random_uuid()])",
+    "SELECT close_tasks(ARRAY[gen_random_uuid()], 1)",
+    "CREATE TABLE mine (x integer)",
+    "CREATE FUNCTION mine() RETURNS void LANGUAGE sql AS ''",
+    "CREATE SCHEMA mine",
+    "CREATE ROLE mine",
+    "CREATE DATABASE mine",
+    "ALTER TABLE sub_tasks DISABLE TRIGGER ALL",
+    "DROP TABLE sub_tasks",
+    "ALTER ROLE CURRENT_USER SUPERUSER",
+    "SELECT pg_read_file('/etc/passwd')",
+    "COPY blobs TO PROGRAM 'cat'",
+    "SELECT rolpassword FROM pg_authid",
+    "SELECT lo_import('/etc/passwd')",
+)
+
+
+@pytest.mark.parametrize("statement", FORBIDDEN)
+async def test_what_a_worker_may_not_do(worker: AsyncEngine, statement: str) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        async with driver(worker) as connection:
+            await connection.execute(statement)
+
+
+async def test_a_worker_can_not_slip_tables_of_its_own_under_the_functions_of_the_owner(
+    spine: Spine, worker: AsyncEngine
+) -> None:
+    made = await spine.submit({"a": []})
+    handed = (await spine.claim(made.task_id, running=False))["a"]
+    async with driver(worker) as connection:
+        for table in ("tasks", "sub_tasks", "task_events"):
+            await connection.execute(
+                f"CREATE TEMP TABLE {table} (id uuid, parent_id uuid, status text, attempt integer)"
+            )
+        assert await connection.fetchval("SELECT begin_attempt($1::uuid, 1, 'w')", handed.sub_task_id)
+    assert await spine.statuses(made.task_id) == {"a": "RUNNING"}
+
+
+async def test_a_role_that_may_make_no_roles_is_told_so(worker: AsyncEngine) -> None:
+    url = worker.url.render_as_string(hide_password=False)
+    assert await ensure_worker_role(url, role="rl_nobody", password="x") is None
+
+
+@pytest.mark.parametrize(("role", "password"), [("a;b", "x"), ("a", "it's"), ("", "x")])
+async def test_words_that_would_have_to_be_quoted_are_refused(
+    database: DatabaseSettings, role: str, password: str
+) -> None:
+    with pytest.raises(ValueError, match="plain letters"):
+        await ensure_worker_role(database.primary_dsn(), role=role, password=password)
