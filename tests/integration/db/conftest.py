@@ -65,3 +65,4 @@ async def spine(engine: AsyncEngine) -> AsyncIterator[Spine]:
     spine = await Spine.of_new_user(engine)
     yield spine
     await spine.audit()
+    await spine.put_away()

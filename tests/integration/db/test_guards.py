@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from itertools import product
 from typing import Any
@@ -85,7 +85,7 @@ async def _write(connection: Any, sql: str, row: Mapping[str, Any]) -> None:
     await connection.execute(text, *given)
 
 
-_COLUMNS_BY_STATUS = {
+_COLUMNS_BY_STATUS: dict[str, dict[str, Any]] = {
     "tasks": {"finished_at": None, "result": None, "error": None},
     "sub_tasks": {
         "finished_at": None, "output_result": None, "error": None, "not_before": None, "incarnation": None,
@@ -96,7 +96,7 @@ _COLUMNS_BY_STATUS = {
 
 @pytest.mark.parametrize("table", LEGAL)
 async def test_every_transition_that_is_not_in_the_table_is_refused(spine: Spine, table: str) -> None:
-    make = _task if table == "tasks" else _subtask
+    make: Callable[[str], dict[str, Any]] = _task if table == "tasks" else _subtask
     made = await spine.submit({"a": []})
     belongs: dict[str, Any] = {"user_id": spine.user_id} | ({} if table == "tasks" else {"parent_id": made.task_id})
     passed, refused = [], []
@@ -104,7 +104,7 @@ async def test_every_transition_that_is_not_in_the_table_is_refused(spine: Spine
         for source, target in product(STATUSES[table], repeat=2):
             outer = connection.transaction()
             await outer.start()
-            row = make(source) | belongs
+            row: dict[str, Any] = make(source) | belongs
             await _write(connection, f"INSERT INTO {table} ({{columns}}) VALUES ({{values}})", row)
             change = _COLUMNS_BY_STATUS[table] | make(target)
             del change["id"]

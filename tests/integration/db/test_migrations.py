@@ -32,7 +32,7 @@ async def _schema(url: str) -> list[tuple[str, str]]:
             "UNION ALL SELECT oid::regprocedure::text, xmin::text FROM pg_proc "
             "WHERE pronamespace = 'public'::regnamespace ORDER BY 1"
         )
-        found = [(name, made_by) for name, made_by in rows.tuples()]
+        found = [(str(row["relname"]), str(row["xmin"])) for row in rows.mappings()]
     await engine.dispose()
     return found
 

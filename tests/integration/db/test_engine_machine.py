@@ -1,0 +1,218 @@
+"""The engine's statements in any order: schedulers that claim, die and come back, outcomes that come late or twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from uuid_utils.compat import uuid7
+
+from rayloom.dag.states import SUBTASK_FINAL, TASK_FINAL
+from rayloom.db import attempts, leases, task_moves
+from rayloom.db.attempts import Claimed
+from rayloom.db.engine import make_engine
+from rayloom.db.incarnations import begin_incarnation, dead_with_leases, end_incarnation
+from rayloom.db.settings import DatabaseSettings
+from tests.integration.db.spine import BROKEN, Edges, Spine, outcome
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Edges:
+    """A small plan of any shape."""
+    size = draw(st.integers(1, 7))
+    return {
+        f"s{n}": [f"s{k}" for k in draw(st.sets(st.integers(0, n - 1), max_size=3))] if n else [] for n in range(size)
+    }
+
+
+class Engine(RuleBasedStateMachine):
+    """One user's tasks and two schedulers, of which either may die at any moment."""
+
+    make_spine: Callable[[], Coroutine[Any, Any, Spine]]
+    attempts = Bundle("attempts")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.spine = self._do(type(self).make_spine())
+        self.lives: list[UUID] = []
+        self.tasks: list[UUID] = []
+        self.final: dict[str, tuple[str, int, str]] = {}
+
+    def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.runner.run(work)
+
+    @initialize(plan=plans())
+    def two_schedulers_and_a_task(self, plan: Edges) -> None:
+        self.lives = [self._born(name) for name in "ab"]
+        self.submit(plan)
+
+    def _born(self, name: str) -> UUID:
+        life = uuid7()
+        self._do(begin_incarnation(self.spine.engine, life, actor=f"{self.spine.user_id} {name}", exclusive=False))
+        return life
+
+    @precondition(lambda self: len(self.tasks) < 3)
+    @rule(plan=plans())
+    def another_task(self, plan: Edges) -> None:
+        self.submit(plan)
+
+    def submit(self, plan: Edges) -> None:
+        self.tasks.append(self._do(self.spine.submit(plan)).task_id)
+
+    def _ids(self) -> list[str]:
+        rows = self._do(self.spine.rows("SELECT id FROM sub_tasks WHERE user_id = $1 ORDER BY id", self.spine.user_id))
+        return [str(row["id"]) for row in rows]
+
+    @rule(target=attempts, who=st.integers(0, 1), running=st.booleans(), data=st.data())
+    def claim(self, who: int, running: bool, data: st.DataObject) -> Any:
+        # Whatever a stale hint may name, not only what is queued.
+        asked = data.draw(st.lists(st.sampled_from(self._ids()), min_size=1, max_size=6, unique=True))
+        items = [(id_, running) for id_ in asked]
+        return multiple(*self._do(attempts.claim(self.spine.engine, items, incarnation=self.lives[who])))
+
+    @rule(claimed=attempts)
+    def begin(self, claimed: Claimed) -> None:
+        self._do(attempts.begin(self.spine.engine, claimed.sub_task_id, claimed.attempt, "w"))
+
+    @rule(claimed=attempts, phase=st.sampled_from(["PREPARE_ENV", "EXECUTING", "POST_PROCESS"]))
+    def tell_phase(self, claimed: Claimed, phase: str) -> None:
+        self._do(attempts.report_phase(self.spine.engine, claimed.sub_task_id, claimed.attempt, phase, "w"))
+
+    @rule(ended=st.lists(st.tuples(attempts, st.sampled_from(["good", "again", "spent", "lost"])), max_size=5))
+    def end_attempts(self, ended: list[tuple[Claimed, str]]) -> None:
+        """Outcomes of any attempts that there ever were, current ones and others, in one batch."""
+        endings = []
+        for claimed, how in ended:
+            if how == "good":
+                endings.append(self.spine.ending(claimed, outcome({"attempt": claimed.attempt})))
+            elif how == "lost":
+                lost = outcome(error=BROKEN, verdict="lost", ray_task_id="")
+                endings.append(self.spine.ending(claimed, lost, retry_in_s=0, spends=False))
+            else:
+                wait = 0.0 if how == "again" else None
+                endings.append(self.spine.ending(claimed, outcome(error=BROKEN), retry_in_s=wait))
+        assert self._do(attempts.complete(self.spine.engine, endings)).refused == ()
+
+    @rule(given=st.lists(attempts, min_size=1, max_size=3))
+    def release(self, given: list[Claimed]) -> None:
+        self._do(leases.release(self.spine.engine, [(one.sub_task_id, one.attempt) for one in given]))
+
+    @rule()
+    def time_passes(self) -> None:
+        self._do(leases.requeue_due(self.spine.engine))
+
+    @rule(who=st.integers(0, 1))
+    def a_scheduler_dies(self, who: int) -> None:
+        self._do(end_incarnation(self.spine.engine, self.lives[who]))
+
+    @rule(limit=st.sampled_from([1, 1000]))
+    def somebody_recovers(self, limit: int) -> None:
+        dead = self._do(dead_with_leases(self.spine.engine))
+        if dead:
+            self._do(leases.recover(self.spine.engine, dead, limit=limit))
+
+    @rule(who=st.integers(0, 1))
+    def a_scheduler_starts(self, who: int) -> None:
+        self.lives[who] = self._born("ab"[who])
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        task_id = data.draw(st.sampled_from(self.tasks))
+        self._do(task_moves.end_task(self.spine.engine, task_id, status="CANCELLED", error=None, reason="no more"))
+
+    @invariant()
+    def the_record_keeps_its_rules(self) -> None:
+        self._do(self.spine.audit())
+
+    @invariant()
+    def what_is_final_stays(self) -> None:
+        rows = self._do(
+            self.spine.rows(
+                "SELECT id, status, attempt, output_result::text AS output FROM sub_tasks WHERE user_id = $1 "
+                "UNION ALL SELECT id, status, 0, result::text FROM tasks WHERE user_id = $1",
+                self.spine.user_id,
+            )
+        )
+        now = {str(row["id"]): (row["status"], row["attempt"], row["output"]) for row in rows}
+        for id_, was in self.final.items():
+            assert now[id_] == was
+        self.final = {id_: row for id_, row in now.items() if row[0] in SUBTASK_FINAL | TASK_FINAL}
+
+    def teardown(self) -> None:
+        """Failures stop: now everything comes to an end."""
+        try:
+            self._finish()
+        finally:
+            self._do(self.spine.put_away())
+            self._do(self.spine.engine.dispose())
+            self.runner.close()
+
+    def _finish(self) -> None:
+        for life in self.lives:
+            self._do(end_incarnation(self.spine.engine, life))
+        self.somebody_recovers(1000)
+        life = self._born("last")
+        for _ in range(200):
+            self.time_passes()
+            items = [(id_, True) for id_ in self._ids()]
+            claimed = self._do(attempts.claim(self.spine.engine, items, incarnation=life))
+            if not claimed:
+                break
+            self._do(self.spine.succeed(*claimed))
+        self._do(self.spine.audit())
+        rows = self._do(self.spine.rows("SELECT status FROM tasks WHERE user_id = $1", self.spine.user_id))
+        assert {row["status"] for row in rows} <= {"COMPLETED", "FAILED", "CANCELLED"}
+        left = self._do(
+            self.spine.rows(
+                "SELECT key, status FROM sub_tasks WHERE user_id = $1 "
+                "AND (finished_at IS NULL OR incarnation IS NOT NULL)",
+                self.spine.user_id,
+            )
+        )
+        assert not left
+
+
+@pytest.fixture
+def machine(database: DatabaseSettings) -> type[Engine]:
+    """The machine, on a database of its own."""
+
+    async def make_spine() -> Spine:
+        engine = make_engine(database.primary_dsn(), pool_size=1, max_overflow=2, name="test")
+        return await Spine.of_new_user(engine)
+
+    return type("EngineHere", (Engine,), {"make_spine": staticmethod(make_spine)})
+
+
+BRIEF = settings(
+    max_examples=25,
+    stateful_step_count=25,
+    deadline=None,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def test_the_engine_keeps_its_rules_in_any_order_of_things(machine: type[Engine]) -> None:
+    run_state_machine_as_test(machine, settings=BRIEF)
+
+
+@pytest.mark.long
+def test_the_engine_keeps_its_rules_for_long(machine: type[Engine]) -> None:
+    run_state_machine_as_test(machine, settings=settings(BRIEF, max_examples=200, stateful_step_count=60))
