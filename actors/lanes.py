@@ -35,6 +35,8 @@ def _run_in_worker(settings: WorkerSettings, packed: bytes) -> bytes:
     context = ray.get_runtime_context()
     if _worker is None or _worker.settings != settings:
         _worker = Worker(settings, worker_id=context.get_worker_id(), node_id=context.get_node_id())
+    if not packed:
+        return packed
     return pack(_worker.run(AttemptOrder.unpack(packed), ray_task_id=str(context.get_task_id())))
 
 
@@ -50,6 +52,7 @@ class OwnLane:
         self._task: Any = ray.remote(max_retries=0, max_calls=0)(attempt)
         self._options: dict[ResourceShape, Mapping[str, Any]] = {}
         self._ends = _Ends(asyncio.get_running_loop())
+        self._warming: list[Any] = []
 
     def start(self, order: AttemptOrder, shape: ResourceShape, done: Callable[[Outcome], None]) -> Running:
         """Hand an attempt to Ray."""
@@ -60,6 +63,11 @@ class OwnLane:
         started_at = time.time()
         ref.future().add_done_callback(lambda future: self._ends.add(done, _outcome(future, started_at)))
         return _RayAttempt(ref)
+
+    def warm(self, shape: ResourceShape, count: int) -> None:
+        """Have ``count`` workers started and made ready at the same time, so that the first attempts find them."""
+        options = self._task.options(name="rayloom:warm-up", **ray_options(shape))
+        self._warming = [options.remote(b"") for _ in range(count)]
 
 
 class _Ends:

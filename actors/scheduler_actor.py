@@ -20,7 +20,7 @@ from rayloom.actors.settings import EngineSettings, WorkerSettings
 from rayloom.actors.singletons import HEALTH_GROUP, start_singleton
 from rayloom.dag.answer import Answer, as_value
 from rayloom.dag.ports import Health
-from rayloom.dag.resources import NodeShape
+from rayloom.dag.resources import NodeShape, ResourceShape
 
 _log = logging.getLogger(__name__)
 
@@ -49,9 +49,10 @@ class _SchedulerActor:
 
     async def __init__(self, settings: WorkerSettings, cluster: str) -> None:  # type: ignore[misc]  # Ray awaits it
         _go_before_workers()
+        self._lane = OwnLane(settings.for_workers())
         self._scheduler = Scheduler(
             settings,
-            lane=OwnLane(settings.for_workers()),
+            lane=self._lane,
             registry=RayRegistry(settings.engine),
             tokens=RayTokens(settings.engine),
             parser=ServeParser(),
@@ -69,6 +70,10 @@ class _SchedulerActor:
 
     async def nodes(self) -> Answer[Sequence[NodeShape]]:
         return await as_value(self._scheduler.nodes())
+
+    async def warm(self, cpus: float, count: int) -> Answer[None]:
+        self._lane.warm(ResourceShape(cpus=cpus), count)
+        return ("ok", None)
 
     async def close(self) -> Answer[None]:
         return await as_value(self._scheduler.close())
@@ -105,6 +110,10 @@ class RayScheduler:
         """Every kind of node that the cluster has or could start."""
         nodes: Sequence[NodeShape] = await self._actor.call("nodes", idempotent=True)
         return nodes
+
+    async def warm(self, *, cpus: float, count: int) -> None:
+        """Have ``count`` workers for attempts of so many CPUs each started now. Does not wait for them."""
+        await self._actor.call("warm", cpus, count, idempotent=True)
 
     async def close(self) -> None:
         """End its life in order: its leases are given back at once."""

@@ -20,15 +20,17 @@ from rayloom.actors.settings import EngineSettings, WorkerSettings
 from rayloom.cluster.checks import StartRefused
 from rayloom.cluster.home import Home
 from rayloom.cluster.settings import Settings
+from rayloom.dag.errors import Transient
 from rayloom.db.engine import make_engine
 from rayloom.db.keys import ensure_admin
 from rayloom.db.migrate import ensure_worker_role, upgrade
 from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.tools.tool import LIGHT
 
 _log = logging.getLogger(__name__)
 
 SANDBOXES_PER_CPU = 4
-WARM_WORKERS_PER_CPU = 8
+WARM_WORKERS_PER_CPU = 4
 READY_TIMEOUT_S = 120.0
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
 """Outputs are kept in PostgreSQL; Ray's object store only carries them there."""
@@ -91,6 +93,8 @@ async def start(
         urls=_urls(settings, dashboard), api_key=api_key, settings=worker_settings, owns_ray=owns_ray
     )
     await _until_ready(settings.api_url)
+    if owns_ray:
+        await _warm_workers(settings, engine)
     return running
 
 
@@ -211,6 +215,16 @@ def _start_serve(settings: Settings, worker_settings: WorkerSettings) -> None:
         settings.serve, worker_settings.database, worker_settings.redis, partial(ray_ports, worker_settings.engine)
     )
     serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
+
+
+async def _warm_workers(settings: Settings, engine: EngineSettings) -> None:
+    """Have the workers of light tools started while nobody waits for them yet: each takes a second of CPU."""
+    from rayloom.actors.scheduler_actor import RayScheduler
+
+    try:
+        await RayScheduler(engine).warm(cpus=LIGHT["CPU"], count=int(_cpus(settings) / LIGHT["CPU"]))
+    except Transient as error:
+        _log.warning("workers.not_warmed", extra={"error": error.message})
 
 
 async def _until_ready(url: str) -> None:
