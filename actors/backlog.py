@@ -104,5 +104,6 @@ class Backlog:
     def _away(self, error: BaseException) -> None:
         if not self.redis_away:
             _log.warning("redis.away", extra={"error": f"{type(error).__name__}: {error}"})
+            # What was known of it is to be looked for in PostgreSQL: now, and then whenever the scheduler looks.
+            self.dirty = True
         self.redis_away = True
-        self.dirty = True

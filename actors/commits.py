@@ -7,6 +7,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.flight import Flying
@@ -20,6 +21,9 @@ from rayloom.db.attempts import Committed, Ending
 from rayloom.db.engine import Line
 
 _log = logging.getLogger(__name__)
+
+BATCH_BYTES = 64 * 1024 * 1024
+MAX_TOKENS = 2**48
 
 
 class Commits:
@@ -51,7 +55,7 @@ class Commits:
 
         Raises Transient, with nothing lost, when the database is away.
         """
-        batch = [self._ended[i] for i in range(min(len(self._ended), self._settings.batch_max))]
+        batch = self._batch()
         if not batch:
             return Committed()
         committed = await attempts.complete(self._line, [self._ending(flying, outcome) for flying, outcome in batch])
@@ -73,6 +77,17 @@ class Commits:
             )
         await self._backlog.add(committed.queued + released, tasks=committed.touched)
         return committed
+
+    def _batch(self) -> list[tuple[Flying, Outcome]]:
+        """What goes into one commit: a bounded number, of bounded size. PostgreSQL takes no message of 1 GiB."""
+        batch: list[tuple[Flying, Outcome]] = []
+        size = 0
+        for flying, outcome in islice(self._ended, self._settings.batch_max):
+            size += outcome.output_size + len(outcome.stdout) + len(outcome.stderr)
+            if batch and size > BATCH_BYTES:
+                break
+            batch.append((flying, outcome))
+        return batch
 
     def _ending(self, flying: Flying, outcome: Outcome) -> Ending:
         claimed = flying.claimed
@@ -101,9 +116,12 @@ class Commits:
             message=f"the database refused the output: {why.replace(chr(0), ' ')[:500]}",
             retryable=False,
         )
-        outcome = replace(
-            ending.outcome, verdict="failed", output=None, output_size=0, output_sha256=None, error=error, stdout="",
-            stderr="", spans="[]",
+        was = ending.outcome
+        # Only what is surely storable: if this were refused too, the attempt would never end.
+        outcome = Outcome(
+            verdict="failed", error=error, tokens_used=min(max(was.tokens_used, 0), MAX_TOKENS),
+            started_at=was.started_at, finished_at=was.finished_at, worker_id=was.worker_id, node_id=was.node_id,
+            ray_task_id=was.ray_task_id,
         )  # fmt: skip
         return await attempts.complete(self._line, [replace(ending, outcome=outcome, retry_in_s=None)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rayloom.actors.order import AttemptOrder
+from rayloom.dag.errors import ErrorInfo
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.resources import ResourceShape
 from rayloom.db.attempts import Claimed
@@ -28,6 +30,13 @@ class Lane(Protocol):
 
     def start(self, order: AttemptOrder, shape: ResourceShape, done: Callable[[Outcome], None]) -> Running:
         """Hand an attempt over; ``done`` is called in the caller's event loop, once, whatever happens."""
+
+
+class _NeverStarted:
+    """In place of an attempt that its lane refused."""
+
+    def stop(self, *, force: bool) -> None:
+        """Nothing runs."""
 
 
 @dataclass(slots=True)
@@ -72,7 +81,13 @@ class Flight:
                 del self.attempts[claimed.sub_task_id]
             self.on_end(flying, outcome)
 
-        flying = Flying(claimed, shape, self.lane.start(order, shape, ended))
+        try:
+            running = self.lane.start(order, shape, ended)
+        except Exception as error:  # noqa: BLE001 - its lease is taken: whatever is wrong, it must end with an outcome
+            _log.warning("attempt.not_started", exc_info=True, extra={"sub_task_id": claimed.sub_task_id})
+            asyncio.get_running_loop().call_soon(ended, _refused(error))
+            running = _NeverStarted()
+        flying = Flying(claimed, shape, running)
         self.attempts[claimed.sub_task_id] = flying
 
     def stop(self, sub_task_id: str, attempt: int | None = None) -> bool:
@@ -108,3 +123,14 @@ class Flight:
 
     def __iter__(self) -> Iterator[Flying]:
         return iter(list(self.attempts.values()))
+
+
+def _refused(error: Exception) -> Outcome:
+    """What it amounts to that a lane raised: a request that no lane takes, or a lane that is away."""
+    now = time.time()
+    if isinstance(error, ValueError | TypeError):
+        info = ErrorInfo(code="NOT_STARTABLE", error_class="bug", message=str(error)[:500], retryable=False)
+        return Outcome(verdict="failed", error=info, started_at=now, finished_at=now)
+    message = f"the attempt could not be handed over: {type(error).__name__}: {str(error)[:300]}"
+    info = ErrorInfo(code="LANE_UNAVAILABLE", error_class="transient", message=message, retryable=True)
+    return Outcome(verdict="lost", error=info, started_at=now, finished_at=now)

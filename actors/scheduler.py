@@ -191,10 +191,11 @@ class Scheduler:
                 if committed.retry_in_s is not None:
                     asyncio.get_running_loop().call_later(committed.retry_in_s + 0.01, self._requeue_soon)
                 started: Sized = ()
-                may_start = self._incarnation is not None
-                if may_start and (self._backlog.dirty or self._backlog.waiting or self._commits.finished):
+                may_start, backlog = self._incarnation is not None, self._backlog
+                # Without Redis nobody tells what has been queued.
+                if may_start and (backlog.dirty or backlog.waiting or backlog.redis_away or self._commits.finished):
                     started = await self._dispatch.turn()
-                if not started and not len(self._commits) and not (may_start and self._backlog.dirty):
+                if not started and not len(self._commits) and not (may_start and backlog.dirty):
                     break
             held_s = self._backlog.next_held_s()
             if held_s is not None:

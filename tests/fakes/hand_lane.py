@@ -1,0 +1,48 @@
+"""A lane in which an attempt ends when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rayloom.actors.order import AttemptOrder
+from rayloom.dag.outcome import Outcome
+from rayloom.dag.resources import ResourceShape
+
+
+@dataclass
+class Held:
+    """An attempt that was handed over; ``stops`` holds how it was asked to stop: whether by force."""
+
+    order: AttemptOrder
+    shape: ResourceShape
+    done: Callable[[Outcome], None]
+    stops: list[bool] = field(default_factory=list)
+
+    def stop(self, *, force: bool) -> None:
+        """See `Running`."""
+        self.stops.append(force)
+
+
+class HandLane:
+    """``Lane``. ``refuses``: the error that it raises in place of starting anything."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Held] = {}
+        self.started: list[AttemptOrder] = []
+        self.refuses: Exception | None = None
+
+    def start(self, order: AttemptOrder, shape: ResourceShape, done: Callable[[Outcome], None]) -> Held:
+        """See `Lane`."""
+        if self.refuses is not None:
+            raise self.refuses
+        held = Held(order, shape, done)
+        self.started.append(order)
+        self.held[order.sub_task_id] = held
+        return held
+
+    async def end(self, sub_task_id: str, outcome: Outcome) -> None:
+        """The attempt of this subtask ends so."""
+        self.held.pop(sub_task_id).done(outcome)
+        await asyncio.sleep(0)

@@ -1,0 +1,106 @@
+"""The record of subtasks in memory, as far as claims and outcomes go; put in place of the statements by ``install``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from rayloom.dag.errors import Transient
+from rayloom.db import attempts, leases
+from rayloom.db.attempts import Claimed, Committed, Ending
+from rayloom.db.queue import Queued
+
+SHAPE = '{"cpus":1.0,"custom":{},"gpus":0.0,"labels":{},"memory_bytes":0}'
+
+
+@dataclass
+class MemoryRecord:
+    """``queued``: what may be claimed. ``away``: nothing answers. ``unstorable``: outputs that it refuses."""
+
+    queued: dict[str, Queued] = field(default_factory=dict)
+    attempt: dict[str, int] = field(default_factory=dict)
+    running: dict[str, bool] = field(default_factory=dict)
+    endings: list[Ending] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    unstorable: set[str] = field(default_factory=set)
+    away: bool = False
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> MemoryRecord:
+        """From now on the statements of the engine come here."""
+        monkeypatch.setattr(attempts, "claim", self.claim)
+        monkeypatch.setattr(attempts, "complete", self.complete)
+        monkeypatch.setattr(leases, "release", self.release)
+        monkeypatch.setattr(leases, "queued_page", self.queued_page)
+        return self
+
+    def add(self, *ids: str, user_id: str = "ann", shape: str = SHAPE) -> list[Queued]:
+        """These have become QUEUED, in this order."""
+        items = [Queued(id_, user_id, shape, float(len(self.attempt) + n)) for n, id_ in enumerate(ids)]
+        self.queued |= {item.sub_task_id: item for item in items}
+        self.attempt |= dict.fromkeys(ids, 0)
+        return items
+
+    async def claim(self, _engine: Any, items: Sequence[tuple[str, bool]], *, incarnation: UUID) -> tuple[Claimed, ...]:
+        """See `attempts.claim`."""
+        self._answer()
+        won = []
+        for id_, running in items:
+            item = self.queued.pop(id_, None)
+            if item is None:
+                continue
+            self.attempt[id_] += 1
+            self.running[id_] = running
+            won.append(
+                Claimed(
+                    sub_task_id=id_,
+                    task_id="task",
+                    user_id=item.user_id,
+                    key=id_,
+                    tool="t",
+                    task_type="TOOL",
+                    attempt=self.attempt[id_],
+                    retry_count=0,
+                    max_retries=3,
+                    timeout_s=60.0,
+                    input="{}",
+                    referred=(),
+                    shape=item.shape,
+                    score=item.score,
+                    running=running,
+                )
+            )
+        return tuple(won)
+
+    async def complete(self, _engine: Any, endings: Sequence[Ending]) -> Committed:
+        """See `attempts.complete`."""
+        self._answer()
+        self.batches.append(len(endings))
+        refused = [one for one in endings if (one.outcome.output or "") in self.unstorable]
+        taken = [one for one in endings if one not in refused]
+        self.endings += taken
+        accepted = {one.sub_task_id for one in taken if self.running.get(one.sub_task_id) or one.outcome.ray_task_id}
+        waits = [one.retry_in_s for one in taken if one.retry_in_s is not None]
+        return Committed(
+            accepted=frozenset(accepted), touched=frozenset({"task"} if taken else ()),
+            retry_in_s=min(waits, default=None), refused=tuple((one, "it can't be stored") for one in refused),
+        )  # fmt: skip
+
+    async def release(self, _engine: Any, given: Sequence[tuple[str, int]]) -> tuple[Queued, ...]:
+        """See `leases.release`."""
+        self._answer()
+        self.released += [id_ for id_, _ in given]
+        return tuple(Queued(id_, "ann", SHAPE, 0.0) for id_, _ in given)
+
+    async def queued_page(self, _engine: Any, *, after: Any, limit: int) -> tuple[Queued, ...]:
+        """See `leases.queued_page`; the first page is all there is."""
+        self._answer()
+        return tuple(sorted(self.queued.values(), key=lambda item: item.score))[:limit] if after is None else ()
+
+    def _answer(self) -> None:
+        if self.away:
+            raise Transient("DATABASE_UNAVAILABLE", "the database did not answer")

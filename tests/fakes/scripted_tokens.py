@@ -1,0 +1,38 @@
+"""A token controller that holds whom the test names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rayloom.dag.errors import Transient
+from rayloom.dag.ports import Ask, Finished, Health, Held, Quota
+
+
+class ScriptedTokens:
+    """``TokenPort``. ``holds``: subtasks that must wait. ``away``: no answer. ``finished``: what it was told."""
+
+    def __init__(self) -> None:
+        self.holds: set[str] = set()
+        self.away = False
+        self.calls = 0
+        self.finished: list[Finished] = []
+
+    async def admit(self, asked: Sequence[Ask], finished: Sequence[Finished]) -> Sequence[Held]:
+        """See `TokenPort`."""
+        if self.away:
+            raise Transient("ACTOR_UNAVAILABLE", "the token controller does not answer")
+        self.calls += 1
+        self.finished += finished
+        held = [ask.sub_task_id for ask in asked if ask.sub_task_id in self.holds]
+        return [Held(sub_task_id=id_, limit="max_concurrent", ask_again_in_s=0.0) for id_ in held]
+
+    async def quota(self, user_id: str) -> Quota:
+        """See `TokenPort`."""
+        return Quota()
+
+    async def set_quota(self, user_id: str, quota: Quota) -> None:
+        """See `TokenPort`."""
+
+    async def health(self) -> Health:
+        """See `TokenPort`."""
+        return {"ok": not self.away}
