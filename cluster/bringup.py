@@ -30,7 +30,10 @@ from rayloom.tools.tool import LIGHT
 _log = logging.getLogger(__name__)
 
 SANDBOXES_PER_CPU = 4
-WARM_WORKERS_PER_CPU = 4
+WARM_WORKERS_PER_CPU = 8
+"""Light attempts take a quarter of a CPU each, and Ray keeps up to twice as many workers as can run at once."""
+ACTORS = 12
+"""About how many processes are actors (ours and Serve's): Ray counts them among its workers."""
 READY_TIMEOUT_S = 120.0
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
 """Outputs are kept in PostgreSQL; Ray's object store only carries them there."""
@@ -131,7 +134,7 @@ def _environment(settings: Settings) -> None:
     if not settings.ray_address:
         # Ray ends workers that are idle for a second beyond one a CPU; ours hold fractions of one, and take a second of
         # CPU to start again.
-        os.environ.setdefault("RAY_num_workers_soft_limit", str(WARM_WORKERS_PER_CPU * _cpus(settings)))
+        os.environ.setdefault("RAY_num_workers_soft_limit", str(WARM_WORKERS_PER_CPU * _cpus(settings) + ACTORS))
         # Despite its name, this is how Ray is told to stay on the loopback instead of the machine's own address.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Jobs and batches find us, and the Python that has us installed.
