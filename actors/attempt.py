@@ -20,7 +20,7 @@ from rayloom.actors.order import AttemptOrder
 from rayloom.actors.settings import WorkerSettings
 from rayloom.dag.errors import ErrorInfo, UserError
 from rayloom.dag.outcome import Outcome, Verdict
-from rayloom.dag.output import sanitise
+from rayloom.dag.output import clean_text, sanitise
 from rayloom.dag.references import resolve
 from rayloom.dag.states import Phase
 from rayloom.dag.values import Json, JsonObject
@@ -112,20 +112,26 @@ async def run_attempt(
     record = _Record(started_at=clock(), clock=clock)
     reporter = surroundings.reporter(order)
     limit = surroundings.settings.engine.output_text_chars
+    task = asyncio.current_task()
+    assert task is not None
+    deadline = asyncio.timeout(order.timeout_s)
     try:
-        async with asyncio.timeout(order.timeout_s):
+        async with deadline:
             text = await _phases(order, surroundings, reporter, record)
-    except TimeoutError:
-        error = ErrorInfo(
-            code="TIMED_OUT",
-            error_class="transient",
-            message=f"the attempt did not end within {order.timeout_s:g} s",
-            retryable=True,
-        )
-        outcome = record.outcome("timed_out", error=error, limit=limit)
-    except asyncio.CancelledError:
-        error = ErrorInfo(code="CANCELLED", error_class="refused", message="the attempt was stopped", retryable=False)
-        outcome = record.outcome("cancelled", error=error, limit=limit)
+    except TimeoutError as failure:
+        said = f"the attempt did not end within {order.timeout_s:g} s"
+        if not deadline.expired():
+            said = f"something that the attempt waited for took too long: {failure}"
+        error = ErrorInfo(code="TIMED_OUT", error_class="transient", message=said, retryable=True)
+        outcome = record.outcome("timed_out" if deadline.expired() else "failed", error=error, limit=limit)
+    except asyncio.CancelledError as failure:
+        if task.cancelling():
+            said = "the attempt was stopped"
+            error = ErrorInfo(code="CANCELLED", error_class="refused", message=said, retryable=False)
+            outcome = record.outcome("cancelled", error=error, limit=limit)
+        else:
+            # Nobody asked for it: the tool let a cancellation of its own out. A stop would spend no retry, for ever.
+            outcome = record.outcome("failed", error=ErrorInfo.from_exception(failure), limit=limit)
     except Exception as failure:  # noqa: BLE001 - the one place where an attempt's exceptions become values
         outcome = record.outcome("failed", error=ErrorInfo.from_exception(failure), limit=limit)
     else:
@@ -183,5 +189,5 @@ async def _last_words(close: Callable[[], Awaitable[None]]) -> None:
 
 
 def _head(text: str, limit: int) -> str:
-    clean = text.replace("\x00", "\ufffd")
+    clean = clean_text(text)
     return clean if len(clean) <= limit else clean[:limit] + f"\n… {len(clean) - limit} more characters"

@@ -1,0 +1,219 @@
+"""With a million subtasks, every query that is asked again and again goes by an index that was made for it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rayloom.db import attempts, events, incarnations, leases, logs, reads, task_moves
+from rayloom.db.engine import driver, make_engine
+from rayloom.db.quotas import QuotaStore
+from rayloom.db.settings import DatabaseSettings
+
+pytestmark = pytest.mark.long
+
+USER, LIFE = UUID(int=1), UUID(int=2)
+TASKS = 5_000
+"""Of 200 subtasks each: a million."""
+TASK = "('00000000-0000-7000-8000-' || lpad(to_hex({}), 12, '0'))::uuid"
+SUBTASK = "('00000000-0000-7000-9000-' || lpad(to_hex({}), 12, '0'))::uuid"
+FILL = (
+    f"INSERT INTO users (id, name) VALUES ('{USER}', 'everybody')",
+    f"INSERT INTO users (id, name) SELECT {TASK.format('n')}, 'user ' || n FROM generate_series(1, 20) n",
+    f"INSERT INTO schedulers (incarnation, actor) VALUES ('{LIFE}', 'a test')",
+    # Most tasks are long done; a hundred are live.
+    f"""
+    INSERT INTO tasks (id, user_id, title, status, priority, result, subtask_count, open_count, created_at, finished_at,
+        deadline_at)
+    SELECT {TASK.format("n")}, CASE WHEN n % 20 = 0 THEN '{USER}' ELSE {TASK.format("n % 20 + 1")} END, 't',
+        CASE WHEN n > {TASKS - 100} THEN 'PROCESSING' WHEN n > {TASKS - 110} THEN 'PENDING' ELSE 'COMPLETED' END, 5,
+        CASE WHEN n <= {TASKS - 110} THEN '1'::jsonb END, 200, CASE WHEN n > {TASKS - 100} THEN 200 ELSE 0 END,
+        now() - make_interval(secs => {TASKS} - n), CASE WHEN n <= {TASKS - 110} THEN now() END,
+        CASE WHEN n % 10 = 0 THEN now() + make_interval(secs => n - {TASKS}) END
+    FROM generate_series(1, {TASKS}) n""",
+    # Of a live task: 40 are queued, 2 run, 2 wait out a back-off, 2 are blocked, the others wait.
+    f"""
+    INSERT INTO sub_tasks (id, parent_id, user_id, key, name, task_type, status, execution_order, tool, timeout_s,
+        max_retries, shape, score, output_result, attempt, incarnation, started_at, finished_at, not_before, error)
+    SELECT {SUBTASK.format("n")}, {TASK.format("1 + n / 200")}, '{USER}', 's' || n % 200, 's', 'TOOL', x.status,
+        n % 200, 't', 60, 3, 's', n, CASE WHEN x.status = 'COMPLETED' THEN '1'::jsonb END, 1,
+        CASE WHEN x.status = 'RUNNING' THEN '{LIFE}'::uuid END, now(),
+        CASE WHEN x.status IN ('COMPLETED', 'BLOCKED') THEN now() END, CASE WHEN x.status = 'FAILED' THEN now() END,
+        CASE WHEN x.status IN ('FAILED', 'BLOCKED') THEN '{{}}'::jsonb END
+    FROM generate_series(0, {TASKS * 200 - 1}) n CROSS JOIN LATERAL (
+        SELECT CASE WHEN n < {(TASKS - 100) * 200} THEN 'COMPLETED' WHEN n % 200 < 40 THEN 'QUEUED'
+            WHEN n % 200 < 42 THEN 'RUNNING' WHEN n % 200 < 44 THEN 'FAILED' WHEN n % 200 < 46 THEN 'BLOCKED'
+            ELSE 'READY' END AS status) x""",
+    f"""
+    INSERT INTO execution_logs (sub_task_id, attempt, task_id, status, start_time, end_time, duration)
+    SELECT {SUBTASK.format("n")}, 1, {TASK.format("1 + n / 200")}, 'COMPLETED', now(), now(), 1
+    FROM generate_series(0, {TASKS * 200 - 1}, 3) n""",
+    f"""
+    INSERT INTO task_events (task_id, kind, subtask, from_status, to_status, attempt)
+    SELECT {TASK.format("1 + n / 200")}, 'subtask', 's' || n % 200, 'RUNNING', 'COMPLETED', 1
+    FROM generate_series(0, {TASKS * 200 - 1}, 2) n""",
+    f"""
+    INSERT INTO log_lines (task_id, subtask, attempt, stream, level, message)
+    SELECT {TASK.format("1 + n / 200")}, 's' || n % 200, 1, 'tool', 'INFO', 'm'
+    FROM generate_series(0, {TASKS * 200 - 1}, 3) n""",
+    "VACUUM (ANALYZE) tasks, sub_tasks, execution_logs, task_events, log_lines",
+)
+
+
+@dataclass
+class Explained:
+    """An engine, and the plan of every statement that it has run, of those inside functions, too."""
+
+    engine: AsyncEngine
+    plans: list[str] = field(default_factory=list)
+
+    def hear(self, _connection: object, message: Any) -> None:
+        if "Query Text:" in message.message:
+            self.plans.append(message.message)
+
+
+@pytest.fixture(scope="module")
+def filled(database: DatabaseSettings) -> DatabaseSettings:
+    """The database with a million subtasks in it."""
+
+    async def fill() -> None:
+        engine = make_engine(database.primary_dsn(), pool_size=1, max_overflow=0, name="fill")
+        async with driver(engine) as connection:
+            await connection.execute("SET synchronous_commit = off; SET work_mem = '64MB'")
+            for statement in FILL:
+                await connection.execute(statement, timeout=240)
+        await engine.dispose()
+
+    asyncio.run(fill())
+    return database
+
+
+@pytest.fixture
+async def explained(filled: DatabaseSettings) -> AsyncIterator[Explained]:
+    """One connection that tells the plan of everything that it runs."""
+    engine = make_engine(filled.primary_dsn(), pool_size=1, max_overflow=0, name="explain")
+    explained = Explained(engine)
+    async with driver(engine) as connection:
+        await connection.execute(
+            "LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on; "
+            "SET auto_explain.log_level = notice; SET client_min_messages = notice"
+        )
+        connection.add_log_listener(explained.hear)
+    yield explained
+    async with driver(engine) as connection:
+        connection.remove_log_listener(explained.hear)
+    await engine.dispose()
+
+
+def _task(n: int) -> UUID:
+    return UUID(f"00000000-0000-7000-8000-{n:012x}")
+
+
+def _subtask(n: int) -> str:
+    return f"00000000-0000-7000-9000-{n:012x}"
+
+
+def _hour_ago() -> datetime:
+    return datetime.now(UTC) - timedelta(hours=1)
+
+
+LIVE = TASKS - 40
+FIRST_OF_LIVE = (LIVE - 1) * 200
+RUNNING, QUEUED, DUE = FIRST_OF_LIVE + 40, FIRST_OF_LIVE + 1, FIRST_OF_LIVE + 42
+Asked = Callable[[AsyncEngine], Awaitable[Any]]
+
+QUERIES: dict[str, tuple[Asked, set[str]]] = {
+    "my tasks": (
+        lambda e: reads.list_tasks(e, user_id=USER, wanted=reads.TaskFilter(), after=None, limit=50),
+        {"ix_tasks_user_id_created_at"},
+    ),
+    "my tasks, the next page": (
+        lambda e: reads.list_tasks(
+            e, user_id=USER, wanted=reads.TaskFilter(), after=(datetime.now(UTC), _task(TASKS)), limit=50
+        ),
+        {"ix_tasks_user_id_created_at"},
+    ),
+    "my tasks of a status": (
+        lambda e: reads.list_tasks(
+            e, user_id=USER, wanted=reads.TaskFilter(statuses=("PROCESSING",)), after=None, limit=50
+        ),
+        {"ix_tasks_user_id_status_created_at"},
+    ),
+    "my tasks since a day": (
+        lambda e: reads.list_tasks(
+            e,
+            user_id=USER,
+            wanted=reads.TaskFilter(created_after=datetime.now(UTC) - timedelta(hours=1)),
+            after=None,
+            limit=50,
+        ),
+        {"ix_tasks_user_id_created_at"},
+    ),
+    "details": (
+        lambda e: reads.task_details(e, _task(LIVE), USER, limit=1000),
+        {"ix_sub_tasks_parent_id_execution_order", "tasks_pkey"},
+    ),
+    "a page of subtasks": (
+        lambda e: reads.list_subtasks(e, _task(LIVE), after=100, limit=50),
+        {"ix_sub_tasks_parent_id_execution_order", "pk_execution_logs"},
+    ),
+    "what is queued": (lambda e: leases.queued_page(e, after=None, limit=1000), {"ix_sub_tasks_queued"}),
+    "what is queued, the next page": (
+        lambda e: leases.queued_page(e, after=(float(QUEUED), UUID(_subtask(QUEUED))), limit=1000),
+        {"ix_sub_tasks_queued"},
+    ),
+    "leases of the dead": (incarnations.dead_with_leases, {"ix_sub_tasks_leased"}),
+    "leases of a user": (lambda e: QuotaStore(e).leased([str(USER)]), {"ix_sub_tasks_leased"}),
+    "leases that we hold": (
+        lambda e: leases.held_leases(e, [(_subtask(RUNNING), 1)], incarnation=LIFE, grace_s=1),
+        {"sub_tasks_pkey"},
+    ),
+    "taking leases back": (lambda e: leases.recover(e, [LIFE], limit=10), {"ix_sub_tasks_leased", "sub_tasks_pkey"}),
+    "back-offs that are over": (lambda e: leases.requeue_due(e, limit=10), {"ix_sub_tasks_backoff", "sub_tasks_pkey"}),
+    "claims": (
+        lambda e: attempts.claim(e, [(_subtask(QUEUED + n), True) for n in range(8)], incarnation=LIFE),
+        {"sub_tasks_pkey", "tasks_pkey"},
+    ),
+    "deadlines": (task_moves.expired_tasks, {"ix_tasks_deadline"}),
+    "tasks to split": (
+        lambda e: task_moves.claim_tasks(e, incarnation=LIFE, dead=[LIFE], limit=4),
+        {"ix_tasks_live"},
+    ),
+    "events after an id": (lambda e: events.after(e, _task(LIVE), 5, limit=100), {"ix_task_events_task_id_id"}),
+    "a log after a place": (
+        lambda e: logs.read_log(e, _task(LIVE), logs.LogFilter(), logs.Position(event_id=5, line_id=5), limit=100),
+        {"ix_task_events_task_id_id", "ix_log_lines_task_id_id"},
+    ),
+    "the outputs that an input refers to": (
+        lambda e: attempts.outputs(e, str(_task(1)), ["s1", "s2"]),
+        {"uq_sub_tasks_parent_id_key"},
+    ),
+    "an output": (lambda e: reads.output_json(e, _task(1), "s1"), {"uq_sub_tasks_parent_id_key"}),
+    "the end of a task": (
+        lambda e: task_moves.end_task(e, _task(LIVE + 1), status="CANCELLED", error=None, reason="no more"),
+        {"ix_sub_tasks_parent_id_execution_order"},
+    ),
+}
+BIG = ("tasks", "sub_tasks", "execution_logs", "task_events", "log_lines")
+
+
+@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.timeout(600)
+async def test_a_query_goes_by_its_index(explained: Explained, query: str) -> None:
+    ask, indexes = QUERIES[query]
+    explained.plans.clear()
+    await ask(explained.engine)
+    plans = "\n".join(explained.plans)
+    assert plans, "nothing was explained"
+    scanned = re.findall(rf"Seq Scan on ({'|'.join(BIG)})\b", plans)
+    used = set(re.findall(r"Index (?:Only )?Scan(?: Backward)? (?:using|on) (\w+)", plans))
+    assert not scanned, f"{query} reads all of {scanned}:\n{plans}"
+    assert indexes <= used, f"{query} should go by {indexes - used}:\n{plans}"

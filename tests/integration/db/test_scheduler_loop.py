@@ -1,0 +1,224 @@
+"""The whole scheduler on a real record, with attempts that end at once: with Redis, without it, and after deaths."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+from pydantic import SecretStr
+
+from rayloom.actors.nodes import ClusterView
+from rayloom.actors.order import AttemptOrder
+from rayloom.actors.scheduler import Scheduler
+from rayloom.actors.settings import EngineSettings, WorkerSettings
+from rayloom.dag.errors import ErrorInfo
+from rayloom.dag.outcome import Outcome
+from rayloom.dag.ports import Planned, PlanRequest, RegistryPort, ToolSnapshot
+from rayloom.dag.values import JsonObject
+from rayloom.db.engine import dump
+from rayloom.db.queue import ReadyQueue, make_redis
+from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.db.submit import NewTask, submit_task
+from rayloom.tools.settings import ToolSettings
+from tests.fakes.inline_lane import InlineLane, succeeded
+from tests.fakes.scripted_tokens import ScriptedTokens
+from tests.integration.db.spine import NODES, Spine
+
+NO_REDIS = "redis://127.0.0.1:1/0"
+LAYERS: dict[str, list[str]] = {
+    f"l{layer}n{n}": [f"l{layer - 1}n{k}" for k in range(4)] if layer else [] for layer in range(6) for n in range(4)
+}
+
+
+class Registry:
+    """Knows no tools, and nothing changes."""
+
+    async def changed(self, version: int) -> ToolSnapshot:
+        if version >= 0:
+            await asyncio.Event().wait()
+        return ToolSnapshot(version=0, tools={})
+
+
+class Parser:
+    """Always plans with a tool that nobody has."""
+
+    async def plan(self, request: PlanRequest) -> Planned:
+        plan: JsonObject = {"subtasks": [{"id": "a", "type": "TOOL", "tool": "nothing"}]}
+        return Planned(plan=plan, source="outline", notes=("said\0so",), language="en", parsed_s=0, split_s=0)
+
+
+async def _look() -> ClusterView:
+    return ClusterView(nodes=NODES, types=NODES, total={"CPU": 4.0}, free={"CPU": 4.0})
+
+
+Running = Callable[..., Any]
+
+
+@pytest.fixture(params=["with Redis", "without Redis"])
+def redis(request: pytest.FixtureRequest, servers: tuple[str, str]) -> str:
+    return servers[1] if request.param == "with Redis" else NO_REDIS
+
+
+@pytest.fixture
+async def running(database: DatabaseSettings, redis: str) -> AsyncIterator[Running]:
+    """Schedulers of this database; each is closed with its block."""
+
+    @asynccontextmanager
+    async def run(lane: InlineLane, *, actor: str = "one", **more: Any) -> AsyncIterator[Scheduler]:
+        settings = WorkerSettings(
+            engine=EngineSettings(retry_initial_s=0.01, retry_max_s=0.02, heartbeat_s=0.2, sweep_s=1, **more),
+            database=database,
+            redis=RedisSettings(url=SecretStr(redis), pool_size=8),
+            tools=ToolSettings(),
+        )
+        registry = cast(RegistryPort, Registry())
+        scheduler = Scheduler(
+            settings, lane=lane, registry=registry, tokens=ScriptedTokens(), parser=Parser(), look=_look, actor=actor
+        )
+        await scheduler.start()
+        try:
+            yield scheduler
+        finally:
+            await scheduler.close()
+
+    yield run
+    if redis != NO_REDIS:
+        client = make_redis(RedisSettings(url=SecretStr(redis)), name="test")
+        waiting = await ReadyQueue(client).waiting()
+        await ReadyQueue(client).pop(dict.fromkeys(waiting, 1_000_000))
+        await client.aclose()
+
+
+async def until(seen: Callable[[], Awaitable[bool]]) -> None:
+    """Look until it is seen; fails after half a minute."""
+    async with asyncio.timeout(30):
+        while not await seen():  # noqa: ASYNC110 - another process changes what is looked at
+            await asyncio.sleep(0.02)
+
+
+async def _ended(spine: Spine, task_id: UUID) -> str:
+    """Wait until a task has ended; its status."""
+
+    async def ended() -> bool:
+        return (await spine.task(task_id))["finished_at"] is not None
+
+    await until(ended)
+    return str((await spine.task(task_id))["status"])
+
+
+async def test_a_plan_runs_to_its_end(spine: Spine, running: Running) -> None:
+    lane = InlineLane()
+    async with running(lane) as scheduler:
+        made = await spine.submit(LAYERS)
+        await scheduler.wake()
+        assert await _ended(spine, made.task_id) == "COMPLETED"
+        assert (await spine.task(made.task_id))["result"] == {f"l5n{n}": f"l5n{n}" for n in range(4)}
+        assert len(lane.started) == len(LAYERS)
+        health = await scheduler.health()
+        assert (health["status"], health["in_flight"], health["uncommitted"]) == ("ok", 0, 0)
+
+
+async def test_a_scheduler_with_nothing_to_do_does_nothing(spine: Spine, running: Running) -> None:
+    async with running(InlineLane()) as scheduler:
+        made = await spine.submit({"a": []})
+        await scheduler.wake()
+        await _ended(spine, made.task_id)
+        before = int(str((await scheduler.health())["turns"]))
+        await asyncio.sleep(1)
+        # Some for its heartbeat, five a second; none in between.
+        assert int(str((await scheduler.health())["turns"])) - before < 30
+
+
+async def test_failures_are_tried_again_as_often_as_they_may(spine: Spine, running: Running) -> None:
+    left = {"l0n0": 3, "l1n1": 4}
+
+    def run(order: AttemptOrder) -> Outcome:
+        if left.get(order.key, 0):
+            left[order.key] -= 1
+            error = ErrorInfo(code="BROKEN", error_class="transient", message="it broke", retryable=True)
+            return Outcome(verdict="failed", error=error, ray_task_id="inline")
+        return succeeded(order)
+
+    async with running(InlineLane(run)) as scheduler:
+        made = await spine.submit(LAYERS)
+        await scheduler.wake()
+        assert await _ended(spine, made.task_id) == "FAILED"
+    statuses = await spine.statuses(made.task_id)
+    assert (statuses["l0n0"], statuses["l1n1"]) == ("COMPLETED", "BLOCKED")
+    assert (await spine.subtask(made.task_id, "l0n0"))["attempt"] == 4
+    assert (await spine.subtask(made.task_id, "l1n1"))["attempt"] == 4
+    assert list(statuses.values()).count("SKIPPED") == 16
+
+
+async def test_an_output_that_the_database_refuses_ends_its_own_attempt(spine: Spine, running: Running) -> None:
+    def run(order: AttemptOrder) -> Outcome:
+        if order.key == "bad":
+            return Outcome(verdict="succeeded", output='"\\u0000"', tokens_used=2**70, ray_task_id="inline")
+        return succeeded(order)
+
+    async with running(InlineLane(run)) as scheduler:
+        made = await spine.submit({f"s{n}": [] for n in range(9)} | {"bad": []})
+        await scheduler.wake()
+        assert await _ended(spine, made.task_id) == "FAILED"
+    statuses = await spine.statuses(made.task_id)
+    assert statuses == {f"s{n}": "COMPLETED" for n in range(9)} | {"bad": "BLOCKED"}
+    assert (await spine.subtask(made.task_id, "bad"))["error"]["code"] == "OUTPUT_UNSTORABLE"
+
+
+async def test_two_schedulers_share_the_work(spine: Spine, running: Running) -> None:
+    lanes = InlineLane(), InlineLane()
+    async with running(lanes[0], actor="one") as one, running(lanes[1], actor="two") as two:
+        made = [await spine.submit(LAYERS) for _ in range(4)]
+        await asyncio.gather(one.wake(), two.wake())
+        assert [await _ended(spine, task.task_id) for task in made] == ["COMPLETED"] * 4
+    ran = [(order.sub_task_id, order.attempt) for lane in lanes for order in lane.started]
+    assert len(ran) == len(set(ran)) == 4 * len(LAYERS)
+
+
+async def test_an_attempt_whose_lane_refuses_it_does_not_stay_running(spine: Spine, running: Running) -> None:
+    class Refusing(InlineLane):
+        def start(self, *_: Any) -> Any:
+            raise ValueError("no such resource")
+
+    async with running(Refusing()) as scheduler:
+        made = await spine.submit({"a": [], "b": [], "c": [], "d": [], "e": [], "f": []})
+        await scheduler.wake()
+        assert await _ended(spine, made.task_id) == "FAILED"
+    assert set((await spine.statuses(made.task_id)).values()) == {"BLOCKED"}
+
+
+async def test_a_prompt_whose_plan_is_refused_ends_its_task(spine: Spine, running: Running) -> None:
+    async with running(InlineLane()) as scheduler:
+        new = NewTask(user_id=spine.user_id, title="t", prompt="do it", priority=5)
+        made = await submit_task(spine.engine, new)
+        await scheduler.wake()
+        assert await _ended(spine, made.task_id) == "FAILED"
+    error = (await spine.task(made.task_id))["error"]
+    assert error["code"] == "PLAN_REFUSED"
+    assert "nothing" in dump(error)
+
+
+async def test_a_closed_scheduler_leaves_no_lease_to_wait_for(spine: Spine, running: Running) -> None:
+    class Endless(InlineLane):
+        def start(self, order: AttemptOrder, *_: Any) -> Any:
+            self.started.append(order)
+            return self
+
+    endless, lane = Endless(), InlineLane()
+    made = await spine.submit({"a": [], "b": ["a"]})
+    async with running(endless, actor="first") as scheduler:
+        await scheduler.wake()
+
+        async def has_started() -> bool:
+            return bool(endless.started)
+
+        await until(has_started)
+    async with running(lane, actor="second") as scheduler:
+        await scheduler.wake()
+        assert await _ended(spine, made.task_id) == "COMPLETED"
+    assert [(order.key, order.attempt) for order in lane.started] == [("a", 2), ("b", 1)]
+    assert (await spine.subtask(made.task_id, "a"))["retry_count"] == 0

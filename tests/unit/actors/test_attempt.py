@@ -1,0 +1,258 @@
+"""One attempt: whatever a tool does, an outcome says what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import pytest
+from pydantic import SecretStr
+
+from rayloom.actors.attempt import run_attempt
+from rayloom.actors.order import AttemptOrder
+from rayloom.actors.settings import EngineSettings, WorkerSettings
+from rayloom.dag.errors import Refused, Transient, UserError
+from rayloom.dag.outcome import Outcome
+from rayloom.dag.states import Phase
+from rayloom.dag.values import Json
+from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.tools.ports import FilesPort
+from rayloom.tools.settings import ToolSettings
+from rayloom.tools.tool import Tool, ToolContext, ToolResult, ToolSpec
+from tests.unit.tools.context import KeptFiles, KeptLog
+
+Run = Callable[[dict[str, Json], ToolContext], Awaitable[ToolResult]]
+
+
+SPEC = ToolSpec(
+    name="t", type="NATIVE", description="", version="1", input_schema={"type": "object"}, output_schema=None,
+    permission_level="read", resources={}, lane="own",
+)  # fmt: skip
+
+
+@dataclass
+class ScriptedTool:
+    """Does what the test says."""
+
+    do: Run
+    spec: ToolSpec = SPEC
+
+    async def run(self, input: dict[str, Json], context: ToolContext) -> ToolResult:
+        return await self.do(input, context)
+
+
+@dataclass
+class Reporter(KeptLog):
+    phases: list[Phase] = field(default_factory=list)
+    closed: int = 0
+    breaks: bool = False
+
+    def phase(self, phase: Phase) -> None:
+        self.phases.append(phase)
+
+    async def close(self) -> None:
+        self.closed += 1
+        if self.breaks:
+            raise Transient("DATABASE_UNAVAILABLE", "away")
+
+
+@dataclass
+class Place:
+    """``Surroundings`` in memory."""
+
+    do: Run
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    known: dict[str, Json] = field(default_factory=dict)
+    log: Reporter = field(default_factory=Reporter)
+    refuses: Exception | None = None
+
+    settings: WorkerSettings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.settings = WorkerSettings(
+            engine=self.engine, database=DatabaseSettings(url=SecretStr("")), redis=RedisSettings(url=SecretStr("")),
+            tools=ToolSettings(),
+        )  # fmt: skip
+
+    async def tool(self, name: str, registry_version: int) -> Tool:
+        if self.refuses:
+            raise self.refuses
+        return ScriptedTool(self.do)
+
+    async def outputs(self, task_id: str, keys: Sequence[str]) -> dict[str, Json]:
+        return {key: self.known[key] for key in keys}
+
+    def reporter(self, order: AttemptOrder) -> Reporter:
+        return self.log
+
+    def files(self, task_id: str) -> FilesPort:
+        return KeptFiles()
+
+
+def order(input_: Json = None, **more: Any) -> AttemptOrder:
+    fields: dict[str, Any] = {
+        "sub_task_id": "s", "task_id": "task", "user_id": "ann", "key": "k", "tool": "t", "registry_version": 1,
+        "attempt": 2, "timeout_s": 5.0, "input": orjson.dumps(input_ or {}).decode(), "referred": (), "running": True,
+    }  # fmt: skip
+    return AttemptOrder(**fields | more)
+
+
+def gives(value: Any, **more: Any) -> Run:
+    async def run(_input: dict[str, Json], _context: ToolContext) -> ToolResult:
+        return ToolResult(output=value, **more)
+
+    return run
+
+
+def raises(error: BaseException) -> Run:
+    async def run(_input: dict[str, Json], _context: ToolContext) -> ToolResult:
+        raise error
+
+    return run
+
+
+async def waits(_input: dict[str, Json], _context: ToolContext) -> ToolResult:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+def spans_of(outcome: Outcome) -> dict[str, bool]:
+    return {span["name"]: span["ok"] for span in orjson.loads(outcome.spans)}
+
+
+async def test_a_success_carries_what_the_database_needs() -> None:
+    place = Place(gives({"晴": [1, (2,), float("nan"), "a\0b"]}, stdout="a\0b", stderr="no\udc80", tokens_used=7))
+    times = iter(range(100, 200))
+    outcome = await run_attempt(order(), place, clock=lambda: float(next(times)))
+    text = '{"晴":[1,[2],null,"a\ufffdb"]}'
+    assert (outcome.verdict, outcome.output, outcome.error) == ("succeeded", text, None)
+    assert outcome.output_size == len(text.encode())
+    assert outcome.output_sha256 == hashlib.sha256(text.encode()).hexdigest()
+    assert (outcome.stdout, outcome.stderr, outcome.tokens_used) == ("a\ufffdb", "no\ufffd", 7)
+    assert outcome.started_at == 100
+    assert outcome.finished_at > outcome.started_at
+    assert spans_of(outcome) == {"PREPARE_ENV": True, "t": True, "EXECUTING": True, "POST_PROCESS": True}
+    assert place.log.phases == [Phase.PREPARE_ENV, Phase.EXECUTING, Phase.POST_PROCESS]
+    assert place.log.closed == 1
+
+
+async def test_a_tool_gets_its_input_with_references_resolved() -> None:
+    seen: list[tuple[Json, ToolContext]] = []
+
+    async def look(input_: dict[str, Json], context: ToolContext) -> ToolResult:
+        seen.append((input_, context))
+        return ToolResult(output=None)
+
+    given: Json = {"a": {"$ref": "up.output.n"}, "b": "n is ${up.output.n}, ${HOME}", "c": {"$literal": {"$ref": "x"}}}
+    outcome = await run_attempt(order(given, referred=("up",)), Place(look, known={"up": {"n": [3]}}))
+    assert outcome.verdict == "succeeded"
+    ((input_, context),) = seen
+    assert input_ == {"a": [3], "b": "n is [3], ${HOME}", "c": {"$ref": "x"}}
+    assert (context.task_id, context.user_id, context.subtask, context.attempt) == ("task", "ann", "k", 2)
+    assert context.idempotency_key == "s"
+
+
+@pytest.mark.parametrize(
+    ("do", "code", "retryable", "class_"),
+    [
+        (raises(UserError("BAD", "bad")), "BAD", False, "user"),
+        (raises(Refused("NO", "no")), "NO", False, "refused"),
+        (raises(Transient("AWAY", "away", retry_after_s=9)), "AWAY", True, "transient"),
+        (raises(ZeroDivisionError("x / 0")), "TOOL_CRASHED", False, "bug"),
+        (raises(RecursionError()), "TOOL_CRASHED", False, "bug"),
+        (raises(TimeoutError("the socket")), "TOOL_CRASHED", False, "bug"),
+        (raises(asyncio.CancelledError("a child of the tool")), "INTERNAL", False, "bug"),
+        (gives({1, 2}), "OUTPUT_INVALID", False, "user"),
+        (gives(b"bytes"), "OUTPUT_INVALID", False, "user"),
+        (gives("x" * 2000), "OUTPUT_TOO_LARGE", False, "user"),
+    ],
+)
+async def test_every_failure_becomes_a_value(do: Run, code: str, retryable: bool, class_: str) -> None:
+    place = Place(do, engine=EngineSettings(output_max_bytes=1000))
+    outcome = await run_attempt(order(), place)
+    assert outcome.verdict == "failed"
+    assert outcome.error is not None
+    assert (outcome.error.code, outcome.error.retryable, outcome.error.error_class) == (code, retryable, class_)
+    assert (outcome.output, outcome.output_size) == (None, 0)
+    assert place.log.closed == 1
+
+
+async def test_the_wait_that_the_other_side_asks_for_is_kept() -> None:
+    outcome = await run_attempt(order(), Place(raises(Transient("AWAY", "away", retry_after_s=9))))
+    assert outcome.error is not None
+    assert outcome.error.retry_after_s == 9
+
+
+async def test_what_a_tool_holds_nested_in_itself_fails_and_does_not_hang() -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    outcome = await run_attempt(order(), Place(gives(circle)))
+    assert outcome.error is not None
+    assert outcome.error.code == "OUTPUT_TOO_DEEP"
+    assert spans_of(outcome)["POST_PROCESS"] is False
+
+
+async def test_a_tool_that_is_not_there_fails_before_it_runs() -> None:
+    outcome = await run_attempt(order(), Place(waits, refuses=UserError("TOOL_UNKNOWN", "gone")))
+    assert outcome.error is not None
+    assert outcome.error.code == "TOOL_UNKNOWN"
+    assert spans_of(outcome) == {"PREPARE_ENV": False}
+
+
+async def test_a_place_that_is_slow_to_answer_is_not_the_end_of_the_time() -> None:
+    outcome = await run_attempt(order(), Place(waits, refuses=TimeoutError("the registry")))
+    assert outcome.verdict == "failed"
+    assert outcome.error is not None
+    assert (outcome.error.code, outcome.error.retryable) == ("TIMED_OUT", True)
+    assert "the registry" in outcome.error.message
+
+
+async def test_a_reference_to_nothing_fails_before_it_runs() -> None:
+    given: Json = {"a": {"$ref": "up.output.missing"}}
+    outcome = await run_attempt(order(given, referred=("up",)), Place(waits, known={"up": {"n": 1}}))
+    assert outcome.error is not None
+    assert outcome.error.code == "REFERENCE_MISSING"
+
+
+async def test_an_attempt_ends_with_its_time_and_the_tool_cleans_up() -> None:
+    cleaned: list[bool] = []
+
+    async def messy(_input: dict[str, Json], _context: ToolContext) -> ToolResult:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned.append(True)
+        raise AssertionError
+
+    outcome = await run_attempt(order(timeout_s=0.01), Place(messy))
+    assert (outcome.verdict, cleaned) == ("timed_out", [True])
+    assert outcome.error is not None
+    assert (outcome.error.code, outcome.error.retryable) == ("TIMED_OUT", True)
+    assert "within 0.01 s" in outcome.error.message
+
+
+async def test_a_stopped_attempt_says_so() -> None:
+    task = asyncio.ensure_future(run_attempt(order(), Place(waits)))
+    await asyncio.sleep(0)
+    task.cancel()
+    outcome = await task
+    assert outcome.verdict == "cancelled"
+    assert outcome.error is not None
+    assert (outcome.error.code, outcome.error.retryable) == ("CANCELLED", False)
+
+
+async def test_a_log_that_can_not_be_written_changes_nothing() -> None:
+    place = Place(gives(1), log=Reporter(breaks=True))
+    outcome = await run_attempt(order(), place)
+    assert (outcome.verdict, outcome.output, place.log.closed) == ("succeeded", "1", 1)
+
+
+async def test_the_head_of_long_output_is_kept() -> None:
+    place = Place(gives(1, stdout="x" * 30, stderr="y" * 10), engine=EngineSettings(output_text_chars=10))
+    outcome = await run_attempt(order(), place)
+    assert outcome.stdout == "x" * 10 + "\n… 20 more characters"
+    assert outcome.stderr == "y" * 10

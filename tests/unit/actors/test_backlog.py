@@ -1,0 +1,110 @@
+"""What is queued: told by Redis, and by PostgreSQL while Redis is away."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from rayloom.actors.backlog import Backlog
+from tests.fakes.memory_queue import MemoryQueue
+from tests.fakes.memory_record import SHAPE, MemoryRecord
+
+NOTHING: Any = None
+GPU = SHAPE.replace('"gpus":0.0', '"gpus":1.0')
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> MemoryRecord:
+    return MemoryRecord().install(monkeypatch)
+
+
+@pytest.fixture
+def queue() -> MemoryQueue:
+    return MemoryQueue()
+
+
+@pytest.fixture
+def backlog(record: MemoryRecord, queue: MemoryQueue) -> Backlog:
+    return Backlog(NOTHING, queue)
+
+
+def test_a_key_stands_for_its_shape_once(backlog: Backlog) -> None:
+    shape = backlog.shape(GPU)
+    assert (shape.cpus, shape.gpus) == (1.0, 1.0)
+    assert backlog.shape(GPU) is shape
+
+
+async def test_what_is_popped_is_best_first_and_no_more_than_there_is_room_for(
+    backlog: Backlog, record: MemoryRecord
+) -> None:
+    await backlog.add([*record.add("a", "b", "c"), *record.add("g", shape=GPU)])
+    assert [item.sub_task_id for item in await backlog.pop({SHAPE: 2})] == ["a", "b"]
+    assert backlog.waiting == {SHAPE: 1, GPU: 1}
+    assert [item.sub_task_id for item in await backlog.pop({SHAPE: 9, GPU: 9})] == ["c", "g"]
+    assert backlog.waiting == {}
+
+
+async def test_adding_makes_it_worth_a_look_and_looking_ends_that(backlog: Backlog, record: MemoryRecord) -> None:
+    dirty = [backlog.dirty]
+    await backlog.pop({})
+    dirty.append(backlog.dirty)
+    await backlog.add((), tasks=["task"])
+    dirty.append(backlog.dirty)
+    await backlog.add(record.add("a"))
+    dirty.append(backlog.dirty)
+    assert dirty == [True, False, False, True]
+
+
+async def test_postgresql_stands_in_for_redis(backlog: Backlog, record: MemoryRecord, queue: MemoryQueue) -> None:
+    queue.away = True
+    await backlog.add([*record.add("a", "b", "c"), *record.add("g", shape=GPU)], tasks=["task"])
+    assert backlog.redis_away
+    assert [item.sub_task_id for item in await backlog.pop({SHAPE: 2})] == ["a", "b"]
+    assert backlog.waiting == {SHAPE: 1, GPU: 1}
+    # What was looked at and not claimed is seen again: the record decides.
+    assert [item.sub_task_id for item in await backlog.pop({SHAPE: 1, GPU: 1})] == ["a", "g"]
+
+
+async def test_a_redis_that_stays_away_is_not_asked_again_and_again(backlog: Backlog, queue: MemoryQueue) -> None:
+    seen = []
+    for away in (True, True, False):
+        queue.away = away
+        await backlog.pop({})
+        seen.append((backlog.dirty, backlog.redis_away))
+    # Once what Redis held is to be looked for; after that it is looked for whenever the scheduler looks at all.
+    assert seen == [(True, True), (False, True), (False, False)]
+
+
+async def test_who_is_held_back_is_not_offered_before_its_time(
+    backlog: Backlog, record: MemoryRecord, queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    first, second = record.add("a", "b")
+    backlog.hold(second, 5.0)
+    backlog.hold(first, 2.0)
+    assert backlog.next_held_s() == 2.0
+    await backlog.put_back_held()
+    assert await backlog.pop({SHAPE: 9}) == ()
+    await backlog.sweep()
+    assert await backlog.pop({SHAPE: 9}) == (), "a sweep passes over them"
+    queue.away = True
+    assert await backlog.pop({SHAPE: 9}) == (), "and so does PostgreSQL"
+    queue.away = False
+    now_s += 2.5
+    await backlog.put_back_held()
+    assert await backlog.pop({SHAPE: 9}) == (first,)
+    assert backlog.next_held_s() == 2.5
+    now_s += 2.5
+    await backlog.put_back_held()
+    assert await backlog.pop({SHAPE: 9}) == (second,)
+    assert backlog.next_held_s() is None
+
+
+async def test_a_sweep_tells_redis_what_it_lost(backlog: Backlog, record: MemoryRecord) -> None:
+    items = record.add("a", "b")
+    assert await backlog.pop({SHAPE: 9}) == ()
+    await backlog.sweep()
+    assert await backlog.pop({SHAPE: 9}) == tuple(items)

@@ -1,0 +1,199 @@
+"""Outcomes wait for their commit, and none is lost or counted twice on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rayloom.actors import commits as module
+from rayloom.actors.backlog import Backlog
+from rayloom.actors.commits import Commits
+from rayloom.actors.flight import Flying
+from rayloom.actors.settings import EngineSettings
+from rayloom.dag.errors import ErrorInfo, Transient
+from rayloom.dag.outcome import Outcome
+from rayloom.dag.resources import ResourceShape
+from rayloom.db.attempts import Claimed
+from tests.fakes.memory_queue import MemoryQueue
+from tests.fakes.memory_record import SHAPE, MemoryRecord
+
+NOTHING: Any = None
+GOOD = Outcome(verdict="succeeded", output="1", ray_task_id="r", tokens_used=3)
+WORKER_DIED = ErrorInfo(code="WORKER_DIED", error_class="transient", message="it died", retryable=True)
+ONE_CPU = ResourceShape(cpus=1.0, gpus=0.0, memory_bytes=0)
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> MemoryRecord:
+    return MemoryRecord().install(monkeypatch)
+
+
+@pytest.fixture
+def queue() -> MemoryQueue:
+    return MemoryQueue()
+
+
+@pytest.fixture
+def commits(record: MemoryRecord, queue: MemoryQueue) -> Commits:
+    settings = EngineSettings(batch_max=4, retry_initial_s=1, retry_max_s=60, timeout_grace_s=3)
+    return Commits(NOTHING, Backlog(NOTHING, queue), settings, jitter=lambda: 0.0)
+
+
+def _flying(id_: str, *, running: bool = True, retry_count: int = 0) -> Flying:
+    claimed = Claimed(
+        sub_task_id=id_, task_id="task", user_id="ann", key=id_, tool="t", task_type="TOOL", attempt=1,
+        retry_count=retry_count, max_retries=3, timeout_s=10.0, input="{}", referred=(), shape=SHAPE, score=0.0,
+        running=running,
+    )  # fmt: skip
+    return Flying(claimed, ONE_CPU, _Still())
+
+
+class _Still:
+    def stop(self, *, force: bool) -> None:
+        raise AssertionError("it has ended")
+
+
+def _add(commits: Commits, record: MemoryRecord, id_: str, outcome: Outcome = GOOD, **more: Any) -> Flying:
+    flying = _flying(id_, **more)
+    record.running[id_] = flying.claimed.running
+    commits.add(flying, outcome)
+    return flying
+
+
+async def test_nothing_to_write_writes_nothing(commits: Commits, record: MemoryRecord) -> None:
+    assert (await commits.turn()).accepted == frozenset()
+    assert record.batches == []
+
+
+async def test_what_has_ended_is_written_in_batches_in_order(
+    commits: Commits, record: MemoryRecord, queue: MemoryQueue
+) -> None:
+    for n in range(9):
+        _add(commits, record, f"s{n}")
+    while len(commits):
+        await commits.turn()
+    assert record.batches == [4, 4, 1]
+    assert [one.sub_task_id for one in record.endings] == [f"s{n}" for n in range(9)]
+    assert [(one.sub_task_id, one.tokens) for one in commits.finished] == [(f"s{n}", 3) for n in range(9)]
+    assert queue.told == ["task"] * 3
+
+
+async def test_a_database_that_is_away_keeps_every_outcome(commits: Commits, record: MemoryRecord) -> None:
+    for n in range(6):
+        _add(commits, record, f"s{n}")
+    record.away = True
+    for _ in range(3):
+        with pytest.raises(Transient):
+            await commits.turn()
+    assert (len(commits), commits.finished) == (6, [])
+    record.away = False
+    await commits.turn()
+    await commits.turn()
+    assert [one.sub_task_id for one in record.endings] == [f"s{n}" for n in range(6)]
+    assert len(commits.finished) == 6
+
+
+async def test_one_commit_holds_only_so_many_bytes(
+    commits: Commits, record: MemoryRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_BYTES", 100)
+    for n, size in enumerate((60, 30, 30, 500, 10, 90)):
+        _add(commits, record, f"s{n}", Outcome(verdict="succeeded", output="1", output_size=size, ray_task_id="r"))
+    while len(commits):
+        await commits.turn()
+    assert record.batches == [2, 1, 1, 2]
+    assert len(record.endings) == 6
+
+
+async def test_an_output_that_the_database_refuses_fails_its_attempt_for_good(
+    commits: Commits, record: MemoryRecord
+) -> None:
+    record.unstorable = {"bad"}
+    bad = Outcome(
+        verdict="succeeded", output="bad", output_size=3, stdout="\0", spans="[", tokens_used=2**70, worker_id="w",
+        started_at=1.0, finished_at=2.0, ray_task_id="r",
+    )  # fmt: skip
+    _add(commits, record, "good")
+    _add(commits, record, "bad", bad)
+    committed = await commits.turn()
+    assert committed.accepted == {"good", "bad"}
+    ending = record.endings[-1]
+    assert (ending.sub_task_id, ending.retry_in_s) == ("bad", None)
+    outcome = ending.outcome
+    assert outcome.error is not None
+    assert (outcome.error.code, outcome.error.retryable) == ("OUTPUT_UNSTORABLE", False)
+    assert "it can't be stored" in outcome.error.message
+    # What is told in its place holds nothing that could be refused again.
+    assert (outcome.verdict, outcome.output, outcome.stdout, outcome.spans) == ("failed", None, "", "[]")
+    assert outcome.tokens_used < 2**63
+    assert (outcome.started_at, outcome.finished_at, outcome.worker_id, outcome.ray_task_id) == (1.0, 2.0, "w", "r")
+
+
+async def test_a_lease_that_nobody_began_is_given_back(
+    commits: Commits, record: MemoryRecord, queue: MemoryQueue
+) -> None:
+    lost = Outcome(verdict="lost", error=WORKER_DIED)
+    _add(commits, record, "handed", lost, running=False)
+    _add(commits, record, "ran", lost)
+    _add(commits, record, "told", GOOD, running=False)
+    await commits.turn()
+    assert record.released == ["handed"]
+    assert [item.sub_task_id for item in (await queue.pop({SHAPE: 9})).items] == ["handed"]
+
+
+@pytest.mark.parametrize(
+    ("lasted_s", "overran", "code", "verdict"),
+    [
+        (12.9, False, "WORKER_DIED", "failed"),
+        (13.0, False, "WORKER_DIED", "timed_out"),
+        (1.0, True, "CANCELLED", "timed_out"),
+        (1.0, False, "CANCELLED", "cancelled"),
+        (99.0, False, "OUT_OF_MEMORY", "failed"),
+    ],
+)
+async def test_a_worker_that_was_killed_for_its_timeout_timed_out(
+    commits: Commits, record: MemoryRecord, lasted_s: float, overran: bool, code: str, verdict: str
+) -> None:
+    error = ErrorInfo(code=code, error_class="transient", message="gone", retryable=True)
+    outcome = Outcome(
+        verdict="cancelled" if code == "CANCELLED" else "failed",
+        error=error,
+        started_at=5.0,
+        finished_at=5.0 + lasted_s,
+    )
+    _add(commits, record, "a", outcome).overran = overran
+    committed = await commits.turn()
+    (ending,) = record.endings
+    assert ending.outcome.verdict == verdict
+    assert ending.outcome.error is not None
+    assert ending.outcome.error.code == ("TIMED_OUT" if verdict == "timed_out" else code)
+    assert committed.retry_in_s == ending.retry_in_s is not None
+
+
+async def test_a_success_that_came_late_is_a_success(commits: Commits, record: MemoryRecord) -> None:
+    _add(commits, record, "a").overran = True
+    await commits.turn()
+    assert record.endings[0].outcome == GOOD
+
+
+@pytest.mark.parametrize(
+    ("retry_count", "retryable", "wait_s", "spends"),
+    [(0, True, 2.0, True), (2, True, 8.0, True), (3, True, None, True), (0, False, None, True)],
+)
+async def test_what_follows_a_failure_is_decided_here(
+    commits: Commits, record: MemoryRecord, retry_count: int, retryable: bool, wait_s: float | None, spends: bool
+) -> None:
+    error = ErrorInfo(code="X", error_class="transient", message="x", retryable=retryable)
+    _add(commits, record, "a", Outcome(verdict="failed", error=error, ray_task_id="r"), retry_count=retry_count)
+    committed = await commits.turn()
+    (ending,) = record.endings
+    assert (ending.retry_in_s, ending.spends) == (wait_s, spends)
+    assert committed.retry_in_s == wait_s
+
+
+async def test_without_redis_the_commit_stands(commits: Commits, record: MemoryRecord, queue: MemoryQueue) -> None:
+    queue.away = True
+    _add(commits, record, "a")
+    assert (await commits.turn()).accepted == {"a"}
+    assert len(commits) == 0
