@@ -15,11 +15,11 @@ _never = threading.Event()
 def wait_until(
     look: Callable[[], T | None], *, within_s: float = GENEROUS_S, every_s: float = 0.05, what: object = ""
 ) -> T:
-    """The first answer of ``look`` that is neither None nor False. Raises AssertionError when there is none in time."""
+    """The first answer of ``look`` that is true (not empty, not 0). Raises AssertionError without one in time."""
     end = time.monotonic() + within_s
     while True:
         found = look()
-        if found is not None and found is not False:
+        if found:
             return found
         left_s = end - time.monotonic()
         assert left_s > 0, f"waited {within_s} s for nothing: {what() if callable(what) else what}"
