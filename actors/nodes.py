@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import ray
-from ray._private.state import state as ray_state
 
 from rayloom.dag.resources import NodeShape
 
@@ -25,8 +23,8 @@ class ClusterView:
     free: Mapping[str, float] = field(default_factory=dict)
 
 
-def look_at_cluster() -> ClusterView:
-    """Ask Ray's control service. Blocks for some milliseconds: call it in a thread."""
+def look_at_cluster(types: tuple[NodeShape, ...]) -> ClusterView:
+    """Ask Ray's control service. Blocks for some milliseconds: call it in a thread. ``types``: see `ClusterView`."""
     nodes = tuple(
         NodeShape(total=dict(node["Resources"]), labels=dict(node.get("Labels") or {}), count_max=1)
         for node in ray.nodes()  # type: ignore[no-untyped-call]  # Ray ships it untyped
@@ -34,21 +32,7 @@ def look_at_cluster() -> ClusterView:
     )
     return ClusterView(
         nodes=nodes,
-        types=_types(),
+        types=types,
         total=dict(ray.cluster_resources()),  # type: ignore[no-untyped-call]  # Ray ships it untyped
         free=dict(ray.available_resources()),  # type: ignore[no-untyped-call]  # Ray ships it untyped
-    )
-
-
-def _types() -> tuple[NodeShape, ...]:
-    # The autoscaler reports the node types of its configuration to the control service; without one there are none.
-    config: Any = ray_state.get_cluster_config()
-    if config is None:
-        return ()
-    return tuple(
-        NodeShape(
-            total=dict(group.resources), labels=dict(getattr(group, "labels", {})), count_max=group.max_count or 1_000
-        )
-        for group in config.node_group_configs
-        if group.resources and group.max_count != 0
     )

@@ -27,10 +27,6 @@ _log = logging.getLogger(__name__)
 SCHEDULER_NAME: Final = "rayloom-scheduler-v1"
 
 
-async def _look() -> ClusterView:
-    return await asyncio.to_thread(look_at_cluster)
-
-
 def _go_before_workers() -> None:
     """Ray runs every worker, this one too, at niceness 15. Whoever may, takes the scheduler out of that row.
 
@@ -50,13 +46,17 @@ class _SchedulerActor:
     async def __init__(self, settings: WorkerSettings, cluster: str) -> None:  # type: ignore[misc]  # Ray awaits it
         _go_before_workers()
         self._lane = OwnLane(settings.for_workers())
+
+        async def look() -> ClusterView:
+            return await asyncio.to_thread(look_at_cluster, settings.engine.node_types)
+
         self._scheduler = Scheduler(
             settings,
             lane=self._lane,
             registry=RayRegistry(settings.engine),
             tokens=RayTokens(settings.engine),
             parser=ServeParser(),
-            look=_look,
+            look=look,
             # One actor of this name in a cluster, restarted by Ray: its lives never overlap.
             actor=f"{cluster}/{ray.get_runtime_context().get_actor_id()}",
         )

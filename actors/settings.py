@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr
 
+from rayloom.dag.resources import NodeShape
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.tools.settings import ToolSettings
 
@@ -25,6 +26,7 @@ class EngineSettings(BaseModel):
     sweep_s: PositiveFloat = Field(default=10.0, description="how often PostgreSQL is searched for what Redis lost")
     faults: str = ""
     namespace: str = Field(default="rayloom", description="Ray namespace of the singletons")
+    node_types: tuple[NodeShape, ...] = Field(default=(), description="kinds of node that an autoscaler could add")
     exclusive: bool = Field(default=False, description="no other scheduler can use this database")
     batch_max: PositiveInt = Field(default=256, description="outcomes or claims in one commit, at most")
     stop_grace_s: NonNegativeFloat = Field(default=0.8, description="how long a cancelled attempt may clean up")

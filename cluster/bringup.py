@@ -19,6 +19,7 @@ from sqlalchemy import make_url
 from rayloom.actors.settings import EngineSettings, WorkerSettings
 from rayloom.cluster.checks import StartRefused
 from rayloom.cluster.home import Home
+from rayloom.cluster.node_types import node_types
 from rayloom.cluster.settings import Settings
 from rayloom.dag.errors import Transient
 from rayloom.db.engine import make_engine
@@ -82,6 +83,7 @@ async def start(
         heartbeat_s=settings.heartbeat_s,
         lease_s=settings.lease_s,
         exclusive=exclusive,
+        node_types=node_types(settings.ray_cluster_file, settings.ray_address),
     )
     worker_settings = WorkerSettings(
         engine=engine, database=database, redis=redis, tools=settings.tools_for(_without_passwords(database))

@@ -33,7 +33,7 @@ RAY = str(Path(sys.executable).with_name("ray"))
 HEAD_TYPE = "ray.head.default"  # the provider knows its head by no other name
 HEAD_ID = "f" * 51 + "00000"
 # Set in every process of a cluster, so that its processes can be told from all others at the end.
-MARK = "RAYLOOM_TEST_CLUSTER_MARK"
+MARK = "RL_TEST_CLUSTER"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +65,13 @@ class FakeAutoscalingCluster:
     def __init__(self, node_types: Sequence[NodeType], *, head_cpus: int = 0, idle_timeout_s: float = 6) -> None:
         # Short, because Ray puts sockets below it, and a socket's path may have 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix="rlas", dir="/tmp"))
+        self.config_file = self._folder / "autoscaling.json"
         self._port, dashboard_port, client_port = _free_ports(3)
         self._command = [
             RAY, "start", "--head", "--block", "--disable-usage-stats", f"--port={self._port}",
             "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}",
             f"--ray-client-server-port={client_port}", "--dashboard-agent-listen-port=0",
-            f"--temp-dir={self._folder}", f"--autoscaling-config={self._folder}/autoscaling.json",
+            f"--temp-dir={self._folder}", f"--autoscaling-config={self.config_file}",
             f"--num-cpus={head_cpus}", "--object-store-memory=200000000",
         ]  # fmt: skip
         self.address = f"127.0.0.1:{self._port}"
@@ -82,7 +83,7 @@ class FakeAutoscalingCluster:
         self._processes: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> FakeAutoscalingCluster:
-        (self._folder / "autoscaling.json").write_text(json.dumps(self._config))
+        self.config_file.write_text(json.dumps(self._config))
         try:
             self._spawn(
                 self._command,

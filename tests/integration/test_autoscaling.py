@@ -1,7 +1,6 @@
 """Queued demand makes the cluster grow, and idleness makes it shrink.
 
-First with plain Ray, so that the fake cluster itself is proven. `Demand` is the seam: whatever brings subtasks to a
-cluster by its address and can say where they ran takes the place of `PlainRayDemand`.
+First with plain Ray, so that the fake cluster itself is proven, then with a rayloom that is a guest of it.
 """
 
 from __future__ import annotations
@@ -13,11 +12,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
 import pytest
 
+from rayloom.dag.values import JsonObject
+from tests.integration.engine.silence import Server
 from tests.integration.fake_autoscaling import FakeAutoscalingCluster, NodeType
+from tests.integration.instance import running
+from tests.integration.runs import Run, step
 
 # The types and resources of ray-cluster.yaml, small enough for two cores.
 NODE_TYPES = (
@@ -30,18 +32,11 @@ ON_GPU = {"CPU": 0.5, "GPU": 1.0}
 UP_S, DOWN_S, RUN_S = 120, 120, 60
 
 
-class Demand(Protocol):
-    """Work that waits until it is released, so that growth does not depend on how fast anything is."""
-
-    def release(self) -> None:
-        """Let the work that has started, and all that will start, finish."""
-
-    def node_types(self) -> list[str]:
-        """Wait for all of it, and say on which type of node each piece ran."""
-
-
 class PlainRayDemand:
-    """Ray tasks, one for each request, brought by a driver process of their own."""
+    """Ray tasks, one for each request, brought by a driver process of their own.
+
+    They wait until they are released, so that growth does not depend on how fast anything is.
+    """
 
     def __init__(self, cluster: FakeAutoscalingCluster, requests: Sequence[Mapping[str, float]], folder: Path) -> None:
         self._gate = folder / "gate"
@@ -116,3 +111,36 @@ def test_only_a_request_for_a_gpu_starts_a_gpu_node(cluster: FakeAutoscalingClus
         demand.release()
         assert demand.node_types() == ["gpu"]
     cluster.wait_for_nodes({}, timeout_s=DOWN_S)
+
+
+def test_queued_subtasks_scale_it_up_and_rayloom_alone_holds_no_node(cluster: FakeAutoscalingCluster) -> None:
+    before = len(cluster.history)
+    environ = {
+        **cluster.environment,
+        "RAYLOOM_RAY_ADDRESS": cluster.address,
+        "RAYLOOM_RAY_CLUSTER_FILE": str(cluster.config_file),
+    }
+    with running(**environ) as instance, instance.client() as client, Server(b"{}", held=True) as server:
+        # The scheduler, the other singletons and the API ask for nothing that a node must be started for.
+        assert cluster.nodes == {}
+        ask: JsonObject = {"url": server.url}
+        resources: JsonObject = {"num_cpus": 0.5, "custom": {"sandbox": 1}}
+        plan = [step(f"s{i}", "http.request", ask, resources=resources) for i in range(4)]
+        run = Run.submit(instance, client, [*plan, step("last", "core.noop", {}, "s0", "s1", "s2", "s3")])
+        cluster.wait_for_nodes({"cpu": 2}, timeout_s=UP_S)
+        for i in range(4):
+            run.until_executing(f"s{i}")
+        server.release()
+        run.completed()
+        run.expect_sound()
+        cluster.wait_for_nodes({}, timeout_s=DOWN_S)
+        gpu = Run.submit(instance, client, [step("gpu", "core.noop", {}, resources={"num_gpus": 1})])
+        gpu.completed(within_s=UP_S)
+        assert "gpu" in {name for nodes in cluster.history[before:] for name in nodes}
+        cluster.wait_for_nodes({}, timeout_s=DOWN_S)
+        with instance.http() as http:
+            never = http.post(
+                "/tasks", json={"plan": {"subtasks": [step("s", "core.noop", {}, resources={"num_cpus": 2})]}}
+            )
+        assert never.status_code == 422
+        assert never.json()["errors"][0]["pointer"] == "/plan/subtasks/0/resources"

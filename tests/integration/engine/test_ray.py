@@ -1,0 +1,81 @@
+"""rayloom as a guest of Ray sees it: names and resources in the State API, a batch as a Ray job."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.integration.instance import Instance
+from tests.integration.runs import Run, sleep
+from tests.integration.waiting import wait_until
+
+LINES = 50
+
+
+@pytest.mark.parametrize(
+    ("asked", "required"),
+    [({}, {"CPU": 0.25}), ({"num_cpus": 0.5, "custom": {"sandbox": 2}}, {"CPU": 0.5, "sandbox": 2.0})],
+    ids=["by default", "as asked"],
+)
+def test_ray_shows_a_subtask_by_its_name_with_its_resources(
+    asked: dict[str, object], required: dict[str, float], instance: Instance
+) -> None:
+    with instance.client() as client:
+        run = Run.submit(instance, client, [sleep("napping", 3600, resources=asked)])  # type: ignore[arg-type]
+        run.until("napping", "RUNNING")
+        name = f"{run.task_id}:napping"
+
+        def listed() -> list[dict[str, object]]:
+            said = instance.command(
+                "ray", "list", "tasks", "--address", instance.dashboard, "--filter", f"name={name}", "--detail",
+                "--format", "json",
+            )  # fmt: skip
+            found: list[dict[str, object]] = json.loads(said)
+            return [task for task in found if task["state"] == "RUNNING"]
+
+        (task,) = wait_until(listed, every_s=0.5, what=run.details)
+        assert task["name"] == name
+        assert task["required_resources"] == required
+        client.cancel(run.task_id)
+
+
+def test_a_batch_as_a_ray_job_in_a_folder_with_rooms_of_its_own(instance: Instance, tmp_path: Path) -> None:
+    # What would break everything, were ours imported as `tools` or `db`, or the job's folder put before ours.
+    for room in ("tools", "db", "dag", "actors", "serve", "cluster", "rayloom"):
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "__init__.py").write_text("raise ImportError('the job has a room of this name')\n")
+    (tmp_path / "rayloom" / "__init__.py").unlink()
+    lines = [
+        {
+            "title": f"line {i}",
+            "plan": {
+                "subtasks": [
+                    {"id": "a", "type": "TOOL", "tool": "core.echo", "input": {"value": i}},
+                    {"id": "b", "type": "TOOL", "tool": "core.echo", "input": {"value": {"n": {"$ref": "a.output"}}}},
+                ]
+            },
+        }
+        for i in range(LINES)
+    ]
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "results.jsonl"
+    command = (
+        "ray", "job", "submit", "--address", instance.dashboard, "--working-dir", str(tmp_path), "--",
+        "python", "-m", "rayloom.cluster.batch", "tasks.jsonl", "--out", str(out),
+    )  # fmt: skip
+    said = instance.command(*command, folder=tmp_path)
+    assert "succeeded" in said
+    results = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [result["line"] for result in results] == list(range(1, LINES + 1))
+    assert [(result["status"], result["result"]) for result in results] == [
+        ("COMPLETED", {"n": i}) for i in range(LINES)
+    ]
+    assert f"{LINES}" in said, "the job's log tells the progress"
+    # Started again it makes no new task.
+    first = out.read_bytes()
+    instance.command(*command, folder=tmp_path)
+    assert out.read_bytes() == first
+    (count,) = instance.sql("SELECT count(*) AS n FROM tasks WHERE title LIKE 'line %'")
+    assert count["n"] == LINES
