@@ -87,7 +87,9 @@ class NodeShape:
 
     def __str__(self) -> str:
         offered = _amounts_text((name, amount) for name, amount in self.total.items() if _is_shown(name, amount))
-        return (offered or "nothing") + "".join(f", label {k}={v}" for k, v in sorted(self.labels.items()))
+        # Ray labels each node itself (ray.io/node-id …); nobody asks for those.
+        labels = ((k, v) for k, v in sorted(self.labels.items()) if not k.startswith("ray.io/"))
+        return (offered or "nothing") + "".join(f", label {k}={v}" for k, v in labels)
 
 
 def effective(resources: Resources, defaults: Mapping[str, float], offered: Collection[str]) -> ResourceShape:
