@@ -33,9 +33,11 @@ _worker: Worker | None = None
 def _run_in_worker(settings: WorkerSettings, packed: bytes) -> bytes:
     global _worker
     context = ray.get_runtime_context()
-    if _worker is None or _worker.settings != settings:
+    # The same object as long as it is the same function: no need to compare what is in it.
+    if _worker is None or _worker.settings is not settings:
         _worker = Worker(settings, worker_id=context.get_worker_id(), node_id=context.get_node_id())
     if not packed:
+        _worker.warm()
         return packed
     return pack(_worker.run(AttemptOrder.unpack(packed), ray_task_id=str(context.get_task_id())))
 

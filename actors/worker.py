@@ -65,6 +65,11 @@ class Worker:
         self._never = threading.Event()
         threading.Thread(target=self._watch, name="rayloom-watch", daemon=True).start()
 
+    def warm(self) -> None:
+        """Do beforehand what the first attempt would have to wait for: drivers, and the list of tools."""
+        self._records()
+        self._loop.run_until_complete(self._renew_tools())
+
     def run(self, order: AttemptOrder, *, ray_task_id: str) -> Outcome:
         """Run one attempt to its end, from the main thread."""
         self._order = order
@@ -111,13 +116,16 @@ class Worker:
     async def tool(self, name: str, registry_version: int) -> Tool:
         """The tool, as the registry knows it at this version or later."""
         if self._snapshot.version < registry_version:
-            self._snapshot = await self._registry.snapshot()
+            await self._renew_tools()
         registered = self._snapshot.tools.get(name)
         if registered is None:
             raise UserError("TOOL_UNKNOWN", f"the tool {name} is no longer registered")
         if not registered.is_active:
             raise Refused("TOOL_INACTIVE", f"the tool {name} is switched off")
         return resolve(registered)
+
+    async def _renew_tools(self) -> None:
+        self._snapshot = await self._registry.snapshot()
 
     async def outputs(self, task_id: str, keys: Sequence[str]) -> dict[str, Json]:
         """The outputs of completed subtasks of a task, by their ids in the plan."""
