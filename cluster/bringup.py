@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import logging
 import os
 import sys
@@ -167,6 +168,7 @@ def _start_ray(settings: Settings) -> str:
             ) from None
     else:
         cpus = _cpus(settings)
+        _take_jobs_on_any_port()
         # In this thread: Ray's processes die with the thread that started them, and this one lives as long as `up`.
         context = ray.init(
             num_cpus=cpus,
@@ -181,6 +183,18 @@ def _start_ray(settings: Settings) -> str:
             logging_level=logging.ERROR,
         )
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""
+
+
+def _take_jobs_on_any_port() -> None:
+    """Let Ray choose the port of its node's agent, which runs jobs; `ray.init` has no word for it.
+
+    By default it is the same for every Ray of a machine, and any but the first could run no `ray job submit`.
+    """
+    from ray._private.parameter import RayParams
+
+    names = list(inspect.signature(RayParams.__init__).parameters.values())
+    defaults = [0 if each.name == "dashboard_agent_listen_port" else each.default for each in names]
+    RayParams.__init__.__defaults__ = tuple(value for value in defaults if value is not inspect.Parameter.empty)
 
 
 def _start_singletons(settings: WorkerSettings, home: Home) -> None:

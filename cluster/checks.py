@@ -82,15 +82,24 @@ def port(settings: Settings) -> Check:
     return Check(name="port", level="fail", detail=detail, advice=advice)
 
 
+def dashboard_port(settings: Settings) -> Check:
+    """Whether the dashboard of a Ray of ours can be listened on; Ray would not start without."""
+    where = f"127.0.0.1:{settings.ray_dashboard_port}"
+    if settings.ray_address or _listen_fault("127.0.0.1", settings.ray_dashboard_port) is None:
+        return ok("dashboard-port", f"{where} is free" if not settings.ray_address else "that of the Ray cluster")
+    detail = f"Ray's dashboard can't listen on {where}, which another Ray may have taken"
+    advice = "stop that one with `ray stop`, or set RAYLOOM_RAY_DASHBOARD_PORT"
+    return Check(name="dashboard-port", level="fail", detail=detail, advice=advice)
+
+
 def ports_are_free(settings: Settings) -> bool:
     """Whether nobody listens where we and a Ray of ours would."""
-    dashboard = None if settings.ray_address else _listen_fault("127.0.0.1", settings.ray_dashboard_port)
-    return port(settings).level == "ok" and dashboard != errno.EADDRINUSE
+    return port(settings).level == dashboard_port(settings).level == "ok"
 
 
 def refuse_to_start(settings: Settings) -> None:
     """Raise StartRefused for the first thing that makes a start pointless."""
-    for check in (python_version(), disk_space(settings.home), port(settings)):
+    for check in (python_version(), disk_space(settings.home), port(settings), dashboard_port(settings)):
         if check.level == "fail":
             raise StartRefused(f"{check.detail}: {check.advice}")
 

@@ -55,7 +55,11 @@ def diagnose(folder: Path | None = None) -> Iterator[Check]:
     yield home_folder(home)
     yield checks.disk_space(home.path)
     yield instance(home)
-    yield checks.port(settings) if home.owner() is None else checks.ok("port", f"{settings.api_url} is ours")
+    if home.owner() is None:
+        yield checks.port(settings)
+        yield checks.dashboard_port(settings)
+    else:
+        yield checks.ok("port", f"{settings.api_url} is ours")
     yield _judged("postgresql", lambda: postgresql(settings, home))
     yield _judged("redis", lambda: redis(settings))
     yield checks.sandbox(settings)

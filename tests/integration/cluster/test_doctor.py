@@ -14,7 +14,7 @@ from rayloom.cluster.home import Home
 
 CHECKS = [
     "python", "packages", "ray", "memory", "shared-memory", "file-handles", "settings", "home", "disk", "instance",
-    "port", "postgresql", "redis", "sandbox",
+    "port", "dashboard-port", "postgresql", "redis", "sandbox",
 ]  # fmt: skip
 
 
@@ -22,8 +22,9 @@ CHECKS = [
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in [name for name in os.environ if name.startswith("RAYLOOM_")]:
         monkeypatch.delenv(name)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        monkeypatch.setenv("RAYLOOM_PORT", str(probe.getsockname()[1]))
+    for name in ("RAYLOOM_PORT", "RAYLOOM_RAY_DASHBOARD_PORT"):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            monkeypatch.setenv(name, str(probe.getsockname()[1]))
     monkeypatch.setenv("RAYLOOM_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "home"

@@ -33,7 +33,7 @@ class Up:
             stderr=subprocess.PIPE,
             text=True,
             cwd=home.parent,
-            env={"PATH": os.environ["PATH"], "RAYLOOM_HOME": str(home), "RAYLOOM_PORT": str(free_port()), **environ},
+            env={"PATH": os.environ["PATH"], "RAYLOOM_HOME": str(home), **ports(), **environ},
         )
 
     def until(self, text: str) -> list[str]:
@@ -60,6 +60,10 @@ class Up:
         assert postmaster in found
         assert len(found) == 2
         return sorted(found)
+
+
+def ports() -> dict[str, str]:
+    return {"RAYLOOM_PORT": str(free_port()), "RAYLOOM_RAY_DASHBOARD_PORT": str(free_port())}
 
 
 def free_port() -> int:

@@ -14,7 +14,10 @@ from rayloom.cluster.settings import Settings, load_settings
 
 
 def settings(home: Path, **environ: str) -> Settings:
-    return load_settings(environ={"RAYLOOM_HOME": str(home), **environ})
+    # Whatever runs on this machine beside the tests may have the usual one.
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        dashboard = str(probe.getsockname()[1])
+    return load_settings(environ={"RAYLOOM_HOME": str(home), "RAYLOOM_RAY_DASHBOARD_PORT": dashboard, **environ})
 
 
 def test_a_taken_port_is_told_with_what_to_do(tmp_path: Path) -> None:
@@ -45,6 +48,17 @@ def test_a_given_ray_cluster_has_ports_of_its_own(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = str(taken.getsockname()[1])
         assert checks.port(settings(tmp_path, RAYLOOM_PORT=number, RAYLOOM_RAY_ADDRESS="ray:6379")).level == "ok"
+
+
+def test_a_taken_dashboard_port(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = str(taken.getsockname()[1])
+        found = checks.dashboard_port(settings(tmp_path, RAYLOOM_RAY_DASHBOARD_PORT=number))
+        assert (found.level, number in found.detail) == ("fail", True)
+        assert "RAYLOOM_RAY_DASHBOARD_PORT" in found.advice
+        guest = settings(tmp_path, RAYLOOM_RAY_DASHBOARD_PORT=number, RAYLOOM_RAY_ADDRESS="ray:6379")
+        assert checks.dashboard_port(guest).level == "ok"
+    assert checks.dashboard_port(settings(tmp_path, RAYLOOM_RAY_DASHBOARD_PORT=number)).level == "ok"
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
