@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import asyncpg
 import pytest
 
-from rayloom.cluster.embedded.services import EmbeddedServices
-from rayloom.cluster.home import Home
-from rayloom.cluster.settings import load_settings
 from rayloom.dag.errors import Refused, Transient, UserError
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.catalogue import BUILTINS
@@ -35,33 +28,14 @@ insert into sql_tool values
 """
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    """A PostgreSQL: the one that is named in the environment, or one of our own."""
-    given = os.environ.get("RAYLOOM_TEST_DATABASE_URL")
-    if given:
-        yield given
-        return
-    folder = Path(tempfile.mkdtemp(prefix="rl-"))
-    home = Home(folder / "home")
-    home.acquire()
-    services = EmbeddedServices(load_settings(environ={"RAYLOOM_HOME": str(home.path)}), home, lambda _: None)
-    try:
-        yield services.start()[0].primary_dsn()
-    finally:
-        services.stop()
-        home.release()
-        shutil.rmtree(folder)
-
-
 @pytest.fixture
-async def ask(url: str) -> AsyncIterator[Ask]:
-    plain = url.replace("+asyncpg", "")
+async def ask(server_url: str) -> AsyncIterator[Ask]:
+    plain = server_url.replace("+asyncpg", "")
     connection = await asyncpg.connect(plain)
     await connection.execute(SETUP)
 
     async def ask(sql: str, *params: Json, log: KeptLog | None = None, **settings: Any) -> Any:
-        context = make_context(log=log, **{"sql_connections": {"db": url}, **settings})
+        context = make_context(log=log, **{"sql_connections": {"db": server_url}, **settings})
         input: dict[str, Json] = {"connection": "db", "sql": sql, "params": list(params)}
         return (await call_tool(BUILTINS["sql.query"], input, context)).output
 
@@ -164,9 +138,9 @@ async def test_a_superuser_is_warned_of(ask: Ask) -> None:
     assert bool(log.lines) is superuser
 
 
-async def test_our_own_database_is_refused(ask: Ask, url: str) -> None:
+async def test_our_own_database_is_refused(ask: Ask, server_url: str) -> None:
     with pytest.raises(Refused, match="own database"):
-        await ask("select 1", sql_forbidden_urls=(url,))
+        await ask("select 1", sql_forbidden_urls=(server_url,))
 
 
 async def test_a_server_that_is_not_there_is_transient(ask: Ask) -> None:
