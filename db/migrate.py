@@ -59,10 +59,10 @@ async def ensure_worker_role(url: str, *, role: str, password: str) -> str | Non
         async with engine.connect() as connection:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             known = await connection.scalar(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role})
-            verb = "ALTER" if known else "CREATE"
-            await connection.execute(
-                text(f"{verb} ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD '{password}'")
-            )
+            # What it may not do is said only once: before PostgreSQL 16 a role that is no superuser may make roles, but
+            # not so much as name that attribute of one that exists.
+            verb = "ALTER ROLE {} LOGIN" if known else "CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE"
+            await connection.execute(text(f"{verb.format(role)} PASSWORD '{password}'"))
             for grant in WORKER_GRANTS:
                 await connection.execute(text(grant.format(role=role)))
             await connection.commit()

@@ -31,7 +31,10 @@ async def worker(database: DatabaseSettings) -> AsyncIterator[AsyncEngine]:
     engine = make_engine(url, pool_size=1, max_overflow=1, name="worker")
     yield engine
     await engine.dispose()
-    await administer(database.primary_dsn(), f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+    # Who is no superuser drops only what belongs to a role of its own.
+    await administer(
+        database.primary_dsn(), f"GRANT {role} TO CURRENT_USER", f"DROP OWNED BY {role}", f"DROP ROLE {role}"
+    )
 
 
 async def test_a_worker_does_its_work(spine: Spine, worker: AsyncEngine) -> None:
