@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from rayloom.actors.order import AttemptOrder
+from rayloom.dag.errors import RayloomError
 from rayloom.dag.log_line import LogLine
 from rayloom.dag.output import sanitise
 from rayloom.dag.states import Phase
@@ -147,5 +148,9 @@ class AttemptReporter:
 def _clean(fields: Mapping[str, Json] | None) -> JsonObject:
     if not fields:
         return {}
-    clean = sanitise(dict(fields))
+    try:
+        clean = sanitise(dict(fields))
+    except RayloomError as error:
+        # A line must never break the attempt that writes it.
+        return {"unfit": error.message}
     return clean if isinstance(clean, dict) else {}

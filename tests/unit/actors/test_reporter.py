@@ -1,0 +1,163 @@
+"""An attempt's log is written in batches; quick attempts cost nothing; a database that is away loses no line."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import pytest
+
+from rayloom.actors import reporter as module
+from rayloom.actors.reporter import AttemptReporter
+from rayloom.dag.errors import Transient
+from rayloom.dag.log_line import LogLine
+from rayloom.dag.states import Phase
+from tests.unit.actors.test_attempt import order
+
+
+class KeptRecords:
+    """Keeps what is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.lines: list[LogLine] = []
+        self.batches: list[int] = []
+        self.opened = 0
+        self.away = False
+        self.news = asyncio.Event()
+
+    def open(self) -> KeptRecords:
+        self.opened += 1
+        return self
+
+    def _answer(self, what: str) -> None:
+        if self.away:
+            raise Transient("DATABASE_UNAVAILABLE", "away")
+        self.told.append(what)
+        self.news.set()
+
+    async def begin(self, order: Any) -> bool:
+        self._answer("begin")
+        return True
+
+    async def tell_phase(self, order: Any, phase: Phase) -> bool:
+        self._answer(phase)
+        return True
+
+    async def append(self, lines: Sequence[LogLine]) -> None:
+        self._answer("append")
+        self.batches.append(len(lines))
+        self.lines += lines
+
+    async def signal(self, task_id: str) -> None:
+        self._answer("signal")
+
+    async def until(self, seen: Callable[[], object]) -> None:
+        async with asyncio.timeout(10):
+            while not seen():
+                self.news.clear()
+                await self.news.wait()
+
+
+@pytest.fixture
+def records() -> KeptRecords:
+    return KeptRecords()
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_REPORT_S", 0.0)
+    monkeypatch.setattr(module, "FLUSH_S", 0.0)
+
+
+async def test_a_quick_attempt_without_a_log_opens_no_connection(records: KeptRecords) -> None:
+    reporter = AttemptReporter(records.open, order(running=False))
+    for phase in Phase:
+        reporter.phase(phase)
+    await reporter.close()
+    assert records.opened == 0
+
+
+async def test_the_lines_of_a_quick_attempt_are_written_once_at_its_end(records: KeptRecords) -> None:
+    reporter = AttemptReporter(records.open, order())
+    reporter.line("one")
+    reporter.line("two", stream="stdout", level="ERROR", fields={"n": float("nan"), "a": "b\0"})
+    await reporter.close()
+    assert records.batches == [2]
+    one, two = records.lines
+    assert (one.message, one.stream, one.level, one.task_id, one.subtask, one.attempt) == (
+        "one", "tool", "INFO", "task", "k", 2,
+    )  # fmt: skip
+    assert (two.stream, two.level, two.fields) == ("stdout", "ERROR", {"n": None, "a": "b\ufffd"})
+    assert one.at <= two.at
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_an_attempt_that_lasts_says_that_it_began_and_where_it_is(records: KeptRecords) -> None:
+    reporter = AttemptReporter(records.open, order(running=False))
+    reporter.phase(Phase.EXECUTING)
+    await records.until(lambda: "signal" in records.told)
+    assert records.told[:3] == ["begin", "EXECUTING", "signal"]
+    reporter.phase(Phase.POST_PROCESS)
+    await records.until(lambda: "POST_PROCESS" in records.told)
+    await reporter.close()
+    assert records.told.count("begin") == 1
+    assert records.told.count("EXECUTING") == 1
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_one_that_is_running_already_does_not_begin_again(records: KeptRecords) -> None:
+    reporter = AttemptReporter(records.open, order(running=True))
+    reporter.phase(Phase.EXECUTING)
+    await records.until(lambda: "signal" in records.told)
+    await reporter.close()
+    assert "begin" not in records.told
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_database_that_is_away_loses_no_line(records: KeptRecords, monkeypatch: pytest.MonkeyPatch) -> None:
+    pause = asyncio.sleep
+    monkeypatch.setattr(asyncio, "sleep", lambda _seconds: pause(0))
+    records.away = True
+    reporter = AttemptReporter(records.open, order())
+    for n in range(5):
+        reporter.line(f"line {n}")
+    while records.opened < 3:
+        await pause(0)
+    records.away = False
+    await records.until(lambda: len(records.lines) == 5)
+    reporter.line("last")
+    await reporter.close()
+    assert [line.message for line in records.lines] == [*(f"line {n}" for n in range(5)), "last"]
+
+
+async def test_many_lines_are_written_in_bounded_batches(records: KeptRecords, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_LINES", 10)
+    reporter = AttemptReporter(records.open, order())
+    for n in range(35):
+        reporter.line(str(n))
+    await records.until(lambda: len(records.lines) == 35)
+    await reporter.close()
+    assert max(records.batches) == 10
+    assert [line.message for line in records.lines] == [str(n) for n in range(35)]
+
+
+async def test_endless_output_is_counted_and_not_kept(records: KeptRecords, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_LINES", 3)
+    reporter = AttemptReporter(records.open, order())
+    for n in range(10):
+        reporter.line(str(n))
+    await reporter.close()
+    assert [(line.message, line.level) for line in records.lines][3:] == [("7 more lines were dropped", "WARNING")]
+
+
+async def test_a_line_never_raises_whatever_its_fields(records: KeptRecords) -> None:
+    reporter = AttemptReporter(records.open, order())
+    circle: dict[str, Any] = {}
+    circle["itself"] = circle
+    for fields in ({"a": b"bytes"}, circle):
+        reporter.line("said", fields=cast("dict[str, Any]", fields))
+    await reporter.close()
+    assert [line.message for line in records.lines] == ["said", "said"]
+    assert all("unfit" in line.fields for line in records.lines)
