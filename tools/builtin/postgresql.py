@@ -66,7 +66,9 @@ async def query(url: str, sql: str, params: Sequence[Any] | Mapping[str, Any], l
 async def _read(connection: Any, sql: str, params: Sequence[Any], limits: SqlLimits, log: LogPort) -> Rows:
     if await connection.fetchval("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"):
         log.line("the SQL connection uses a superuser: give it a role that may only read", level="WARNING")
-    async with connection.transaction(readonly=True):
+    transaction = connection.transaction(readonly=True)
+    await transaction.start()
+    try:
         # Its snapshot taken, the transaction can't be turned into a writing one any more.
         await connection.execute("SELECT 1")
         # The extended protocol takes exactly one statement.
@@ -77,6 +79,9 @@ async def _read(connection: Any, sql: str, params: Sequence[Any], limits: SqlLim
         cursor = await statement.cursor(*(_bound(value, kind) for value, kind in zip(params, types, strict=True)))
         found = await cursor.fetch(limits.max_rows + 1)
         columns = statement.get_attributes()
+    finally:
+        # Never committed: before PostgreSQL 16 a read-only transaction may still make and remove large objects.
+        await transaction.rollback()
     documents = {at for at, column in enumerate(columns) if column.type.name in ("json", "jsonb")}
     rows = [
         [orjson.loads(value) if at in documents and value is not None else value for at, value in enumerate(row)]
