@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,8 @@ from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import IO, Any
+
+from tests.integration.ports import free_ports
 
 RAY = str(Path(sys.executable).with_name("ray"))
 HEAD_TYPE = "ray.head.default"  # the provider knows its head by no other name
@@ -66,7 +67,7 @@ class FakeAutoscalingCluster:
         # Short, because Ray puts sockets below it, and a socket's path may have 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix="rlas", dir="/tmp"))
         self.config_file = self._folder / "autoscaling.json"
-        self._port, dashboard_port, client_port = _free_ports(3)
+        self._port, dashboard_port, client_port = free_ports(3)
         self._command = [
             RAY, "start", "--head", "--block", "--disable-usage-stats", f"--port={self._port}",
             "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}",
@@ -219,17 +220,6 @@ while True:
         last = nodes
     pause.wait(0.5)
 """
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def _autoscaling_config(

@@ -189,6 +189,14 @@ class Instance:
         wait_until(lambda: not processes_of(self.folder), within_s=GONE_S)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def last_words(self) -> str:
+        """The ends of the logs that were written to last: ours, those of the services, and of Ray's processes."""
+        files = [*self.home.glob("logs/*"), *self.folder.glob("ray/session_latest/logs/worker-*"), self.log]
+        told = sorted(
+            (file for file in files if file.is_file() and file.stat().st_size), key=lambda file: file.stat().st_mtime
+        )
+        return "\n".join(f"--- {file.name}\n{file.read_text(errors='replace')[-1_500:]}" for file in told[-10:])
+
     # -- its processes -------------------------------------------------------------------------------------------------
 
     def processes(self, title: str = "") -> list[Process]:
@@ -275,5 +283,8 @@ def running(**extra: str) -> Iterator[Instance]:
             instance.start()
             yield instance
             instance.stop()
+        except BaseException as error:
+            error.add_note(instance.last_words())
+            raise
         finally:
             instance.destroy()

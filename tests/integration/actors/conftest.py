@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -20,31 +19,9 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 import ray
 
 from rayloom.actors.settings import EngineSettings
-from rayloom.cluster.embedded.services import EmbeddedServices
-from rayloom.cluster.home import Home
-from rayloom.cluster.settings import load_settings
 from rayloom.db.engine import make_engine
 from rayloom.db.migrate import upgrade
 from rayloom.db.settings import DatabaseSettings
-
-
-@pytest.fixture(scope="session")
-def server_url() -> Iterator[str]:
-    """A PostgreSQL: the one that is named in the environment, or one of our own."""
-    given = os.environ.get("RAYLOOM_TEST_DATABASE_URL")
-    if given:
-        yield given
-        return
-    folder = Path(tempfile.mkdtemp(prefix="rl-"))
-    home = Home(folder / "home")
-    home.acquire()
-    services = EmbeddedServices(load_settings(environ={"RAYLOOM_HOME": str(home.path)}), home, lambda _: None)
-    try:
-        yield services.start()[0].primary_dsn()
-    finally:
-        services.stop()
-        home.release()
-        shutil.rmtree(folder)
 
 
 @pytest.fixture

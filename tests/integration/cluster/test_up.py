@@ -18,6 +18,7 @@ import pytest
 from rayloom.cluster.home import Home
 from tests.integration.cluster.owner import Owner, me
 from tests.integration.cluster.waiting import has_ended, until_gone
+from tests.integration.ports import free_ports
 
 PROGRAM = Path(__file__).with_name("upping.py")
 
@@ -27,13 +28,20 @@ class Up:
 
     def __init__(self, home: Path, how: str = "serve", **environ: str) -> None:
         self.home = home
+        port, dashboard = free_ports(2)
         self.process = subprocess.Popen(
             [sys.executable, str(PROGRAM), how],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=home.parent,
-            env={"PATH": os.environ["PATH"], "RAYLOOM_HOME": str(home), **ports(), **environ},
+            env={
+                "PATH": os.environ["PATH"],
+                "RAYLOOM_HOME": str(home),
+                "RAYLOOM_PORT": str(port),
+                "RAYLOOM_RAY_DASHBOARD_PORT": str(dashboard),
+                **environ,
+            },
         )
 
     def until(self, text: str) -> list[str]:
@@ -60,17 +68,6 @@ class Up:
         assert postmaster in found
         assert len(found) == 2
         return sorted(found)
-
-
-def ports() -> dict[str, str]:
-    return {"RAYLOOM_PORT": str(free_port()), "RAYLOOM_RAY_DASHBOARD_PORT": str(free_port())}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        number = probe.getsockname()[1]
-        assert isinstance(number, int)
-        return number
 
 
 @pytest.fixture
@@ -148,7 +145,7 @@ def test_wrong_settings_are_one_line_each(home: Path) -> None:
 
 
 def test_servers_that_do_not_answer_are_one_line(home: Path) -> None:
-    number = free_port()
+    (number,) = free_ports(1)
     url = f"postgresql://u:geheim@127.0.0.1:{number}/x"
     code, _, errors = Up(home, RAYLOOM_DATABASE_URL=url).end()
     assert code == 1

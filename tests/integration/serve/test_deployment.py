@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 
@@ -25,6 +24,7 @@ from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.serve.deployment import API_DEPLOYMENT, PARSER_DEPLOYMENT, bind
 from rayloom.serve.deps import Ports
 from rayloom.serve.settings import ServeSettings
+from tests.integration.ports import free_ports
 from tests.integration.serve.fakes import Fakes
 
 APPLICATION = "api-test"
@@ -51,12 +51,6 @@ def _ports() -> Ports:
     return _ByName().ports()
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
 def url(database: DatabaseSettings, redis: RedisSettings) -> Iterator[str]:
     folder = tempfile.mkdtemp(prefix="rls")
@@ -68,7 +62,7 @@ def url(database: DatabaseSettings, redis: RedisSettings) -> Iterator[str]:
         object_store_memory=80 * 1024 * 1024,
         _temp_dir=folder,
     )
-    port = _free_port()
+    (port,) = free_ports(1)
     serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": None})
     settings = ServeSettings(port=port, max_body_bytes=100_000)
     serve.run(bind(settings, database, redis, _ports), name=APPLICATION, route_prefix="/")
