@@ -30,7 +30,7 @@ from tests.integration.waiting import wait_until
 
 PROGRAM = (sys.executable, "-c", "from rayloom.cluster.cli import main; main()")
 SERVING = "serving until Ctrl-C"
-START_S, STOP_S, GONE_S = 240.0, 90.0, 60.0
+START_S, STOP_S, GONE_S = 240.0, 90.0, 120.0
 # Redis has 16 databases; 0 is left to tests that bring no instance of their own.
 _REDIS_INDEXES = 15
 _taken_indexes: set[int] = set()

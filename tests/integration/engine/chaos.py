@@ -32,6 +32,7 @@ def begin(instance: Instance, client: Client, seed: int) -> Run:
     """Start the run, and come back in the middle of it."""
     run = Run.submit(instance, client, graph(seed), title=f"drill {seed}")
     wait_until(lambda: run.progress()["completed"] >= SUBTASKS // 5, what=run.progress)
+    assert run.status() == "PROCESSING", "it was over before anything could be killed"
     return run
 
 
