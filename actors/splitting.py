@@ -77,7 +77,7 @@ class Splitting:
                 if len(broken) < BROKEN_MAX:
                     await self._try(task, incarnation)
                 else:
-                    await self._fail(task, broken[-1])
+                    await self._fail(task, incarnation, broken[-1])
                 return
             except Transient as error:
                 _log.warning("split.again", extra={"task_id": str(task.task_id), "error": error.message})
@@ -103,7 +103,7 @@ class Splitting:
         except Transient:
             raise
         except RayloomError as error:
-            await self._fail(task, error)
+            await self._fail(task, incarnation, error)
             return
         at = datetime.now(UTC)
         lines = [
@@ -125,14 +125,17 @@ class Splitting:
         allow, deny = _rules(task)
         return verify(parse_plan(planned.plan), tools=self.tools.views(), nodes=self.nodes, allow=allow, deny=deny)
 
-    async def _fail(self, task: TaskToSplit, error: Exception) -> None:
+    async def _fail(self, task: TaskToSplit, incarnation: UUID, error: Exception) -> None:
         info = ErrorInfo.from_exception(error)
         if isinstance(error, InvalidPlan):
             info = ErrorInfo(
                 code="PLAN_REFUSED", error_class="user", message=f"the plan of this prompt is refused: {info.message}",
                 retryable=False,
             )  # fmt: skip
-        await task_moves.end_task(self._engine, task.task_id, status="FAILED", error=info, reason=info.message)
+        # Another may have taken the task over, and be running it by now: then what we found is of no interest.
+        await task_moves.end_task(
+            self._engine, task.task_id, status="FAILED", error=info, reason=info.message, splitter=incarnation
+        )
         await self._backlog.add((), tasks=[str(task.task_id)])
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rayloom.dag.errors import ErrorInfo
+from rayloom.dag.errors import ErrorInfo, Stale
 from rayloom.dag.output import clean_text
 from rayloom.dag.values import JsonObject
 from rayloom.db.engine import driver, dump_error
@@ -36,10 +36,25 @@ class TaskToSplit:
 
 
 async def end_task(
-    engine: AsyncEngine, task_id: UUID, *, status: Literal["CANCELLED", "FAILED"], error: ErrorInfo | None, reason: str
+    engine: AsyncEngine,
+    task_id: UUID,
+    *,
+    status: Literal["CANCELLED", "FAILED"],
+    error: ErrorInfo | None,
+    reason: str,
+    splitter: UUID | None = None,
 ) -> Ended:
-    """End a task from outside: cancelled by its user, or failed by its deadline or its splitting."""
-    async with driver(engine) as connection:
+    """End a task from outside: cancelled by its user, or failed by its deadline or its splitting.
+
+    ``splitter``: end it only while this incarnation is splitting it. Raises Stale (``TASK_MOVED_ON``) when it is not.
+    """
+    async with driver(engine) as connection, connection.transaction():
+        if splitter is not None and not await connection.fetchval(
+            "SELECT true FROM tasks WHERE id = $1 AND status = 'SPLITTING' AND incarnation = $2 FOR NO KEY UPDATE",
+            task_id,
+            splitter,
+        ):
+            raise Stale("TASK_MOVED_ON", "the task is no longer being split here")
         rows = await connection.fetch(
             "SELECT * FROM end_task($1, $2, $3, $4)",
             task_id,

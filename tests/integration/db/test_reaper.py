@@ -1,0 +1,122 @@
+"""What time alone brings about: back-offs, deadlines, the leases of the dead, attempts that nobody wants any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from rayloom.actors.backlog import Backlog
+from rayloom.actors.flight import Flight
+from rayloom.actors.reaper import LOST_WORKER_GRACE_S, Reaper
+from rayloom.actors.settings import EngineSettings
+from rayloom.dag.outcome import Outcome
+from rayloom.db import task_moves
+from rayloom.db.attempts import Claimed
+from rayloom.db.incarnations import begin_incarnation, end_incarnation
+from tests.fakes.hand_lane import HandLane
+from tests.fakes.memory_queue import MemoryQueue
+from tests.integration.db.spine import Spine
+
+
+@dataclass
+class Watch:
+    """A reaper with what it looks after."""
+
+    spine: Spine
+    lane: HandLane
+    queue: MemoryQueue
+    backlog: Backlog
+    flight: Flight
+    reaper: Reaper
+
+    def fly(self, *claimed: Claimed) -> None:
+        """These attempts are in flight."""
+        for one in claimed:
+            self.flight.start(one, self.backlog.shape(one.shape), registry_version=0)
+
+    def stops(self) -> dict[str, list[bool]]:
+        """How each attempt in flight was asked to stop, by its key."""
+        return {held.order.key: held.stops for held in self.lane.held.values()}
+
+    async def queued(self) -> set[str]:
+        """The ids that the queue holds."""
+        waiting = (await self.queue.pop({})).waiting
+        return {item.sub_task_id for item in (await self.queue.pop(waiting)).items}
+
+
+@pytest.fixture
+def watch(spine: Spine) -> Watch:
+    lane, queue = HandLane(), MemoryQueue()
+    backlog = Backlog(spine.engine, queue)
+    ignored: Callable[[object, Outcome], None] = lambda _flying, _outcome: None  # noqa: E731
+    flight = Flight(lane, ignored)
+    return Watch(
+        spine, lane, queue, backlog, flight, Reaper(spine.engine, backlog, flight, EngineSettings(sweep_s=3600))
+    )
+
+
+async def test_back_offs_that_are_over_are_queued(spine: Spine, watch: Watch) -> None:
+    made = await spine.submit({"soon": [], "later": []})
+    claimed = await spine.claim(made.task_id)
+    await spine.fail(claimed["soon"], retry_in_s=0)
+    await spine.fail(claimed["later"], retry_in_s=3600)
+    await watch.reaper.requeue()
+    assert await watch.queued() == {claimed["soon"].sub_task_id}
+    assert watch.queue.told == [str(made.task_id)]
+
+
+async def test_a_task_that_is_overdue_fails_and_what_runs_of_it_is_stopped(spine: Spine, watch: Watch) -> None:
+    late = await spine.submit({"a": [], "b": ["a"]}, deadline_s=0.000001)
+    early = await spine.submit({"c": []}, deadline_s=3600.0)
+    watch.fly(*(await spine.claim(late.task_id)).values(), *(await spine.claim(early.task_id)).values())
+    await watch.reaper.expire()
+    task = await spine.task(late.task_id)
+    assert (task["status"], task["error"]["code"], task["error"]["class"]) == ("FAILED", "DEADLINE_EXCEEDED", "user")
+    assert watch.stops() == {"a": [False], "c": []}
+    assert (await spine.task(early.task_id))["status"] == "PROCESSING"
+    assert watch.queue.told == [str(late.task_id)]
+
+
+async def test_the_leases_of_the_dead_are_queued_again(spine: Spine, watch: Watch) -> None:
+    made = await spine.submit({"a": [], "b": []})
+    await spine.claim(made.task_id, "a")
+    await watch.reaper.recover()
+    assert await watch.queued() == set()
+    await end_incarnation(spine.engine, spine.incarnation)
+    await watch.reaper.recover()
+    assert await watch.queued() == {(await spine.ids(made.task_id))["a"]}
+
+
+async def test_attempts_that_nobody_wants_any_more_are_stopped(spine: Spine, watch: Watch) -> None:
+    made = await spine.submit({"kept": [], "ended": [], "slow": [], "young": []})
+    gone = await spine.submit({"gone": []})
+    claimed = await spine.claim(made.task_id)
+    watch.fly(*claimed.values(), *(await spine.claim(gone.task_id)).values())
+    await task_moves.end_task(spine.engine, gone.task_id, status="CANCELLED", error=None, reason="no more")
+    await spine.succeed(claimed["ended"])
+    for key, over_s in (("slow", LOST_WORKER_GRACE_S + 1), ("young", LOST_WORKER_GRACE_S - 5)):
+        await spine.rows(
+            "UPDATE sub_tasks SET started_at = now() - make_interval(secs => timeout_s + $2) WHERE id = $1::uuid",
+            claimed[key].sub_task_id, over_s,
+        )  # fmt: skip
+    for _ in range(2):
+        await watch.reaper.stop_stale(spine.incarnation)
+    assert watch.stops() == {"kept": [], "ended": [False], "slow": [True], "young": [], "gone": [False]}
+    assert [flying.claimed.key for flying in watch.flight if flying.overran] == ["slow"]
+
+
+async def test_one_beat_does_all_that_is_due(spine: Spine, watch: Watch) -> None:
+    made = await spine.submit({"due": [], "forgotten": []})
+    await spine.fail((await spine.claim(made.task_id, "due"))["due"], retry_in_s=0)
+    assert await watch.reaper.beat(spine.incarnation)
+    assert await watch.queued() == set((await spine.ids(made.task_id)).values())
+    # The next sweep is not due yet: what the queue loses now it learns later.
+    assert await watch.reaper.beat(spine.incarnation)
+    assert await watch.queued() == set()
+
+
+async def test_a_heart_whose_life_was_ended_hears_of_it(spine: Spine, watch: Watch) -> None:
+    await begin_incarnation(spine.engine, spine.user_id, actor="a test", exclusive=True)
+    assert not await watch.reaper.beat(spine.incarnation)

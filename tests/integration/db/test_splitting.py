@@ -1,0 +1,206 @@
+"""From a prompt to a plan in the record: by one splitter, whatever the parser does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+from uuid_utils.compat import uuid7
+
+from rayloom.actors import splitting as module
+from rayloom.actors.backlog import Backlog
+from rayloom.actors.registry import describe
+from rayloom.actors.splitting import AT_ONCE, Splitting
+from rayloom.dag.errors import Transient, UserError
+from rayloom.dag.ports import Planned, PlanRequest, ToolSnapshot
+from rayloom.dag.values import JsonObject
+from rayloom.db.incarnations import begin_incarnation, end_incarnation
+from rayloom.db.submit import NewTask, submit_task
+from rayloom.tools.builtin.catalogue import BUILTINS
+from tests.fakes.memory_queue import MemoryQueue
+from tests.integration.db.spine import NODES, Spine
+
+PLAN: JsonObject = {
+    "subtasks": [
+        {"id": "a", "type": "TOOL", "tool": "core.noop"},
+        {"id": "b", "type": "TOOL", "tool": "core.echo", "input": {"value": {"$ref": "a.output"}}},
+    ]
+}
+TOOLS = ToolSnapshot(
+    version=1, tools={name: describe(name, f"builtin:{name}", BUILTINS[name]) for name in ("core.noop", "core.echo")}
+)
+
+
+class ScriptedParser:
+    """Answers each call with the next of its script: a plan, or an error; the last one again and again."""
+
+    def __init__(self, *script: JsonObject | Exception) -> None:
+        self.script = list(script)
+        self.asked: list[PlanRequest] = []
+        self.called, self.go = asyncio.Event(), asyncio.Event()
+        self.go.set()
+
+    async def plan(self, request: PlanRequest) -> Planned:
+        self.asked.append(request)
+        self.called.set()
+        await self.go.wait()
+        answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return Planned(plan=answer, source="outline", notes=("a note",), language="en", parsed_s=0.1, split_s=0.2)
+
+
+class Bench:
+    """A splitter of a scheduler that lives, and the queue that it fills."""
+
+    def __init__(self, spine: Spine, parser: ScriptedParser, incarnation: UUID) -> None:
+        self.queue, self.parser, self.incarnation = MemoryQueue(), parser, incarnation
+        self.room = asyncio.Event()
+        backlog = Backlog(spine.engine, self.queue)
+        self.splitting = Splitting(spine.engine, backlog, parser, on_room=self.room.set)
+        self.splitting.tools, self.splitting.nodes = TOOLS, NODES
+
+    async def through(self) -> None:
+        """Take what there is, and see it through."""
+        await self.splitting.turn(self.incarnation)
+        async with asyncio.timeout(20):
+            while self.splitting.count:
+                self.room.clear()
+                await self.room.wait()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AGAIN_S", 0.0)
+
+
+@pytest.fixture
+async def spine(spine: Spine) -> AsyncIterator[Spine]:
+    """The one user's tasks; every other user's are put away by their own tests."""
+    yield spine
+    await spine.put_away()
+
+
+async def _submit(spine: Spine, **more: Any) -> UUID:
+    new = NewTask(user_id=spine.user_id, title="t", prompt="do it", priority=5, **more)
+    return (await submit_task(spine.engine, new)).task_id
+
+
+def _bench(spine: Spine, *script: JsonObject | Exception) -> Bench:
+    return Bench(spine, ScriptedParser(*script), spine.incarnation)
+
+
+async def test_a_plan_is_stored_and_its_roots_are_queued(spine: Spine) -> None:
+    bench = _bench(spine, PLAN)
+    task_id = await _submit(spine, context={"city": "Berlin"}, options={"tools": {"allow": ["core.*"], "deny": []}})
+    await bench.through()
+    assert await spine.statuses(task_id) == {"a": "QUEUED", "b": "READY"}
+    (request,) = bench.parser.asked
+    assert (request.task_id, request.prompt, request.context) == (str(task_id), "do it", {"city": "Berlin"})
+    assert sorted(request.tools) == ["core.echo", "core.noop"]
+    task = await spine.task(task_id)
+    assert {name: task["plan_meta"][name] for name in ("source", "language", "notes", "parsed_s")} == {
+        "source": "outline", "language": "en", "notes": ["a note"], "parsed_s": 0.1,
+    }  # fmt: skip
+    (line,) = await spine.rows("SELECT message, stream FROM log_lines WHERE task_id = $1", task_id)
+    assert (line["message"], line["stream"]) == ("a note", "system")
+    waiting = (await bench.queue.pop({})).waiting
+    assert list(waiting.values()) == [1]
+    assert str(task_id) in bench.queue.told
+
+
+async def test_a_parser_that_is_away_is_asked_again(spine: Spine) -> None:
+    away = Transient("PARSER_UNAVAILABLE", "away")
+    bench = _bench(spine, away, away, away, away, away, PLAN)
+    task_id = await _submit(spine)
+    await bench.through()
+    assert (await spine.task(task_id))["status"] == "PROCESSING"
+    assert len(bench.parser.asked) == 6
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (UserError("NEEDS_CLARIFICATION", "which city?\0"), "NEEDS_CLARIFICATION"),
+        ({"subtasks": []}, "PLAN_REFUSED"),
+        ({"subtasks": [{"id": "a", "type": "TOOL", "tool": "no.such"}]}, "PLAN_REFUSED"),
+        (ZeroDivisionError("a bug"), "INTERNAL"),
+    ],
+)
+async def test_what_can_not_be_planned_ends_its_task_and_says_why(
+    spine: Spine, answer: JsonObject | Exception, code: str
+) -> None:
+    bench = _bench(spine, answer)
+    task_id = await _submit(spine)
+    await bench.through()
+    task = await spine.task(task_id)
+    assert (task["status"], task["error"]["code"]) == ("FAILED", code)
+    assert str(task_id) in bench.queue.told
+
+
+async def test_a_tool_that_the_task_may_not_use_is_refused(spine: Spine) -> None:
+    bench = _bench(spine, PLAN)
+    task_id = await _submit(spine, options={"tools": {"allow": ["*"], "deny": ["core.e*"]}})
+    await bench.through()
+    assert (await spine.task(task_id))["error"]["code"] == "PLAN_REFUSED"
+    assert list(bench.parser.asked[0].tools) == ["core.noop"]
+
+
+async def test_only_so_many_are_split_at_once(spine: Spine) -> None:
+    bench = _bench(spine, PLAN)
+    bench.parser.go.clear()
+    made = [await _submit(spine) for _ in range(AT_ONCE + 2)]
+    await bench.splitting.turn(spine.incarnation)
+    await bench.splitting.turn(spine.incarnation)
+    assert bench.splitting.count == AT_ONCE
+    bench.parser.go.set()
+    await bench.through()
+    await bench.through()
+    assert [(await spine.task(task_id))["status"] for task_id in made] == ["PROCESSING"] * len(made)
+
+
+async def _taken_over(spine: Spine, slow: Bench) -> tuple[UUID, UUID]:
+    """A task whose splitter was declared dead while the parser thought, and that another has split since."""
+    slow.parser.go.clear()
+    task_id = await _submit(spine)
+    await slow.splitting.turn(slow.incarnation)
+    await slow.parser.called.wait()
+    await end_incarnation(spine.engine, slow.incarnation)
+    heir = uuid7()
+    await begin_incarnation(spine.engine, heir, actor="the heir", exclusive=False)
+    other = Bench(spine, ScriptedParser(PLAN), heir)
+    await other.through()
+    assert (await spine.task(task_id))["status"] == "PROCESSING"
+    return task_id, heir
+
+
+@pytest.mark.parametrize("answer", [PLAN, UserError("UNCLEAR", "what?"), ZeroDivisionError("a bug")])
+async def test_a_splitter_that_lost_its_task_changes_nothing_any_more(spine: Spine, answer: Any) -> None:
+    slow = _bench(spine, answer)
+    task_id, _ = await _taken_over(spine, slow)
+    slow.parser.go.set()
+    async with asyncio.timeout(20):
+        while slow.splitting.count:
+            slow.room.clear()
+            await slow.room.wait()
+    assert (await spine.task(task_id))["status"] == "PROCESSING"
+    assert await spine.statuses(task_id) == {"a": "QUEUED", "b": "READY"}
+
+
+async def test_a_closed_splitter_leaves_its_tasks_to_the_next(spine: Spine) -> None:
+    slow = _bench(spine, PLAN)
+    slow.parser.go.clear()
+    task_id = await _submit(spine)
+    await slow.splitting.turn(spine.incarnation)
+    await slow.parser.called.wait()
+    await slow.splitting.close()
+    assert slow.splitting.count == 0
+    assert (await spine.task(task_id))["status"] == "SPLITTING"
+    await end_incarnation(spine.engine, spine.incarnation)
+    heir = uuid7()
+    await begin_incarnation(spine.engine, heir, actor="the heir", exclusive=False)
+    await Bench(spine, ScriptedParser(PLAN), heir).through()
+    assert (await spine.task(task_id))["status"] == "PROCESSING"
