@@ -295,6 +295,7 @@ END $$
 CREATE FUNCTION recover_leases(p_dead uuid[], p_limit integer) RETURNS SETOF change LANGUAGE plpgsql AS $$
 DECLARE
     v_ids uuid[];
+    v_lost uuid[];
 BEGIN
     SELECT array_agg(l.id) INTO v_ids
     FROM (SELECT s.id FROM sub_tasks s WHERE s.incarnation = ANY (p_dead) LIMIT p_limit) l;
@@ -314,20 +315,21 @@ BEGIN
         SELECT l.id, l.attempt, l.parent_id, 'LOST', l.queued_at, l.started_at, now(),
             extract(epoch FROM now() - l.started_at) * 1000, l.error ->> 'message', l.error, l.worker_id
         FROM lost l ON CONFLICT DO NOTHING
+    ), told AS (
+        INSERT INTO task_events (task_id, kind, subtask, from_status, to_status, attempt, reason)
+        SELECT l.parent_id, 'subtask', l.key, 'RUNNING', 'FAILED', l.attempt, l.error ->> 'message' FROM lost l
     )
-    INSERT INTO task_events (task_id, kind, subtask, from_status, to_status, attempt, reason)
-    SELECT l.parent_id, 'subtask', l.key, 'RUNNING', 'FAILED', l.attempt, l.error ->> 'message' FROM lost l;
+    SELECT coalesce(array_agg(l.id), '{}') INTO v_lost FROM lost l;
 
     RETURN QUERY
     WITH again AS (
         UPDATE sub_tasks s SET status = 'QUEUED', incarnation = NULL, not_before = NULL, queued_at = now()
-        WHERE s.id = ANY (v_ids) AND (
-            (s.status = 'QUEUED' AND s.incarnation = ANY (p_dead))
-            OR (s.status = 'FAILED' AND s.not_before = now() AND s.error ->> 'code' = 'SCHEDULER_LOST'))
-        RETURNING s.id, s.parent_id, s.user_id, s.key, s.shape, s.score, s.attempt, s.error
+        WHERE (s.id = ANY (v_ids) AND s.status = 'QUEUED' AND s.incarnation = ANY (p_dead)) OR s.id = ANY (v_lost)
+        RETURNING s.id, s.parent_id, s.user_id, s.key, s.shape, s.score, s.attempt
     ), told AS (
         INSERT INTO task_events (task_id, kind, subtask, from_status, to_status, attempt, reason)
-        SELECT parent_id, 'subtask', key, 'FAILED', 'QUEUED', attempt, 'lost attempt' FROM again WHERE error ->> 'code' = 'SCHEDULER_LOST'
+        SELECT parent_id, 'subtask', key, 'FAILED', 'QUEUED', attempt, 'lost attempt' FROM again
+        WHERE id = ANY (v_lost)
     )
     SELECT 'queued', a.id, a.parent_id, a.user_id, a.shape, a.score, NULL::text FROM again a;
 END $$

@@ -128,6 +128,17 @@ async def test_the_leases_of_the_dead_are_taken_back_and_spend_no_retry(spine: S
     assert (await spine.subtask(made.task_id, "ran"))["output_result"] == "in time"
 
 
+async def test_what_was_lost_once_and_handed_over_again_is_not_lost_twice(spine: Spine) -> None:
+    made = await spine.submit({"a": []})
+    await spine.claim(made.task_id, "a")
+    await end_incarnation(spine.engine, spine.incarnation)
+    await leases.recover(spine.engine, [spine.incarnation])
+    await spine.claim(made.task_id, "a", running=False)
+    events = await spine.events(made.task_id, "a")
+    await leases.recover(spine.engine, [spine.incarnation])
+    assert await spine.events(made.task_id, "a") == events
+
+
 async def test_taking_back_is_bounded_and_goes_on(spine: Spine) -> None:
     made = await spine.submit({f"s{n}": [] for n in range(7)})
     await spine.claim(made.task_id)
