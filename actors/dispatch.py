@@ -8,7 +8,7 @@ from uuid import UUID
 
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.commits import Commits
-from rayloom.actors.flight import Flight
+from rayloom.actors.flight import Flight, not_begun
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import Transient
 from rayloom.dag.ports import Ask, Finished, TokenPort
@@ -96,11 +96,30 @@ class Dispatch:
         for item, _ in admitted:
             if item.sub_task_id not in won:
                 # Somebody was faster, or it was cancelled: it is not ours to start.
-                self.window.give_back(self._backlog.shape(item.shape))
-                self._commits.finished.append(Finished(sub_task_id=item.sub_task_id, user_id=item.user_id))
+                self._forget(item)
+        surplus = self._surplus(claimed)
         for one in claimed:
-            self._flight.start(one, self._backlog.shape(one.shape), registry_version=self.registry_version)
+            shape = self._backlog.shape(one.shape)
+            if one.sub_task_id in surplus:
+                self.window.give_back(shape)
+                self._commits.add(*not_begun(one, shape))
+            else:
+                self._flight.start(one, shape, registry_version=self.registry_version)
+        # While Ray has more than it can run, ends may be told in larger lots.
+        self._flight.lane.can_spare(sum(self.window.running.values()))
         return claimed
+
+    def _surplus(self, claimed: Sequence[Claimed]) -> frozenset[str]:
+        """What is not to be started yet after all: slow attempts would keep more urgent ones waiting."""
+        demand: dict[str, list[Claimed]] = {}
+        for one in claimed:
+            if not one.running:
+                demand.setdefault(one.shape, []).append(one)
+        return frozenset(
+            ones[index].sub_task_id
+            for key, ones in demand.items()
+            for index in self.window.surplus(self._backlog.shape(key), [one.tool for one in ones])
+        )
 
     async def _admit(self, taken: Sequence[tuple[Queued, bool]]) -> list[tuple[Queued, bool]]:
         """Ask the token controller for the whole batch in one call, and tell it what has finished since."""
@@ -126,6 +145,10 @@ class Dispatch:
 
     async def _undo(self, items: Sequence[Queued]) -> None:
         for item in items:
-            self.window.give_back(self._backlog.shape(item.shape))
-            self._commits.finished.append(Finished(sub_task_id=item.sub_task_id, user_id=item.user_id))
+            self._forget(item)
             self._backlog.hold(item, ASK_AGAIN_S)
+
+    def _forget(self, item: Queued) -> None:
+        """It was given room and counted against its user's limits, and does not start."""
+        self.window.give_back(self._backlog.shape(item.shape))
+        self._commits.finished.append(Finished(sub_task_id=item.sub_task_id, user_id=item.user_id))

@@ -31,6 +31,9 @@ class Lane(Protocol):
     def start(self, order: AttemptOrder, shape: ResourceShape, done: Callable[[Outcome], None]) -> Running:
         """Hand an attempt over; ``done`` is called in the caller's event loop, once, whatever happens."""
 
+    def can_spare(self, count: int) -> None:
+        """As long as more than ``count`` attempts are in flight, nobody waits for the end of the next one."""
+
 
 class _NeverStarted:
     """In place of an attempt that its lane refused."""
@@ -123,6 +126,13 @@ class Flight:
 
     def __iter__(self) -> Iterator[Flying]:
         return iter(list(self.attempts.values()))
+
+
+def not_begun(claimed: Claimed, shape: ResourceShape) -> tuple[Flying, Outcome]:
+    """A lease that is to be given back unused, as an attempt that ended: its commit frees it."""
+    now = time.time()
+    info = ErrorInfo(code="NOT_BEGUN", error_class="transient", message="it was claimed too early", retryable=True)
+    return Flying(claimed, shape, _NeverStarted()), Outcome(verdict="lost", error=info, started_at=now, finished_at=now)
 
 
 def _refused(error: Exception) -> Outcome:

@@ -7,9 +7,14 @@ from an outcome that says what happened.
 from __future__ import annotations
 
 import asyncio
+import logging
+import queue
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -26,6 +31,15 @@ from rayloom.dag.resources import ResourceShape
 if TYPE_CHECKING:
     # Not in a worker: it needs nothing of the scheduler's side.
     from rayloom.actors.flight import Running
+
+_log = logging.getLogger(__name__)
+
+COLLECT_S = 0.04
+"""How long ends are collected while there is plenty in flight."""
+LOOK_AGAIN_S = 0.01
+"""How soon a new attempt is seen by the thread that waits for the end of earlier ones."""
+YOUNG_S = 0.5
+"""An attempt that lasts longer is one that Ray calls back for."""
 
 _worker: Worker | None = None
 
@@ -60,11 +74,17 @@ class OwnLane:
         """Hand an attempt to Ray."""
         options = self._options.get(shape)
         if options is None:
-            options = self._options.setdefault(shape, ray_options(shape))
-        ref = self._task.options(name=order.ray_name, **options).remote(order.pack())
-        started_at = time.time()
-        ref.future().add_done_callback(lambda future: self._ends.add(done, _outcome(future, started_at)))
+            options = ray_options(shape)
+            self._task.options(**options)  # raises if Ray can't take them
+            self._options[shape] = options
+        # What .options(...).remote(...) comes to, without making and checking a class for every attempt.
+        ref = self._task._remote(args=(order.pack(),), kwargs={}, name=order.ray_name, **options)
+        self._ends.watch(_Watched(ref, done, time.time()))
         return _RayAttempt(ref)
+
+    def can_spare(self, count: int) -> None:
+        """As long as more than ``count`` attempts are in flight, nobody waits for the end of the next one."""
+        self._ends.spare = count
 
     def warm(self, shape: ResourceShape, count: int) -> None:
         """Have ``count`` workers started and made ready at the same time, so that the first attempts find them."""
@@ -72,19 +92,64 @@ class OwnLane:
         self._warming = [options.remote(b"") for _ in range(count)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """A Ray task whose end is waited for. ``started_at``: when it was handed over, in seconds since the epoch."""
+
+    ref: Any
+    done: Callable[[Outcome], None]
+    started_at: float
+
+
 class _Ends:
-    """Brings ends from Ray's threads into the event loop, waking it once for many."""
+    """Collects ends in a thread, many at a time, and brings them into the event loop, waking it once for all.
+
+    A callback of Ray's for each end would cost the scheduler as much again as its start, so it is kept for attempts
+    that last. ``spare``: see `OwnLane.can_spare`.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._new: queue.SimpleQueue[_Watched] = queue.SimpleQueue()
         self._ended: deque[tuple[Callable[[Outcome], None], Outcome]] = deque()
         self._waking = False
+        self._never = threading.Event()
+        self.spare = 0
+        threading.Thread(target=self._collect, name="rayloom-ends", daemon=True).start()
 
-    def add(self, done: Callable[[Outcome], None], outcome: Outcome) -> None:
+    def watch(self, watched: _Watched) -> None:
+        """Its ``done`` will be called in the event loop, once."""
+        self._new.put(watched)
+
+    def _collect(self) -> None:
+        young: dict[Any, _Watched] = {}
+        while not self._loop.is_closed():
+            try:
+                self._take_new(young)
+                refs = _ended(list(young), at_least=len(young) - self.spare)
+                self._add([young.pop(ref) for ref in refs])
+                last = time.time() - YOUNG_S
+                for watched in [each for each in young.values() if each.started_at < last]:
+                    del young[watched.ref]
+                    watched.ref.future().add_done_callback(partial(self._old_one_ended, watched))
+            except Exception:  # noqa: BLE001 - while this process lives there are ends to be told
+                _log.exception("lane.collecting_failed")
+                self._never.wait(COLLECT_S)
+
+    def _take_new(self, young: dict[Any, _Watched]) -> None:
+        """Wait for something to watch, if there is nothing."""
+        while not young or not self._new.empty():
+            watched = self._new.get()
+            young[watched.ref] = watched
+
+    def _old_one_ended(self, watched: _Watched, _future: Any) -> None:
         """Called in a thread of Ray's."""
-        self._ended.append((done, outcome))
+        self._add([watched])
+
+    def _add(self, ended: Sequence[_Watched]) -> None:
+        self._ended.extend(zip((each.done for each in ended), _outcomes(ended), strict=True))
         # A stale True is harmless: who set it has still to empty the queue. The loop is closed when the process ends.
-        if not self._waking and not self._loop.is_closed():
+        if ended and not self._waking and not self._loop.is_closed():
             self._waking = True
             self._loop.call_soon_threadsafe(self._deliver)
 
@@ -93,6 +158,16 @@ class _Ends:
         while self._ended:
             done, outcome = self._ended.popleft()
             done(outcome)
+
+
+def _ended(refs: list[Any], *, at_least: int) -> list[Any]:
+    """All of them that have ended, as soon as there are so many; after a moment, fewer or none."""
+    if at_least > 1:
+        ray.wait(refs, num_returns=at_least, timeout=COLLECT_S)
+    else:
+        ray.wait(refs, num_returns=1, timeout=LOOK_AGAIN_S)
+    ended, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+    return ended
 
 
 class _RayAttempt:
@@ -116,13 +191,17 @@ def ray_options(shape: ResourceShape) -> Mapping[str, Any]:
     return options
 
 
-def _outcome(future: Any, started_at: float) -> Outcome:
-    """What a Ray task gave: its own outcome, or the outcome that its death amounts to."""
-    error = future.exception()
-    if error is None:
-        return unpack(future.result())
-    verdict, info = _death(error)
-    return Outcome(verdict=verdict, error=info, started_at=started_at, finished_at=time.time())
+def _outcomes(ended: Sequence[_Watched]) -> list[Outcome]:
+    """What Ray tasks that have ended gave, each: its own outcome, or the outcome that its death amounts to."""
+    try:
+        return [unpack(packed) for packed in ray.get([each.ref for each in ended])]
+    except Exception as error:  # noqa: BLE001 - the one place where Ray's exceptions become values
+        if len(ended) > 1:
+            # One of them is at fault; which one is only seen one by one.
+            return [outcome for each in ended for outcome in _outcomes([each])]
+        verdict, info = _death(error)
+        now = time.time()
+        return [Outcome(verdict=verdict, error=info, started_at=each.started_at, finished_at=now) for each in ended]
 
 
 def _death(error: BaseException) -> tuple[Verdict, ErrorInfo]:

@@ -40,7 +40,7 @@ LOOKS = 4
 CLOSE_S = 2.0
 LISTEN_S = 5.0
 BUSY = 4
-BUSY_TURN_S = 0.006
+BUSY_TURN_S = 0.01
 """With more than BUSY attempts in flight, turns begin at least so far apart."""
 
 
@@ -202,7 +202,8 @@ class Scheduler:
                 asyncio.get_running_loop().call_later(held_s + 0.01, self._held_soon)
 
     def _ended(self, flying: Flying, outcome: Outcome) -> None:
-        self._dispatch.window.give_back(flying.shape)
+        lasted_s = outcome.finished_at - outcome.started_at
+        self._dispatch.window.ended(flying.shape, flying.claimed.tool, lasted_s=lasted_s)
         self._commits.add(flying, outcome)
         self._awake.set()
 

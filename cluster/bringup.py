@@ -32,10 +32,8 @@ from rayloom.tools.tool import LIGHT
 _log = logging.getLogger(__name__)
 
 SANDBOXES_PER_CPU = 4
-WARM_WORKERS_PER_CPU = 8
-"""Light attempts take a quarter of a CPU each, and Ray keeps up to twice as many workers as can run at once."""
-ACTORS = 12
-"""About how many processes are actors (ours and Serve's): Ray counts them among its workers."""
+WORKER_IDLE_MS = 10 * 60 * 1000
+"""How long a worker may be idle before Ray may end it."""
 READY_TIMEOUT_S = 120.0
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
 """Outputs are kept in PostgreSQL; Ray's object store only carries them there."""
@@ -135,9 +133,10 @@ def _environment(settings: Settings) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not settings.ray_address:
-        # Ray ends workers that are idle for a second beyond one a CPU; ours hold fractions of one, and take a second of
-        # CPU to start again.
-        os.environ.setdefault("RAY_num_workers_soft_limit", str(WARM_WORKERS_PER_CPU * _cpus(settings) + ACTORS))
+        # Ray ends workers beyond one a CPU that have been idle for a second; ours hold fractions of one, and take a
+        # second of CPU to start again. (Not RAY_num_workers_soft_limit: Ray takes that for the number of free CPUs, too,
+        # and starts so many workers for whatever waits, whether they could run or not.)
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(WORKER_IDLE_MS))
         # Despite its name, this is how Ray is told to stay on the loopback instead of the machine's own address.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Jobs and batches find us, and the Python that has us installed.

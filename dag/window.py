@@ -1,7 +1,9 @@
 """How much work is handed to Ray: what the cluster can run now, plus one node's worth of each queued shape.
 
 Ray itself knows no priority: what it holds, it starts in its own order. So only what has room is handed over, best
-first, and beyond that just enough of each shape for the autoscaler to see that a node is wanted.
+first, and beyond that just enough of each shape for the autoscaler to see that a node is wanted. Where no autoscaler
+could be misled, more is handed over of a shape as long as its attempts end quickly: Ray gives a worker back as soon as
+it has nothing more for it, and to get it again costs more than a quick attempt.
 """
 
 from __future__ import annotations
@@ -13,6 +15,13 @@ from dataclasses import dataclass, field
 from rayloom.dag.resources import NodeShape, ResourceShape, copies
 
 _EPSILON = 1e-9
+
+QUICK_S = 0.1
+"""An attempt that lasts at most so long is quick."""
+AHEAD_NODES = 16
+"""How many nodes' worth of quick attempts of a shape are handed over beyond what can run, at most."""
+MAX_KNOWN = 1_000
+"""Of how many shapes and tools it is remembered that they are quick."""
 
 
 @dataclass(slots=True)
@@ -28,6 +37,8 @@ class Window:
     others: Mapping[str, float] = field(default_factory=dict)
     running: dict[ResourceShape, int] = field(default_factory=dict)
     demand: dict[ResourceShape, int] = field(default_factory=dict)
+    _ahead: dict[ResourceShape, int] = field(default_factory=dict)
+    _quick: set[tuple[ResourceShape, str]] = field(default_factory=set)
 
     def room(self, shape: ResourceShape) -> int:
         """How many more attempts of this shape could run at once now, if nothing else were added."""
@@ -37,9 +48,23 @@ class Window:
         return max(fitting, 0)
 
     def allowance(self, shape: ResourceShape) -> int:
-        """How many more attempts of this shape may be handed over as demand: one node's worth in all."""
-        worth = max((copies(shape, node) for node in (*self.nodes, *self.types)), default=0)
+        """How many more attempts of this shape may be handed over as demand."""
+        worth = self._worth(shape)
+        if not self.types:
+            worth = min(worth + self._ahead.get(shape, 0), worth * AHEAD_NODES)
         return max(worth - self.demand.get(shape, 0), 0)
+
+    def surplus(self, shape: ResourceShape, tools: Sequence[str]) -> list[int]:
+        """Which of those just taken as demand to give back: beyond a node's worth only quick ones may stay.
+
+        What tool each of them uses (``tools``) is known only now that they have been claimed. Gives indexes.
+        """
+        too_many = self.demand.get(shape, 0) - self._worth(shape)
+        slow = [index for index, tool in enumerate(tools) if (shape, tool) not in self._quick]
+        if too_many <= 0 or not slow:
+            return []
+        self._ahead.pop(shape, None)
+        return slow[-too_many:]
 
     def take(self, shape: ResourceShape) -> bool | None:
         """Hand over one attempt: True as running, False as demand, None when the window is full.
@@ -58,13 +83,25 @@ class Window:
         return None
 
     def give_back(self, shape: ResourceShape) -> None:
-        """An attempt that was handed over has ended."""
+        """An attempt that was to be handed over was not, or has ended."""
         _add(self.running if self.running.get(shape) else self.demand, shape, -1)
+
+    def ended(self, shape: ResourceShape, tool: str, *, lasted_s: float) -> None:
+        """An attempt has ended. Quick ones in a row are what lets more be handed over."""
+        self.give_back(shape)
+        if lasted_s > QUICK_S:
+            self._ahead.pop(shape, None)
+            self._quick.discard((shape, tool))
+            return
+        if len(self._quick) >= MAX_KNOWN:
+            self._quick.clear()
+            self._ahead.clear()
+        self._quick.add((shape, tool))
+        _add(self._ahead, shape, 1)
 
     def capacity(self, shape: ResourceShape) -> int:
         """How many more attempts of this shape may be handed over, as running and as demand together."""
-        worth = max((copies(shape, node) for node in (*self.nodes, *self.types)), default=0)
-        return max(self.room(shape) + worth - self.demand.get(shape, 0), 0)
+        return self.room(shape) + self.allowance(shape)
 
     def used(self, name: str) -> float:
         """How much of a resource the attempts hold that were given room."""
@@ -74,6 +111,9 @@ class Window:
             for resource, amount in shape.amounts()
             if resource == name
         )
+
+    def _worth(self, shape: ResourceShape) -> int:
+        return max((copies(shape, node) for node in (*self.nodes, *self.types)), default=0)
 
     def _free(self, name: str) -> float:
         return sum(node.total.get(name, 0.0) for node in self.nodes) - self.used(name) - self.others.get(name, 0.0)

@@ -33,6 +33,9 @@ class HandLane:
         self.started: list[AttemptOrder] = []
         self.refuses: Exception | None = None
 
+    def can_spare(self, count: int) -> None:
+        """See `Lane`: here every end is told at once."""
+
     def start(self, order: AttemptOrder, shape: ResourceShape, done: Callable[[Outcome], None]) -> Held:
         """See `Lane`."""
         if self.refuses is not None:

@@ -23,6 +23,9 @@ class InlineLane:
         self.run = run
         self.started: list[AttemptOrder] = []
 
+    def can_spare(self, count: int) -> None:
+        """See `Lane`: here every end is told at once."""
+
     def start(self, order: AttemptOrder, shape: ResourceShape, done: Callable[[Outcome], None]) -> InlineLane:
         """See `Lane`."""
         self.started.append(order)

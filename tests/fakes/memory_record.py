@@ -27,6 +27,7 @@ class MemoryRecord:
     endings: list[Ending] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
+    known: dict[str, Queued] = field(default_factory=dict)
     unstorable: set[str] = field(default_factory=set)
     away: bool = False
 
@@ -42,6 +43,7 @@ class MemoryRecord:
         """These have become QUEUED, in this order."""
         items = [Queued(id_, user_id, shape, float(len(self.attempt) + n)) for n, id_ in enumerate(ids)]
         self.queued |= {item.sub_task_id: item for item in items}
+        self.known |= self.queued
         self.attempt |= dict.fromkeys(ids, 0)
         return items
 
@@ -94,7 +96,9 @@ class MemoryRecord:
         """See `leases.release`."""
         self._answer()
         self.released += [id_ for id_, _ in given]
-        return tuple(Queued(id_, "ann", SHAPE, 0.0) for id_, _ in given)
+        free = {id_: self.known.get(id_, Queued(id_, "ann", SHAPE, 0.0)) for id_, _ in given}
+        self.queued |= free
+        return tuple(free.values())
 
     async def queued_page(self, _engine: Any, *, after: Any, limit: int) -> tuple[Queued, ...]:
         """See `leases.queued_page`; the first page is all there is."""

@@ -57,7 +57,7 @@ def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
     commits = Commits(NOTHING, backlog, settings, jitter=lambda: 0.0)
 
     def ended(flying: Flying, outcome: Outcome) -> None:
-        dispatch.window.give_back(flying.shape)
+        dispatch.window.ended(flying.shape, flying.claimed.tool, lasted_s=outcome.finished_at - outcome.started_at)
         commits.add(flying, outcome)
 
     flight = Flight(lane, ended)
@@ -209,3 +209,24 @@ async def test_a_lane_that_is_away_loses_attempts_that_are_tried_again(desk: Des
     (ending,) = desk.record.endings
     assert (ending.outcome.verdict, ending.spends) == ("lost", False)
     assert ending.retry_in_s is not None
+
+
+async def test_after_quick_ends_slow_ones_are_not_handed_over_beyond_a_nodes_worth(desk: Desk) -> None:
+    desk.dispatch.window.types = ()
+    shape = desk.backlog.shape(SHAPE)
+    for _ in range(6):
+        desk.dispatch.window.take(shape)
+        desk.dispatch.window.ended(shape, "another.tool", lasted_s=0.0)
+    await desk.queue.push(desk.record.add(*(f"s{n:02}" for n in range(20))))
+    await desk.turns(1)
+    await desk.dispatch.turn()
+    assert desk.running() == [f"s{n:02}" for n in range(8)]
+    await desk.commits.turn()
+    await desk.turns()
+    # What was claimed too early is free again, and counted against nobody.
+    assert desk.record.queued.keys() == {f"s{n:02}" for n in range(8, 20)}
+    assert {one.sub_task_id for one in desk.tokens.finished} == {"s08", "s09"}
+    await desk.lane.end("s00", Outcome(verdict="succeeded", output="1", ray_task_id="r"))
+    await desk.commits.turn()
+    await desk.turns()
+    assert "s08" in desk.running()
