@@ -16,6 +16,7 @@ from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.serve.app import build_app
 from rayloom.serve.deps import Ports, open_deps
 from rayloom.serve.parser import Parser
+from rayloom.serve.replica_port import stay_on_node_address
 from rayloom.serve.settings import ServeSettings
 
 API_DEPLOYMENT: Final = "Api"
@@ -31,6 +32,7 @@ class ParserDeployment:
     """The parser behind Serve: its errors cross as values."""
 
     def __init__(self) -> None:
+        stay_on_node_address()
         self._parser = Parser()
 
     async def plan(self, request: PlanRequest) -> Answer[Planned]:
@@ -49,6 +51,7 @@ class Api:
         ports: PortsFactory,
         parser: DeploymentHandle[Any],
     ) -> None:
+        stay_on_node_address()
         self._settings = settings
         self._open = lambda: open_deps(settings, database, redis, ports())
         # Bound so that Serve brings it up first; it is called by name, like every singleton.
