@@ -6,7 +6,6 @@ Knows nothing of Ray: what runs it, and in which process, is the business of `la
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -39,6 +38,9 @@ class Reporter(LogPort, Protocol):
 
     async def close(self) -> None:
         """Write down what is still buffered."""
+
+    def text(self, limit: int) -> str:
+        """All that was told so far as text, cut after ``limit`` characters."""
 
 
 class Surroundings(Protocol):
@@ -137,7 +139,8 @@ async def run_attempt(
     else:
         outcome = _succeeded(record.outcome("succeeded", limit=limit), text)
     await _last_words(reporter.close)
-    return outcome
+    log = reporter.text(limit)
+    return replace(outcome, log=log) if log else outcome
 
 
 async def _phases(order: AttemptOrder, surroundings: Surroundings, reporter: Reporter, record: _Record) -> str:
@@ -175,8 +178,7 @@ async def _phases(order: AttemptOrder, surroundings: Surroundings, reporter: Rep
 
 
 def _succeeded(outcome: Outcome, text: str) -> Outcome:
-    raw = text.encode()
-    return replace(outcome, output=text, output_size=len(raw), output_sha256=hashlib.sha256(raw).hexdigest())
+    return replace(outcome, output=text, output_size=len(text.encode()))
 
 
 async def _last_words(close: Callable[[], Awaitable[None]]) -> None:

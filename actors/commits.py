@@ -83,7 +83,7 @@ class Commits:
         batch: list[tuple[Flying, Outcome]] = []
         size = 0
         for flying, outcome in islice(self._ended, self._settings.batch_max):
-            size += outcome.output_size + len(outcome.stdout) + len(outcome.stderr)
+            size += outcome.output_size + len(outcome.stdout) + len(outcome.stderr) + len(outcome.log)
             if batch and size > BATCH_BYTES:
                 break
             batch.append((flying, outcome))

@@ -11,7 +11,7 @@ from typing import Protocol
 from rayloom.actors.order import AttemptOrder
 from rayloom.dag.errors import RayloomError
 from rayloom.dag.log_line import LogLine
-from rayloom.dag.output import sanitise
+from rayloom.dag.output import clean_text, sanitise
 from rayloom.dag.states import Phase
 from rayloom.dag.values import Json, JsonObject
 from rayloom.tools.ports import Level, Stream
@@ -24,6 +24,9 @@ FLUSH_S = 0.1
 BATCH_LINES = 500
 MAX_LINES = 100_000
 """Beyond this an attempt's further lines are counted, not kept: endless output must not fill the database."""
+
+TEXT_CHARS = 1024 * 1024
+"""Of its lines an attempt's row gets the first so many characters, whatever its settings allow."""
 
 
 class Records(Protocol):
@@ -50,6 +53,8 @@ class AttemptReporter:
         self._lines: list[LogLine] = []
         self._kept = 0
         self._dropped = 0
+        self._text: list[str] = []
+        self._text_chars = 0
         self._phase: Phase | None = None
         self._told_phase: Phase | None = None
         self._begun = order.running
@@ -70,10 +75,14 @@ class AttemptReporter:
             self._dropped += 1
             return
         self._kept += 1
-        order = self._order
+        order, at = self._order, datetime.now(UTC)
+        text = f"{at.isoformat(timespec='milliseconds')} {level} {stream}: {message}"
+        if self._text_chars <= TEXT_CHARS:
+            self._text.append(text[:TEXT_CHARS])
+        self._text_chars += len(text) + 1
         self._lines.append(
             LogLine(
-                at=datetime.now(UTC),
+                at=at,
                 task_id=order.task_id,
                 subtask=order.key,
                 attempt=order.attempt,
@@ -89,6 +98,14 @@ class AttemptReporter:
     def phase(self, phase: Phase) -> None:
         """The attempt has come to this phase."""
         self._phase = phase
+
+    def text(self, limit: int) -> str:
+        """All lines so far as text, cut after ``limit`` characters."""
+        if not self._text:
+            return ""
+        limit = min(limit, TEXT_CHARS)
+        text, more = "\n".join(self._text), self._text_chars - 1 - limit
+        return clean_text(text if more <= 0 else text[:limit] + f"\n… {more} more characters")
 
     async def close(self) -> None:
         """Write down what is still buffered."""

@@ -15,19 +15,20 @@ class Outcome:
     """The end of one attempt.
 
     ``verdict`` says how it ended; ``output`` is the JSON text of what it produced (only when succeeded), ready for
-    the database; ``error`` is why it did not. ``spans`` is the JSON text of its pieces
-    (phases, calls). Times are seconds since the epoch, taken on the worker's clock.
+    the database, and ``output_size`` the bytes of that; ``error`` is why it did not. ``log`` is the attempt's own lines
+    as text, from their beginning. ``spans`` is the JSON text of its pieces (phases, calls). Times are seconds since the
+    epoch, taken on the worker's clock.
     """
 
     verdict: Verdict
     output: str | None = None
     output_size: int = 0
-    output_sha256: str | None = None
     error: ErrorInfo | None = None
     started_at: float = 0.0
     finished_at: float = 0.0
     stdout: str = ""
     stderr: str = ""
+    log: str = ""
     tokens_used: int = 0
     spans: str = "[]"
     worker_id: str = ""

@@ -119,8 +119,6 @@ def _columns(endings: Sequence[Ending]) -> list[list[Any]]:
         [ending.attempt for ending in endings],
         [_STATUS[outcome.verdict] for outcome in outcomes],
         [outcome.output for outcome in outcomes],
-        [outcome.output_size for outcome in outcomes],
-        [outcome.output_sha256 for outcome in outcomes],
         [_error(ending) for ending in endings],
         [ending.retry_in_s for ending in endings],
         [ending.spends for ending in endings],
@@ -129,6 +127,7 @@ def _columns(endings: Sequence[Ending]) -> list[list[Any]]:
         [outcome.tokens_used for outcome in outcomes],
         [outcome.stdout for outcome in outcomes],
         [outcome.stderr for outcome in outcomes],
+        [outcome.log for outcome in outcomes],
         [outcome.spans for outcome in outcomes],
         [outcome.worker_id for outcome in outcomes],
         [outcome.node_id for outcome in outcomes],
@@ -153,7 +152,7 @@ async def complete(engine: Source, endings: Sequence[Ending]) -> Committed:
         async with driver(engine) as connection:
             rows = await connection.fetch(
                 "SELECT * FROM complete_attempts($1::uuid[], $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, "
-                "$15, $16, $17, $18, $19)",
+                "$15, $16, $17, $18)",
                 *_columns(endings),
                 INLINE_BYTES,
             )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import takewhile
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
@@ -25,14 +27,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from rayloom.dag.states import SubtaskStatus
+from rayloom.dag.states import SubtaskStatus, TaskStatus
 from rayloom.db.attempts import INLINE_BYTES
 from rayloom.db.reader import reading
 from rayloom.db.schema import execution_logs, idempotency_keys, sub_tasks, tasks
 
 PAGE_INLINE_BYTES: Final = 32 * 1024 * 1024
-"""A page of subtasks holds about so many bytes of outputs; what goes beyond is given by reference."""
-_SMALL_BYTES: Final = 1024
+"""A page of subtasks holds at most so many bytes of inline outputs; it ends before the subtask that goes beyond."""
 
 Record: TypeAlias = Any
 """A row of a statement of ours; its columns are attributes."""
@@ -48,14 +49,6 @@ class TaskFilter:
     created_before: datetime | None = None
     text: str | None = None
     labels: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
-    """An output too large to show inline: its size in bytes of JSON text, and the SHA-256 of that text."""
-
-    size: int
-    sha256: str | None
 
 
 async def list_tasks(
@@ -127,18 +120,23 @@ async def task_details(
         )
         by_status: dict[str, int] = {row[0]: row[1] for row in counts}
         rows = (await connection.execute(_page(task_id, after=-1, limit=limit))).all()
-    return task, by_status, list(rows)
+    return task, by_status, _fitting(rows)
 
 
 async def list_subtasks(
     engine: AsyncEngine, task_id: UUID, *, after: int, limit: int, statuses: tuple[str, ...] = ()
-) -> list[Record]:
-    """Subtasks of a task in the order of its plan; ``after`` is the ordinal of the last one seen, -1 for none."""
-    statement = _page(task_id, after=after, limit=limit)
+) -> tuple[list[Record], bool]:
+    """Subtasks of a task in the order of its plan, and whether there are more.
+
+    ``after`` is the ordinal of the last one seen, -1 for none. Large outputs make a page shorter than ``limit``.
+    """
+    statement = _page(task_id, after=after, limit=limit + 1)
     if statuses:
         statement = statement.where(sub_tasks.c.status.in_(statuses))
     async with reading(engine) as connection:
-        return list((await connection.execute(statement)).all())
+        rows = (await connection.execute(statement)).all()
+    page = _fitting(rows[:limit])
+    return page, len(page) < len(rows)
 
 
 async def subtask_with_attempts(engine: AsyncEngine, task_id: UUID, key: str) -> tuple[Record, list[Record]] | None:
@@ -160,18 +158,23 @@ async def subtask_with_attempts(engine: AsyncEngine, task_id: UUID, key: str) ->
 
 def _page(task_id: UUID, *, after: int, limit: int) -> Select[Any]:
     size = func.coalesce(sub_tasks.c.output_size, 0)
-    so_far = func.sum(size).over(order_by=sub_tasks.c.execution_order)
-    inline = case(
-        (size > INLINE_BYTES, null()),
-        (and_(size > _SMALL_BYTES, so_far > PAGE_INLINE_BYTES), null()),
-        else_=sub_tasks.c.output_result,
-    )
+    inline_size = case((size > INLINE_BYTES, 0), else_=size)
+    so_far = func.sum(inline_size).over(order_by=sub_tasks.c.execution_order)
+    # The first one always fits: so every page gets on.
+    is_beyond = and_(so_far > PAGE_INLINE_BYTES, so_far > inline_size)
+    inline = case((or_(size > INLINE_BYTES, is_beyond), null()), else_=sub_tasks.c.output_result)
     return (
         _columns(inline)
+        .add_columns(is_beyond.label("is_beyond"))
         .where(sub_tasks.c.parent_id == task_id, sub_tasks.c.execution_order > after)
         .order_by(sub_tasks.c.execution_order)
         .limit(limit)
     )
+
+
+def _fitting(rows: Sequence[Record]) -> list[Record]:
+    """The rows of a page up to the one whose output would make it too large."""
+    return list(takewhile(lambda row: not row.is_beyond, rows))
 
 
 def _columns(inline: ColumnElement[Any]) -> Select[Any]:
@@ -188,25 +191,21 @@ def _columns(inline: ColumnElement[Any]) -> Select[Any]:
     )  # fmt: skip
 
 
-async def output_size(engine: AsyncEngine, task_id: UUID, key: str) -> Output | None:
-    """The size of a completed subtask's output in characters of JSON text, and its digest; None when there is none."""
-    text = cast(sub_tasks.c.output_result, Text)
-    statement = select(func.octet_length(text), sub_tasks.c.output_sha256).where(
-        sub_tasks.c.parent_id == task_id,
-        sub_tasks.c.key == key,
-        sub_tasks.c.status == SubtaskStatus.COMPLETED,
-    )
-    async with reading(engine) as connection:
-        row = (await connection.execute(statement)).one_or_none()
-    return None if row is None else Output(size=row[0], sha256=row[1])
-
-
 async def output_json(engine: AsyncEngine, task_id: UUID, key: str) -> str | None:
     """The whole output of a completed subtask as JSON text."""
     statement = select(cast(sub_tasks.c.output_result, Text)).where(
         sub_tasks.c.parent_id == task_id,
         sub_tasks.c.key == key,
         sub_tasks.c.status == SubtaskStatus.COMPLETED,
+    )
+    async with reading(engine) as connection:
+        return await connection.scalar(statement)
+
+
+async def result_json(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> str | None:
+    """The whole result of a user's COMPLETED task as JSON text."""
+    statement = select(cast(func.task_result(tasks.c.id), Text)).where(
+        tasks.c.id == task_id, tasks.c.user_id == user_id, tasks.c.status == TaskStatus.COMPLETED
     )
     async with reading(engine) as connection:
         return await connection.scalar(statement)

@@ -139,6 +139,7 @@ def _attempt(row: Record) -> Shown:
         "ray_task_id": row.ray_task_id,
         "stdout": row.stdout,
         "stderr": row.stderr,
+        "log": row.log_content,
         "error": row.error,
     }
 
@@ -154,6 +155,7 @@ def _running(row: Record) -> Shown:
         "worker_id": row.worker_id,
         "stdout": "",
         "stderr": "",
+        "log": "",
         **empty,
     }
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Annotated, Final
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from rayloom.dag.states import SubtaskStatus
 from rayloom.db import reads
@@ -17,11 +16,10 @@ from rayloom.serve.cursors import Cursor, Limit
 from rayloom.serve.deps import Deps, deps_of
 from rayloom.serve.gate import call_of
 from rayloom.serve.json_answer import json_answer
+from rayloom.serve.json_file import OUTPUT_TIMEOUT_S, json_file
 from rayloom.serve.problems import not_found
 
 router = APIRouter(prefix="/api/v1/tasks/{task_id}/subtasks", tags=["subtasks"])
-CHUNK_BYTES: Final = 256 * 1024
-OUTPUT_TIMEOUT_S: Final = 600.0
 
 
 async def owned(deps: Deps, task_id: str, user: UUID) -> UUID:
@@ -41,16 +39,15 @@ async def list_subtasks(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:
-    """All subtasks, in the order of the plan."""
+    """All subtasks, in the order of the plan. A page is shorter than ``limit`` where its outputs are large."""
     deps = deps_of(request)
     statuses = cursors.choices("status", status, SubtaskStatus)
     after = -1 if cursor is None else int(cursors.decode("subtasks", cursor, (int,))[0])
     id_ = await owned(deps, task_id, user)
     # An ordinal beyond 32 bits is beyond every plan.
     after = max(-1, min(after, 2**31 - 1))
-    rows = await reads.list_subtasks(deps.backends.primary, id_, after=after, limit=limit + 1, statuses=statuses)
-    page = rows[:limit]
-    next_cursor = shapes.subtask_cursor(page[-1]) if len(rows) > limit else None
+    page, more = await reads.list_subtasks(deps.backends.primary, id_, after=after, limit=limit, statuses=statuses)
+    next_cursor = shapes.subtask_cursor(page[-1]) if more else None
     return json_answer({"items": [shapes.subtask(id_, row) for row in page], "next_cursor": next_cursor})
 
 
@@ -74,16 +71,5 @@ async def output(request: Request, task_id: str, subtask: str, user: Owner) -> R
     if text is None:
         raise not_found("an output of this subtask")
     call_of(request).allow(OUTPUT_TIMEOUT_S)
-    content = text.encode()
-    headers = {
-        # Ids hold nothing that would have to be quoted.
-        "Content-Disposition": f'attachment; filename="{subtask}.json"',
-        "Content-Length": str(len(content)),
-        "Content-Security-Policy": "sandbox",
-    }
-    return StreamingResponse(_chunks(content), headers=headers, media_type="application/json")
-
-
-async def _chunks(content: bytes) -> AsyncIterator[bytes]:
-    for start in range(0, len(content), CHUNK_BYTES):
-        yield content[start : start + CHUNK_BYTES]
+    # Ids hold nothing that would have to be quoted.
+    return json_file(text, f"{subtask}.json")

@@ -22,6 +22,7 @@ from rayloom.serve.deps import Deps, ask, deps_of
 from rayloom.serve.gate import call_of
 from rayloom.serve.intake import Judge, Submission, conflict, fingerprint_of, idempotency_key, new_task, read_submission
 from rayloom.serve.json_answer import json_answer
+from rayloom.serve.json_file import OUTPUT_TIMEOUT_S, json_file
 from rayloom.serve.problems import Problem, invalid, not_found
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,17 @@ async def details(request: Request, task_id: str, user: Owner) -> Response:
     if found is None:
         raise not_found("this task")
     return json_answer(shapes.details(*found))
+
+
+@router.get("/{task_id}/result")
+async def result(request: Request, task_id: str, user: Owner) -> Response:
+    """The whole result of a completed task, as a file."""
+    id_ = cursors.uuid_of(task_id, "this task")
+    text = await reads.result_json(deps_of(request).backends.primary, id_, user)
+    if text is None:
+        raise not_found("a result of this task")
+    call_of(request).allow(OUTPUT_TIMEOUT_S)
+    return json_file(text, f"{id_}.json")
 
 
 @router.post("/{task_id}/cancel", status_code=202)

@@ -18,14 +18,30 @@ CREATE FUNCTION lock_tasks_of(p_ids uuid[]) RETURNS void LANGUAGE sql AS $$
     ORDER BY t.id FOR NO KEY UPDATE
 $$
 ----
+-- What a COMPLETED task has come to: the output of the only sink, or {sink: output} of several. Its text, encoded as
+-- UTF-8, is what a result that is given by reference consists of. Of several sinks that together have more than
+-- p_whole_bytes (PostgreSQL builds no JSON document of 256 MiB), each output over 1 KiB is a reference itself.
+CREATE FUNCTION task_result(p_task uuid, p_whole_bytes bigint DEFAULT 64 * 1024 * 1024) RETURNS jsonb
+LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN count(*) = 1 THEN (array_agg(o.whole))[1] ELSE jsonb_object_agg(o.key, o.output) END
+    FROM (
+        SELECT s.key, s.output_result AS whole,
+            CASE WHEN s.output_size > 1024 AND sum(s.output_size) OVER () > p_whole_bytes THEN jsonb_build_object(
+                '$blob', format('/api/v1/tasks/%s/subtasks/%s/output', p_task, s.key),
+                'size', s.output_size, 'sha256', s.output_sha256) ELSE s.output_result END AS output
+        FROM sub_tasks s WHERE s.parent_id = p_task AND s.dependents = '{}'
+    ) o
+$$
+----
 -- Close tasks that have nothing open. Called with their rows locked. COMPLETED when nothing is BLOCKED, else FAILED.
--- A result over p_inline_bytes is given by reference: {"$blob": …} for an only sink; for several, each large sink.
+-- A result over p_inline_bytes is kept as {"$blob", "size", "sha256"}: the whole is made again for whoever asks for it.
 CREATE FUNCTION close_tasks(p_tasks uuid[], p_inline_bytes bigint) RETURNS SETOF change LANGUAGE plpgsql AS $$
 DECLARE
     v_task record;
+    v_sinks record;
     v_result jsonb;
+    v_whole bytea;
     v_error jsonb;
-    v_limit bigint;
 BEGIN
     FOR v_task IN
         SELECT t.id, t.user_id, t.blocked_count FROM tasks t
@@ -42,17 +58,18 @@ BEGIN
             INTO v_error FROM sub_tasks b WHERE b.parent_id = v_task.id AND b.status = 'BLOCKED';
             UPDATE tasks SET status = 'FAILED', error = v_error, finished_at = now() WHERE id = v_task.id;
         ELSE
-            SELECT CASE WHEN sum(s.output_size) > p_inline_bytes THEN CASE WHEN count(*) > 1 THEN 1024 ELSE p_inline_bytes END
-                ELSE p_inline_bytes END
-            INTO v_limit FROM sub_tasks s WHERE s.parent_id = v_task.id AND s.dependents = '{}';
-            SELECT CASE WHEN count(*) = 1 THEN (array_agg(o.output))[1] ELSE jsonb_object_agg(o.key, o.output) END
-            INTO v_result
-            FROM (
-                SELECT s.key, CASE WHEN s.output_size > v_limit THEN jsonb_build_object(
-                    '$blob', format('/api/v1/tasks/%s/subtasks/%s/output', s.parent_id, s.key),
-                    'size', s.output_size, 'sha256', s.output_sha256) ELSE s.output_result END AS output
-                FROM sub_tasks s WHERE s.parent_id = v_task.id AND s.dependents = '{}'
-            ) o;
+            -- As long as the text of the result will be: {"key": output, "key": output}. Keys have nothing to escape.
+            SELECT count(*) AS n, min(s.key) AS key, CASE WHEN count(*) = 1 THEN sum(s.output_size)
+                ELSE sum(s.output_size + length(s.key) + length('"": , ')) END AS size
+            INTO v_sinks FROM sub_tasks s WHERE s.parent_id = v_task.id AND s.dependents = '{}';
+            v_result := task_result(v_task.id);
+            IF v_sinks.size > p_inline_bytes THEN
+                v_whole := convert_to(v_result::text, 'UTF8');
+                v_result := jsonb_build_object('$blob', CASE WHEN v_sinks.n = 1
+                    THEN format('/api/v1/tasks/%s/subtasks/%s/output', v_task.id, v_sinks.key)
+                    ELSE format('/api/v1/tasks/%s/result', v_task.id) END,
+                    'size', length(v_whole), 'sha256', encode(sha256(v_whole), 'hex'));
+            END IF;
             UPDATE tasks SET status = 'COMPLETED', result = v_result, finished_at = now() WHERE id = v_task.id;
         END IF;
         INSERT INTO task_events (task_id, kind, from_status, to_status, reason)
@@ -136,10 +153,10 @@ END $$
 -- counts against max_retries. An outcome whose attempt is no longer current changes nothing but the log of a
 -- cancelled attempt. Answers ('accepted' | 'queued' | 'closed' | 'retry', …).
 CREATE FUNCTION complete_attempts(
-    p_id uuid[], p_attempt integer[], p_verdict text[], p_output text[], p_output_size bigint[], p_output_sha256 text[],
-    p_error text[], p_retry_in_s double precision[], p_spends boolean[], p_started double precision[],
-    p_finished double precision[], p_tokens bigint[], p_stdout text[], p_stderr text[], p_spans text[], p_worker text[],
-    p_node text[], p_ray_task text[], p_inline_bytes bigint
+    p_id uuid[], p_attempt integer[], p_verdict text[], p_output text[], p_error text[],
+    p_retry_in_s double precision[], p_spends boolean[], p_started double precision[], p_finished double precision[],
+    p_tokens bigint[], p_stdout text[], p_stderr text[], p_log text[], p_spans text[], p_worker text[], p_node text[],
+    p_ray_task text[], p_inline_bytes bigint
 ) RETURNS SETOF change LANGUAGE plpgsql AS $$
 DECLARE
     v_spent uuid[];
@@ -158,16 +175,20 @@ BEGIN
     INSERT INTO task_events (task_id, kind, subtask, from_status, to_status, phase, attempt)
     SELECT b.parent_id, 'subtask', b.key, 'QUEUED', 'RUNNING', 'PREPARE_ENV', b.attempt FROM begun b;
     RETURN QUERY
-    WITH o AS MATERIALIZED (
-        SELECT * FROM unnest(p_id, p_attempt, p_verdict, p_output, p_output_size, p_output_sha256, p_error, p_retry_in_s,
-            p_spends, p_started, p_finished, p_tokens, p_stdout, p_stderr, p_spans, p_worker, p_node, p_ray_task)
-        AS o (id, attempt, verdict, output, output_size, output_sha256, error, retry_in_s, spends, started, finished,
-            tokens, stdout, stderr, spans, worker, node, ray_task)
+    WITH given AS MATERIALIZED (
+        SELECT g.*, g.output_text::jsonb AS output
+        FROM unnest(p_id, p_attempt, p_verdict, p_output, p_error, p_retry_in_s, p_spends, p_started, p_finished, p_tokens,
+            p_stdout, p_stderr, p_log, p_spans, p_worker, p_node, p_ray_task)
+        AS g (id, attempt, verdict, output_text, error, retry_in_s, spends, started, finished, tokens, stdout, stderr, log,
+            spans, worker, node, ray_task)
+    ), o AS MATERIALIZED (
+        -- Size and digest are those of the bytes that are served: what jsonb makes of the text, not the text itself.
+        SELECT g.*, convert_to(g.output::text, 'UTF8') AS served FROM given g
     ), done AS (
         UPDATE sub_tasks s SET
             status = CASE WHEN o.verdict = 'COMPLETED' THEN 'COMPLETED' ELSE 'FAILED' END,
             phase = NULL, incarnation = NULL, worker_id = o.worker,
-            output_result = o.output::jsonb, output_size = o.output_size, output_sha256 = o.output_sha256,
+            output_result = o.output, output_size = length(o.served), output_sha256 = encode(sha256(o.served), 'hex'),
             error = o.error::jsonb,
             finished_at = CASE WHEN o.verdict = 'COMPLETED' THEN now() END,
             not_before = CASE WHEN o.verdict <> 'COMPLETED' THEN now() + make_interval(secs => coalesce(o.retry_in_s, 0)) END,
@@ -180,10 +201,10 @@ BEGIN
             s.error, o.tokens, o.retry_in_s
     ), logged AS (
         INSERT INTO execution_logs (sub_task_id, attempt, task_id, status, queued_at, start_time, end_time, duration,
-            tokens_used, stdout, stderr, error_message, error, spans, worker_id, node_id, ray_task_id)
+            tokens_used, stdout, stderr, log_content, error_message, error, spans, worker_id, node_id, ray_task_id)
         SELECT s.id, o.attempt, s.parent_id, CASE WHEN s.status = 'CANCELLED' THEN 'CANCELLED' ELSE o.verdict END,
             s.queued_at, to_timestamp(o.started), to_timestamp(o.finished), (o.finished - o.started) * 1000, o.tokens,
-            o.stdout, o.stderr, o.error::jsonb ->> 'message', o.error::jsonb, o.spans::jsonb, o.worker, o.node, o.ray_task
+            o.stdout, o.stderr, o.log, o.error::jsonb ->> 'message', o.error::jsonb, o.spans::jsonb, o.worker, o.node, o.ray_task
         FROM o JOIN sub_tasks s ON s.id = o.id AND s.attempt = o.attempt AND s.status IN ('RUNNING', 'CANCELLED')
         ON CONFLICT DO NOTHING
     ), counted AS (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
+import orjson
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rayloom.db import attempts, leases
+from rayloom.dag.values import Json
+from rayloom.db import attempts, leases, reads
 from rayloom.db.attempts import INLINE_BYTES, Committed
 from tests.integration.db.spine import BROKEN, Edges, Spine, outcome
 
@@ -30,7 +33,10 @@ async def test_a_batch_with_every_kind_of_end(spine: Spine) -> None:
     committed = await attempts.complete(
         spine.engine,
         [
-            spine.ending(claimed["good"], outcome({"n": 1}, tokens_used=5, stdout="out", stderr="err", worker_id="w")),
+            spine.ending(
+                claimed["good"],
+                outcome({"n": 1}, tokens_used=5, stdout="out", stderr="err", log="said", worker_id="w"),
+            ),
             spine.ending(claimed["again"], outcome(error=BROKEN, tokens_used=2), retry_in_s=7.5),
             spine.ending(claimed["spent"], outcome(error=BROKEN, tokens_used=1)),
             spine.ending(claimed["stale"], outcome("late")),
@@ -54,9 +60,8 @@ async def test_a_batch_with_every_kind_of_end(spine: Spine) -> None:
         ("PENDING", "READY"), ("READY", "QUEUED"), ("QUEUED", "RUNNING"), ("RUNNING", "COMPLETED"),
     ]  # fmt: skip
     (log,) = await spine.rows("SELECT * FROM execution_logs WHERE sub_task_id = $1::uuid", ids["good"])
-    assert (log["status"], log["duration"], log["tokens_used"], log["stdout"], log["stderr"], log["worker_id"]) == (
-        "COMPLETED", 500, 5, "out", "err", "w",
-    )  # fmt: skip
+    assert (log["status"], log["duration"], log["tokens_used"], log["worker_id"]) == ("COMPLETED", 500, 5, "w")
+    assert (log["stdout"], log["stderr"], log["log_content"]) == ("out", "err", "said")
     # The log of a cancelled attempt is kept; its subtask stays as it was.
     (log,) = await spine.rows("SELECT status FROM execution_logs WHERE task_id = $1", other.task_id)
     assert log["status"] == "CANCELLED"
@@ -177,35 +182,78 @@ LARGE = "x" * (INLINE_BYTES + 1)
         ({"one": None}, None),
         ({"one": {"a": [1, "晴"]}}, {"a": [1, "晴"]}),
         ({"one": 1, "two": "b"}, {"one": 1, "two": "b"}),
-        ({"one": LARGE}, "blob"),
-        ({"one": LARGE, "two": 2}, {"one": "blob", "two": 2}),
-        # Small each, large together: those that are not tiny are given by reference.
-        ({"one": LARGE[: INLINE_BYTES // 2], "two": LARGE[: INLINE_BYTES // 2], "tiny": 3},
-         {"one": "blob", "two": "blob", "tiny": 3}),
+        ({"one": {"b": LARGE, "a": 1.50, "晴": [1e2]}}, "blob"),
+        ({"one": LARGE, "two": 2}, "blob"),
+        ({"one": LARGE[: INLINE_BYTES // 2], "two": LARGE[: INLINE_BYTES // 2], "tiny": 3}, "blob"),
+        ({f"s{n}": "x" * 1000 for n in range(300)}, "blob"),
     ],
-    ids=["null", "one", "several", "large", "large beside small", "large together"],
-)  # fmt: skip
+    ids=["null", "one", "several", "large", "large beside small", "large together", "many small"],
+)
 async def test_the_result_is_what_the_sinks_put_out(spine: Spine, outputs: dict[str, Any], given: Any) -> None:
     made = await spine.submit({"root": []} | {key: ["root"] for key in outputs})
     await spine.succeed((await spine.claim(made.task_id))["root"], output="not a sink")
     claimed = await spine.claim(made.task_id)
     await attempts.complete(
-        spine.engine,
-        [spine.ending(claimed[key], outcome(output, output_sha256="abc")) for key, output in outputs.items()],
+        spine.engine, [spine.ending(claimed[key], outcome(output)) for key, output in outputs.items()]
     )
     task = await spine.task(made.task_id)
     assert task["status"] == "COMPLETED"
-    outputs_of = f"/api/v1/tasks/{made.task_id}/subtasks"
-    blobs = {
-        key: {"$blob": f"{outputs_of}/{key}/output", "size": len(str(output)) + 2, "sha256": "abc"}
-        for key, output in outputs.items()
-    }  # fmt: skip
-    if given == "blob":
-        assert task["result"] == blobs["one"]
-    elif len(outputs) > 1:
-        assert task["result"] == {key: blobs[key] if value == "blob" else value for key, value in given.items()}
-    else:
+    served = await reads.result_json(spine.engine, made.task_id, spine.user_id)
+    assert served is not None
+    assert orjson.loads(served) == (outputs["one"] if len(outputs) == 1 else outputs)
+    if given != "blob":
         assert task["result"] == given
+        return
+    raw = served.encode()
+    place = "subtasks/one/output" if len(outputs) == 1 else "result"
+    assert task["result"] == {
+        "$blob": f"/api/v1/tasks/{made.task_id}/{place}", "size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("over", [0, 1])
+async def test_a_result_is_inline_up_to_the_last_byte(spine: Spine, over: int) -> None:
+    made = await spine.submit({"a": [], "b.b": []})
+    claimed = await spine.claim(made.task_id)
+    rest = len('{"a": 1, "b.b": ""}')
+    await spine.succeed(claimed["a"], output=1)
+    await spine.succeed(claimed["b.b"], output="x" * (INLINE_BYTES - rest + over))
+    result = (await spine.task(made.task_id))["result"]
+    assert ("$blob" in result) == bool(over)
+    assert not over or result["size"] == INLINE_BYTES + 1
+
+
+async def test_a_result_that_no_document_could_hold_refers_to_its_outputs(spine: Spine) -> None:
+    made = await spine.submit({"one": [], "two": [], "tiny": []})
+    claimed = await spine.claim(made.task_id)
+    outputs: dict[str, Json] = {"one": "x" * 2000, "two": "y" * 2000, "tiny": 3}
+    for key, output in outputs.items():
+        await spine.succeed(claimed[key], output=output)
+    (row,) = await spine.rows("SELECT task_result($1, 4000) AS result", made.task_id)
+    blobs = {
+        key: {
+            "$blob": f"/api/v1/tasks/{made.task_id}/subtasks/{key}/output",
+            "size": 2002,
+            "sha256": hashlib.sha256(f'"{outputs[key]}"'.encode()).hexdigest(),
+        }
+        for key in ("one", "two")
+    }
+    assert row["result"] == blobs | {"tiny": 3}
+    (row,) = await spine.rows("SELECT task_result($1, 5000) AS result", made.task_id)
+    assert row["result"] == outputs
+
+
+@pytest.mark.parametrize(
+    "value", [None, 0, "晴", {"b": 1, "a": [1.50, 1e2], "": {}}, ["x" * INLINE_BYTES, {"long key": 1, "k": 2}]]
+)
+async def test_size_and_digest_of_an_output_are_those_of_the_bytes_that_are_served(spine: Spine, value: Any) -> None:
+    made = await spine.submit({"a": []})
+    await spine.succeed((await spine.claim(made.task_id))["a"], output=value)
+    served = await reads.output_json(spine.engine, made.task_id, "a")
+    assert served is not None
+    raw = served.encode()
+    row = await spine.subtask(made.task_id, "a")
+    assert (row["output_size"], row["output_sha256"]) == (len(raw), hashlib.sha256(raw).hexdigest())
 
 
 async def test_outcomes_of_many_tasks_at_once(spine: Spine) -> None:

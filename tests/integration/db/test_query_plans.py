@@ -197,6 +197,7 @@ QUERIES: dict[str, tuple[Asked, set[str]]] = {
         {"uq_sub_tasks_parent_id_key"},
     ),
     "an output": (lambda e: reads.output_json(e, _task(1), "s1"), {"uq_sub_tasks_parent_id_key"}),
+    "a result": (lambda e: reads.result_json(e, _task(1), USER), {"tasks_pkey"}),
     "the end of a task": (
         lambda e: task_moves.end_task(e, _task(LIVE + 1), status="CANCELLED", error=None, reason="no more"),
         {"ix_sub_tasks_parent_id_execution_order"},

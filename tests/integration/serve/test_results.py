@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import orjson
-
 from rayloom.dag.values import Json, JsonObject
-from tests.integration.serve.world import DIAMOND, World, one
+from tests.integration.serve.world import DIAMOND, Person, World, one
 
 SUBTASKS: list[Json] = [{"id": f"s{n}", "type": "TOOL", "tool": "core.noop"} for n in range(1203)]
 WIDE: JsonObject = {"subtasks": SUBTASKS}
@@ -33,14 +31,14 @@ async def test_one_subtask_has_its_input_and_attempts(world: World) -> None:
     [first] = await world.claimed(task_id)
     running = await me.get(f"/tasks/{task_id}/subtasks/a")
     assert [attempt["status"] for attempt in running["attempts"]] == ["RUNNING"]
-    await world.end([first], lambda _: 7, stdout="printed")
+    await world.end([first], lambda _: 7, stdout="printed", log="said")
     shown = await me.get(f"/tasks/{task_id}/subtasks/a")
     assert shown["input"] == {"value": 1}
     assert shown["output"] == 7
     [attempt] = shown["attempts"]
     assert attempt["attempt"] == 1
     assert attempt["status"] == "COMPLETED"
-    assert attempt["stdout"] == "printed"
+    assert (attempt["stdout"], attempt["log"]) == ("printed", "said")
     assert (await me.get(f"/tasks/{task_id}/subtasks/b"))["attempts"] == []
     assert (await me.http.get(f"/api/v1/tasks/{task_id}/subtasks/nothing")).status_code == 404
 
@@ -56,22 +54,51 @@ async def test_null_is_an_output(world: World) -> None:
     assert answer.content == b"null"
 
 
+async def served(me: Person, reference: JsonObject, filename: str) -> object:
+    """What a reference leads to, which must be just the bytes that it tells of."""
+    assert set(reference) == {"$blob", "size", "sha256"}
+    answer = await me.http.get(str(reference["$blob"]))
+    assert answer.headers["content-disposition"] == f'attachment; filename="{filename}"'
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-length"] == str(reference["size"])
+    assert (len(answer.content), hashlib.sha256(answer.content).hexdigest()) == (reference["size"], reference["sha256"])
+    document: object = answer.json()
+    return document
+
+
 async def test_a_large_output_is_given_by_reference_and_served_as_a_file(world: World) -> None:
     me = await world.user()
     task_id = await me.submit({"plan": one(id="big.one")})
-    large: JsonObject = {"text": "<script>" * 50_000}
+    large: JsonObject = {"text": "<script>" * 50_000, "n": [1, 2.50], "a longer key": {"晴": None}}
     await world.run(task_id, lambda _: large)
     shown = await me.get(f"/tasks/{task_id}")
     reference = shown["subtasks"][0]["output"]
-    assert set(reference) == {"$blob", "size", "sha256"}
-    assert shown["result"]["$blob"] == reference["$blob"]
-    assert reference["sha256"] == hashlib.sha256(orjson.dumps(large)).hexdigest()
+    assert await served(me, reference, "big.one.json") == large
+    assert shown["result"] == reference
     assert (await me.get(f"/tasks/{task_id}/subtasks/big.one"))["output"] == reference
-    answer = await me.http.get(reference["$blob"])
-    assert answer.json() == large
-    assert answer.headers["content-disposition"] == 'attachment; filename="big.one.json"'
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["content-length"] == str(len(answer.content))
+    assert (await me.http.get(f"/api/v1/tasks/{task_id}/result")).json() == large
+
+
+async def test_a_large_result_of_small_outputs_is_given_by_reference_and_they_are_not(world: World) -> None:
+    me = await world.user()
+    task_id = await me.submit({"plan": {"subtasks": SUBTASKS[:500]}})
+    await world.run(task_id, lambda item: {"value": "x" * 1000, "key": item.key})
+    shown = await me.get(f"/tasks/{task_id}")
+    outputs = {item["id"]: item["output"] for item in shown["subtasks"]}
+    assert outputs["s7"] == {"value": "x" * 1000, "key": "s7"}
+    assert shown["result"]["$blob"] == f"/api/v1/tasks/{task_id}/result"
+    assert await served(me, shown["result"], f"{task_id}.json") == outputs
+    somebody = await world.user()
+    assert (await somebody.http.get(shown["result"]["$blob"])).status_code == 404
+
+
+async def test_a_result_that_is_not_there_yet_is_404(world: World) -> None:
+    me = await world.user()
+    task_id = await me.submit()
+    assert (await me.http.get(f"/api/v1/tasks/{task_id}/result")).status_code == 404
+    await world.run(task_id, lambda _: {"small": 1})
+    assert (await me.http.get(f"/api/v1/tasks/{task_id}/result")).json() == {"small": 1}
+    assert (await me.http.get("/api/v1/tasks/nothing/result")).status_code == 404
 
 
 async def test_an_output_that_is_not_there_yet_is_404(world: World) -> None:
@@ -80,13 +107,23 @@ async def test_an_output_that_is_not_there_yet_is_404(world: World) -> None:
     assert (await me.http.get(f"/api/v1/tasks/{task_id}/subtasks/only/output")).status_code == 404
 
 
-async def test_a_page_does_not_outgrow_memory(world: World, monkeypatch: Any) -> None:
+async def test_a_page_ends_early_rather_than_outgrow_memory(world: World, monkeypatch: Any) -> None:
     monkeypatch.setattr("rayloom.db.reads.PAGE_INLINE_BYTES", 5000)
     me = await world.user()
-    task_id = await me.submit({"plan": {"subtasks": SUBTASKS[:5]}})
-    await world.run(task_id, lambda item: "x" * 2000 if item.key != "s4" else "small")
-    outputs = [item["output"] for item in (await me.get(f"/tasks/{task_id}"))["subtasks"]]
-    assert ["$blob" in output for output in outputs] == [False, False, True, True, False]
+    task_id = await me.submit({"plan": {"subtasks": SUBTASKS[:9]}})
+    sizes = {"s0": 2000, "s1": 2000, "s2": 2000, "s3": 300_000, "s4": 4000, "s5": 9000, "s6": 1, "s7": 1, "s8": 1}
+    await world.run(task_id, lambda item: "x" * sizes[item.key])
+    shown = await me.get(f"/tasks/{task_id}")
+    pages, cursor = [shown["subtasks"]], shown["subtasks_next_cursor"]
+    while cursor:
+        page = await me.get(f"/tasks/{task_id}/subtasks", limit=8, cursor=cursor)
+        pages.append(page["items"])
+        cursor = page["next_cursor"]
+    assert [[item["id"] for item in page] for page in pages] == [
+        ["s0", "s1"], ["s2", "s3"], ["s4"], ["s5"], ["s6", "s7", "s8"],
+    ]  # fmt: skip
+    # What is by reference does not count, and nothing else is ever by reference.
+    assert ["$blob" in item["output"] for page in pages for item in page] == [key == "s3" for key in sizes]
 
 
 async def test_a_trace_has_the_spans_of_every_part(world: World) -> None:

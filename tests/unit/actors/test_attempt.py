@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +57,9 @@ class Reporter(KeptLog):
         self.closed += 1
         if self.breaks:
             raise Transient("DATABASE_UNAVAILABLE", "away")
+
+    def text(self, limit: int) -> str:
+        return "\n".join(message for _, message in self.lines)[:limit]
 
 
 @dataclass
@@ -131,7 +133,6 @@ async def test_a_success_carries_what_the_database_needs() -> None:
     text = '{"晴":[1,[2],null,"a\ufffdb"]}'
     assert (outcome.verdict, outcome.output, outcome.error) == ("succeeded", text, None)
     assert outcome.output_size == len(text.encode())
-    assert outcome.output_sha256 == hashlib.sha256(text.encode()).hexdigest()
     assert (outcome.stdout, outcome.stderr, outcome.tokens_used) == ("a\ufffdb", "no\ufffd", 7)
     assert outcome.started_at == 100
     assert outcome.finished_at > outcome.started_at
@@ -249,6 +250,18 @@ async def test_a_log_that_can_not_be_written_changes_nothing() -> None:
     place = Place(gives(1), log=Reporter(breaks=True))
     outcome = await run_attempt(order(), place)
     assert (outcome.verdict, outcome.output, place.log.closed) == ("succeeded", "1", 1)
+
+
+async def test_what_a_tool_logs_comes_with_its_outcome_however_it_ends() -> None:
+    async def speaks(_input: dict[str, Json], context: ToolContext) -> ToolResult:
+        context.log.line("one")
+        context.log.line("two")
+        raise UserError("NO", "no")
+
+    outcome = await run_attempt(order(), Place(speaks))
+    assert (outcome.verdict, outcome.log) == ("failed", "one\ntwo")
+    short = await run_attempt(order(), Place(speaks, engine=EngineSettings(output_text_chars=5)))
+    assert short.log == "one\nt"
 
 
 async def test_the_head_of_long_output_is_kept() -> None:

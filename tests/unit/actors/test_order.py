@@ -25,9 +25,9 @@ ERRORS = st.builds(
 )  # fmt: skip
 OUTCOMES = st.builds(
     Outcome, verdict=st.sampled_from(["succeeded", "failed", "timed_out", "cancelled", "lost"]),
-    output=st.none() | TEXT, output_size=st.integers(0), output_sha256=st.none() | TEXT, error=st.none() | ERRORS,
-    started_at=st.floats(0, 1e12), finished_at=st.floats(0, 1e12), stdout=TEXT, stderr=TEXT, tokens_used=st.integers(),
-    spans=TEXT, worker_id=TEXT, node_id=TEXT, ray_task_id=TEXT,
+    output=st.none() | TEXT, output_size=st.integers(0), error=st.none() | ERRORS,
+    started_at=st.floats(0, 1e12), finished_at=st.floats(0, 1e12), stdout=TEXT, stderr=TEXT, log=TEXT,
+    tokens_used=st.integers(), spans=TEXT, worker_id=TEXT, node_id=TEXT, ray_task_id=TEXT,
 )  # fmt: skip
 
 

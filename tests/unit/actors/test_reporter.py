@@ -161,3 +161,27 @@ async def test_a_line_never_raises_whatever_its_fields(records: KeptRecords) -> 
     await reporter.close()
     assert [line.message for line in records.lines] == ["said", "said"]
     assert all("unfit" in line.fields for line in records.lines)
+
+
+async def test_the_lines_as_text_are_cut_where_they_get_too_long(
+    records: KeptRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reporter = AttemptReporter(records.open, order())
+    assert reporter.text(100) == ""
+    reporter.line("o\0ne", level="ERROR", stream="stderr")
+    reporter.line("two")
+    await reporter.close()
+    first, second = reporter.text(1000).splitlines()
+    assert first == f"{records.lines[0].at.isoformat(timespec='milliseconds')} ERROR stderr: o\ufffdne"
+    assert second.endswith(" INFO tool: two")
+    whole = f"{first}\n{second}"
+    assert reporter.text(len(whole)) == whole
+    assert reporter.text(40) == f"{whole[:40]}\n… {len(whole) - 40} more characters"
+    # What has no place in the attempt's row is not kept in memory for it.
+    monkeypatch.setattr(module, "TEXT_CHARS", 150)
+    for _ in range(9):
+        reporter.line("x" * 1000)
+    assert reporter.text(10_000).startswith(whole)
+    assert len(reporter.text(10_000)) < 200
+    assert sum(map(len, reporter._text)) < 500
+    await reporter.close()
