@@ -17,17 +17,20 @@ import orjson
 
 from rayloom.actors.order import AttemptOrder
 from rayloom.actors.settings import WorkerSettings
-from rayloom.dag.errors import ErrorInfo, UserError
+from rayloom.dag.errors import ErrorInfo, Refused, UserError
 from rayloom.dag.outcome import Outcome, Verdict
 from rayloom.dag.output import clean_text, sanitise
 from rayloom.dag.references import resolve
 from rayloom.dag.states import Phase
 from rayloom.dag.values import Json, JsonObject
-from rayloom.tools.call import call_tool
+from rayloom.tools.call import checked, run_tool
 from rayloom.tools.ports import FilesPort, LogPort
 from rayloom.tools.tool import Tool, ToolContext, ToolResult
 
 _log = logging.getLogger(__name__)
+
+LEASE_CHECK_S = 2.0
+"""An attempt that Ray kept waiting for longer asks whether its lease still stands."""
 
 
 class Reporter(LogPort, Protocol):
@@ -53,6 +56,9 @@ class Surroundings(Protocol):
 
     async def outputs(self, task_id: str, keys: Sequence[str]) -> dict[str, Json]:
         """The outputs of completed subtasks of a task, by their ids in the plan."""
+
+    async def begin(self, order: AttemptOrder) -> bool:
+        """Say that the attempt has begun. False: its lease is gone."""
 
     def reporter(self, order: AttemptOrder) -> Reporter:
         """A reporter of its own for one attempt."""
@@ -145,6 +151,10 @@ async def run_attempt(
 
 async def _phases(order: AttemptOrder, surroundings: Surroundings, reporter: Reporter, record: _Record) -> str:
     with record.phase(Phase.PREPARE_ENV, reporter):
+        # It may have waited so long that its scheduler has been given up, and its lease is somebody else's.
+        is_old = not order.running and record.started_at - order.handed_at > LEASE_CHECK_S
+        if is_old and not await surroundings.begin(order):
+            raise Refused("LEASE_LOST", "the attempt came too late: its lease is gone")
         tool = await surroundings.tool(order.tool, order.registry_version)
         input_: Json = orjson.loads(order.input)
         if order.referred:
@@ -152,6 +162,7 @@ async def _phases(order: AttemptOrder, surroundings: Surroundings, reporter: Rep
             input_ = resolve(input_, {key: outputs[key] for key in order.referred}, pointer="/input")
         else:
             input_ = resolve(input_, {}, pointer="/input")
+        input_ = checked(tool, input_)
         context = ToolContext(
             task_id=order.task_id,
             user_id=order.user_id,
@@ -165,7 +176,7 @@ async def _phases(order: AttemptOrder, surroundings: Surroundings, reporter: Rep
     with record.phase(Phase.EXECUTING, reporter):
         started_at, ok = record.clock(), False
         try:
-            record.result = await call_tool(tool, input_, context)
+            record.result = await run_tool(tool, input_, context)
             ok = True
         finally:
             record.add(order.tool, "tool", started_at, ok)

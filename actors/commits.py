@@ -50,6 +50,10 @@ class Commits:
     def __len__(self) -> int:
         return len(self._ended)
 
+    def leases(self) -> frozenset[tuple[str, int]]:
+        """(subtask id, attempt) of what waits."""
+        return frozenset((flying.claimed.sub_task_id, flying.claimed.attempt) for flying, _ in self._ended)
+
     async def turn(self) -> Committed:
         """Write down what has ended so far, at most one batch.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from uuid import UUID
 
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.commits import Commits
-from rayloom.actors.flight import Flight, not_begun
+from rayloom.actors.flight import Flight, not_begun, unschedulable
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import Transient
 from rayloom.dag.ports import Ask, Finished, TokenPort
@@ -21,6 +22,8 @@ from rayloom.db.queue import Queued
 _log = logging.getLogger(__name__)
 
 ASK_AGAIN_S = 0.5
+GIVE_UP_S = 60.0
+"""How long nothing could run a shape before what waits with it fails."""
 
 
 class Dispatch:
@@ -41,6 +44,8 @@ class Dispatch:
         self.incarnation: UUID | None = None
         self.registry_version = 0
         self._known: frozenset[str] = frozenset()
+        self._hopeless_since: dict[str, float] = {}
+        self._given_up: frozenset[str] = frozenset()
 
     async def turn(self) -> tuple[Claimed, ...]:
         """Start what there is room for, at most one batch.
@@ -49,14 +54,19 @@ class Dispatch:
         """
         if self.incarnation is None:
             return ()
-        items = await self._backlog.pop(self._room())
+        popped = await self._backlog.pop(self._room())
+        # Each shape has its room; what is claimed in one statement is bounded over all of them.
+        items, back = popped[: self._settings.batch_max], list(popped[self._settings.batch_max :])
         if any(shape not in self._known for shape in self._backlog.waiting):
             self._backlog.dirty = True
         taken: list[tuple[Queued, bool]] = []
-        back: list[Queued] = []
+        hopeless: list[Queued] = []
         for item in items:
             if item.sub_task_id in self._flight.attempts:
                 # An echo of the sweep: its lease is ours already.
+                continue
+            if item.shape in self._given_up:
+                hopeless.append(item)
                 continue
             running = self.window.take(self._backlog.shape(item.shape))
             if running is None:
@@ -67,31 +77,50 @@ class Dispatch:
             dirty = self._backlog.dirty
             await self._backlog.add(back)
             self._backlog.dirty = dirty
+        if hopeless:
+            await self._give_up(hopeless)
         if not taken and not self._commits.finished:
             return ()
         return await self._start(taken)
 
+    async def _give_up(self, items: Sequence[Queued]) -> None:
+        """Fail what no node can run, instead of waiting for ever: its plan was accepted when there were other nodes."""
+        assert self.incarnation is not None
+        asked = [(item.sub_task_id, False) for item in items]
+        for one in await attempts.claim(self._line, asked, incarnation=self.incarnation):
+            shape = self._backlog.shape(one.shape)
+            _log.warning("attempt.unschedulable", extra={"sub_task_id": one.sub_task_id, "shape": one.shape})
+            self._commits.add(*unschedulable(one, shape))
+
+    def _note_hopeless(self) -> None:
+        """Give a shape up once no node could have run it for some time: the cluster may just be coming up."""
+        now = time.monotonic()
+        hopeless = {key for key in self._backlog.waiting if self.window.is_hopeless(self._backlog.shape(key))}
+        self._hopeless_since = {key: self._hopeless_since.get(key, now) for key in hopeless}
+        self._given_up = frozenset(key for key, since in self._hopeless_since.items() if now - since > GIVE_UP_S)
+
     def _room(self) -> dict[str, int]:
         self._known = frozenset(self._backlog.waiting)
+        self._note_hopeless()
+        most = self._settings.batch_max
         return {
-            shape: min(self.window.capacity(self._backlog.shape(shape)), self._settings.batch_max)
-            for shape in self._known
+            key: most if key in self._given_up else min(self.window.capacity(self._backlog.shape(key)), most)
+            for key in self._known
         }
 
     async def _start(self, taken: Sequence[tuple[Queued, bool]]) -> tuple[Claimed, ...]:
         admitted = await self._admit(taken)
         claimed: tuple[Claimed, ...] = ()
-        assert self.incarnation is not None
-        if admitted:
-            try:
-                claimed = await attempts.claim(
-                    self._line,
-                    [(item.sub_task_id, running) for item, running in admitted],
-                    incarnation=self.incarnation,
-                )
-            except BaseException:
-                await self._undo([item for item, _ in admitted])
-                raise
+        try:
+            # While the controller was asked, this life may have come to its end.
+            if admitted and self.incarnation is not None:
+                asked = [(item.sub_task_id, running) for item, running in admitted]
+                claimed = await attempts.claim(self._line, asked, incarnation=self.incarnation)
+        except BaseException:
+            for item, _ in admitted:
+                self._forget(item)
+                self._backlog.hold(item, ASK_AGAIN_S)
+            raise
         won = {one.sub_task_id for one in claimed}
         for item, _ in admitted:
             if item.sub_task_id not in won:
@@ -128,12 +157,14 @@ class Dispatch:
             answers = await self._tokens.admit(
                 [Ask(sub_task_id=item.sub_task_id, user_id=item.user_id) for item, _ in taken], finished
             )
-        except Transient:
+        except BaseException as error:
             # Without the controller nobody knows the limits: nothing starts until it is back.
             self._commits.finished = finished + self._commits.finished
             for item, _ in taken:
                 self.window.give_back(self._backlog.shape(item.shape))
                 self._backlog.hold(item, ASK_AGAIN_S)
+            if not isinstance(error, Transient):
+                raise
             return []
         held = {answer.sub_task_id: answer for answer in answers}
         for item, _ in taken:
@@ -142,11 +173,6 @@ class Dispatch:
                 self.window.give_back(self._backlog.shape(item.shape))
                 self._backlog.hold(item, answer.ask_again_in_s)
         return [(item, running) for item, running in taken if item.sub_task_id not in held]
-
-    async def _undo(self, items: Sequence[Queued]) -> None:
-        for item in items:
-            self._forget(item)
-            self._backlog.hold(item, ASK_AGAIN_S)
 
     def _forget(self, item: Queued) -> None:
         """It was given room and counted against its user's limits, and does not start."""

@@ -76,6 +76,7 @@ class Flight:
             input=claimed.input,
             referred=claimed.referred,
             running=claimed.running,
+            handed_at=time.time(),
         )
         flying: Flying
 
@@ -133,6 +134,17 @@ def not_begun(claimed: Claimed, shape: ResourceShape) -> tuple[Flying, Outcome]:
     now = time.time()
     info = ErrorInfo(code="NOT_BEGUN", error_class="transient", message="it was claimed too early", retryable=True)
     return Flying(claimed, shape, _NeverStarted()), Outcome(verdict="lost", error=info, started_at=now, finished_at=now)
+
+
+def unschedulable(claimed: Claimed, shape: ResourceShape) -> tuple[Flying, Outcome]:
+    """An attempt that no node can run, as one that failed."""
+    now = time.time()
+    wanted = ", ".join(f"{name} {amount:g}" for name, amount in shape.amounts())
+    message = f"no node that the cluster has or could start offers what it asks for: {wanted}"
+    info = ErrorInfo(code="UNSCHEDULABLE", error_class="user", message=message, retryable=False)
+    return Flying(claimed, shape, _NeverStarted()), Outcome(
+        verdict="failed", error=info, started_at=now, finished_at=now
+    )
 
 
 def _refused(error: Exception) -> Outcome:

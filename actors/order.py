@@ -17,6 +17,7 @@ class AttemptOrder:
     ``input`` is the JSON text of the plan's input, references unresolved; ``referred``: the subtasks
     whose outputs it refers to. ``registry_version``: the worker's list of
     tools must be at least this new. ``running``: the row is RUNNING already; else the worker says so when it has begun.
+    ``handed_at``: when the scheduler handed it over, in seconds since the epoch.
     """
 
     sub_task_id: str
@@ -30,6 +31,7 @@ class AttemptOrder:
     input: str
     referred: tuple[str, ...]
     running: bool
+    handed_at: float
 
     @property
     def ray_name(self) -> str:

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.actors.backlog import Backlog
+from rayloom.actors.commits import Commits
 from rayloom.actors.flight import Flight
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import ErrorInfo
@@ -23,9 +24,13 @@ LOST_WORKER_GRACE_S = 60.0
 class Reaper:
     """Returns expired leases, and everything else that time alone brings about. Sweeps are bounded."""
 
-    def __init__(self, engine: AsyncEngine, backlog: Backlog, flight: Flight, settings: EngineSettings) -> None:
+    def __init__(
+        self, engine: AsyncEngine, backlog: Backlog, flight: Flight, commits: Commits, settings: EngineSettings
+    ) -> None:
         self._engine, self._backlog, self._flight, self._settings = engine, backlog, flight, settings
+        self._commits = commits
         self._next_sweep = 0.0
+        self._suspects: frozenset[tuple[str, int]] = frozenset()
 
     async def beat(self, incarnation: UUID) -> bool:
         """Do everything that is due. False: somebody declared us dead; our leases are no longer ours."""
@@ -41,6 +46,7 @@ class Reaper:
         if now >= self._next_sweep:
             self._next_sweep = now + self._settings.sweep_s
             await self._backlog.sweep()
+            await self.reclaim(incarnation)
         return True
 
     async def requeue(self) -> None:
@@ -60,6 +66,23 @@ class Reaper:
                 return
             _log.warning("leases.recovered", extra={"count": len(taken.queued)})
             await self._backlog.add(taken.queued, tasks=taken.touched)
+
+    async def reclaim(self, incarnation: UUID) -> None:
+        """Take back leases of our own that never reached us: their claim was committed, and its answer lost.
+
+        One that is not known here at two sweeps in a row is such a one: a claim under way is over by then.
+        """
+        unknown = await leases.leases_of(self._engine, incarnation) - self._known()
+        # Again, because an attempt may have been started, or have ended, meanwhile.
+        orphans = (unknown & self._suspects) - self._known()
+        self._suspects = unknown - orphans
+        if orphans:
+            taken = await leases.recover(self._engine, [incarnation], only=sorted(orphans))
+            _log.warning("leases.reclaimed", extra={"count": len(taken.queued)})
+            await self._backlog.add(taken.queued, tasks=taken.touched)
+
+    def _known(self) -> frozenset[tuple[str, int]]:
+        return frozenset(self._flight.leases()) | self._commits.leases()
 
     async def expire(self) -> None:
         """Fail the tasks whose deadline has passed, and stop what runs of them."""

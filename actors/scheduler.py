@@ -24,7 +24,7 @@ from rayloom.actors.nodes import ClusterView
 from rayloom.actors.reaper import Reaper
 from rayloom.actors.settings import WorkerSettings
 from rayloom.actors.splitting import Splitting
-from rayloom.dag.errors import RayloomError
+from rayloom.dag.errors import RayloomError, Transient
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.ports import Health, ParserPort, RegistryPort, TokenPort
 from rayloom.dag.resources import NodeShape
@@ -76,7 +76,7 @@ class Scheduler:
         self._commits = Commits(self._line, self._backlog, engine_settings)
         self._flight = Flight(lane, self._ended)
         self._dispatch = Dispatch(self._line, self._backlog, self._commits, self._flight, tokens, engine_settings)
-        self._reaper = Reaper(self._engine, self._backlog, self._flight, engine_settings)
+        self._reaper = Reaper(self._engine, self._backlog, self._flight, self._commits, engine_settings)
         self._splitting = Splitting(self._engine, self._backlog, parser, on_room=self._split_soon)
         self._view = ClusterView()
         self._incarnation: UUID | None = None
@@ -98,6 +98,7 @@ class Scheduler:
         # The Redis client swallows a cancellation that reaches it while it connects: don't wait for that loop for ever.
         await asyncio.wait(self._loops, timeout=CLOSE_S)
         await self._splitting.close()
+        await self._write_down_the_last()
         for flying in self._flight:
             self._flight.kill(flying)
         if self._incarnation is not None:
@@ -105,6 +106,15 @@ class Scheduler:
         await self._line.drop()
         await self._redis.aclose()
         await self._engine.dispose()
+
+    async def _write_down_the_last(self) -> None:
+        """What has ended is not to be run again: commit it, if the database takes it now."""
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                while len(self._commits):
+                    await self._commits.turn()
+        except (TimeoutError, RayloomError) as error:
+            _log.warning("scheduler.ends_left", extra={"count": len(self._commits), "error": str(error)})
 
     # -- what others ask of it -------------------------------------------------------------------------------------
 
@@ -164,7 +174,7 @@ class Scheduler:
         self._incarnation = self._dispatch.incarnation = incarnation
         _log.info("scheduler.started", extra={"incarnation": str(incarnation)})
         await self.wake()
-        while await self._reaper.beat(incarnation):
+        while await self._beat(incarnation):
             self._awake.set()
             self._split_awake.set()
             await asyncio.sleep(self._settings.heartbeat_s)
@@ -173,6 +183,14 @@ class Scheduler:
         self._incarnation = self._dispatch.incarnation = None
         for flying in self._flight:
             self._flight.kill(flying)
+
+    async def _beat(self, incarnation: UUID) -> bool:
+        """False when this life is over. While the database is away nobody can say so: what runs goes on."""
+        try:
+            return await self._reaper.beat(incarnation)
+        except Transient as error:
+            _log.warning("scheduler.beat_missed", extra={"error": error.message})
+            return True
 
     async def _turn(self) -> None:
         """Write down what has ended, start what has become ready, as long as there is either."""

@@ -39,7 +39,7 @@ class Splitting:
         self, engine: AsyncEngine, backlog: Backlog, parser: ParserPort, *, on_room: Callable[[], None]
     ) -> None:
         self._engine, self._backlog, self._parser, self._on_room = engine, backlog, parser, on_room
-        self._busy: set[asyncio.Task[None]] = set()
+        self._busy: dict[asyncio.Task[None], UUID] = {}
         self.tools = ToolSnapshot(version=-1, tools={})
         self.nodes: tuple[NodeShape, ...] = ()
 
@@ -49,13 +49,15 @@ class Splitting:
         if room <= 0:
             return
         dead = await incarnations.dead_with_leases(self._engine)
-        for task in await task_moves.claim_tasks(self._engine, incarnation=incarnation, dead=dead, limit=room):
+        busy = tuple(self._busy.values())
+        taken = await task_moves.claim_tasks(self._engine, incarnation=incarnation, dead=dead, limit=room, busy=busy)
+        for task in taken:
             job = asyncio.get_running_loop().create_task(self._split(task, incarnation))
-            self._busy.add(job)
+            self._busy[job] = task.task_id
             job.add_done_callback(self._done)
 
     def _done(self, job: asyncio.Task[None]) -> None:
-        self._busy.discard(job)
+        self._busy.pop(job, None)
         self._on_room()
 
     async def close(self) -> None:

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,7 @@ class Worker:
     def run(self, order: AttemptOrder, *, ray_task_id: str) -> Outcome:
         """Run one attempt to its end, from the main thread."""
         self._order = order
+        self._forget_stops()
         self._die_at = time.monotonic() + order.timeout_s + self.settings.engine.timeout_grace_s
         # Ray stops a task by a SIGINT that it only pretends to send: nothing interrupts a waiting loop, but Python
         # writes to this socket, which the loop reads. (asyncio's own signal handlers do the same at 0.2 ms each time.)
@@ -92,6 +94,12 @@ class Worker:
             return await run_attempt(order, self)
         finally:
             self._current = None
+
+    def _forget_stops(self) -> None:
+        """A stop that came as the attempt before this one ended was not meant for this one."""
+        with suppress(BlockingIOError):
+            while self._hears.recv(4096):
+                pass
 
     def _hear(self) -> None:
         if signal.SIGINT in self._hears.recv(4096):
@@ -130,6 +138,10 @@ class Worker:
     async def outputs(self, task_id: str, keys: Sequence[str]) -> dict[str, Json]:
         """The outputs of completed subtasks of a task, by their ids in the plan."""
         return await self._records().outputs(task_id, keys)
+
+    async def begin(self, order: AttemptOrder) -> bool:
+        """Say that the attempt has begun. False: its lease is gone."""
+        return await self._records().begin(order)
 
     def reporter(self, order: AttemptOrder) -> AttemptReporter:
         """A reporter of its own for one attempt."""

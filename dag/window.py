@@ -20,6 +20,8 @@ QUICK_S = 0.1
 """An attempt that lasts at most so long is quick."""
 AHEAD_NODES = 16
 """How many nodes' worth of quick attempts of a shape are handed over beyond what can run, at most."""
+MAX_DEMAND = 2_000
+"""How many attempts of all shapes together are handed over beyond what can run, at most."""
 MAX_KNOWN = 1_000
 """Of how many shapes and tools it is remembered that they are quick."""
 
@@ -52,7 +54,11 @@ class Window:
         worth = self._worth(shape)
         if not self.types:
             worth = min(worth + self._ahead.get(shape, 0), worth * AHEAD_NODES)
-        return max(worth - self.demand.get(shape, 0), 0)
+        return max(min(worth - self.demand.get(shape, 0), MAX_DEMAND - sum(self.demand.values())), 0)
+
+    def is_hopeless(self, shape: ResourceShape) -> bool:
+        """Whether no node that there is or could be can ever run it."""
+        return bool(self.nodes) and not self._worth(shape)
 
     def surplus(self, shape: ResourceShape, tools: Sequence[str]) -> list[int]:
         """Which of those just taken as demand to give back: beyond a node's worth only quick ones may stay.

@@ -29,10 +29,29 @@ async def requeue_due(engine: AsyncEngine, *, limit: int = 1000) -> Committed:
         return committed_of(await connection.fetch("SELECT * FROM requeue_due($1)", limit))
 
 
-async def recover(engine: AsyncEngine, dead: Sequence[UUID], *, limit: int = 1000) -> Committed:
-    """Take back at most ``limit`` leases of dead incarnations; call again until nothing is queued."""
+async def recover(
+    engine: AsyncEngine, dead: Sequence[UUID], *, limit: int = 1000, only: Sequence[tuple[str, int]] | None = None
+) -> Committed:
+    """Take back at most ``limit`` leases of dead incarnations; call again until nothing is queued.
+
+    ``only``: of these leases (subtask id, attempt), and no others.
+    """
     async with driver(engine) as connection:
-        return committed_of(await connection.fetch("SELECT * FROM recover_leases($1, $2)", list(dead), limit))
+        rows = await connection.fetch(
+            "SELECT * FROM recover_leases($1, $2, $3::uuid[], $4)",
+            list(dead),
+            limit,
+            None if only is None else [lease for lease, _ in only],
+            None if only is None else [attempt for _, attempt in only],
+        )
+    return committed_of(rows)
+
+
+async def leases_of(engine: AsyncEngine, incarnation: UUID) -> frozenset[tuple[str, int]]:
+    """Every lease (subtask id, attempt) that names this incarnation."""
+    async with driver(engine) as connection:
+        rows = await connection.fetch("SELECT id, attempt FROM sub_tasks WHERE incarnation = $1", incarnation)
+    return frozenset((str(row["id"]), row["attempt"]) for row in rows)
 
 
 async def queued_page(engine: AsyncEngine, *, after: tuple[float, UUID] | None, limit: int) -> tuple[Queued, ...]:
@@ -53,11 +72,15 @@ async def held_leases(
     engine: AsyncEngine, leases: Sequence[tuple[str, int]], *, incarnation: UUID, grace_s: float
 ) -> dict[str, bool]:
     """Which of these leases (subtask id, attempt) this incarnation still holds, and whether each has overrun its
-    timeout by more than ``grace_s`` seconds."""
+    timeout by more than ``grace_s`` seconds.
+
+    One of which no worker has said anything may still be waiting in Ray: that is no overrun.
+    """
     async with driver(engine) as connection:
         rows = await connection.fetch(
             "SELECT s.id, "
-            "s.status = 'RUNNING' AND s.started_at + make_interval(secs => s.timeout_s + $4) < now() AS overran "
+            "s.status = 'RUNNING' AND s.worker_id IS NOT NULL "
+            "AND s.started_at + make_interval(secs => s.timeout_s + $4) < now() AS overran "
             "FROM sub_tasks s JOIN unnest($1::uuid[], $2::integer[]) AS o (id, attempt) ON s.id = o.id "
             "WHERE s.attempt = o.attempt AND s.incarnation = $3",
             [lease for lease, _ in leases],

@@ -80,15 +80,24 @@ async def expired_tasks(engine: AsyncEngine, *, limit: int = 100) -> tuple[UUID,
 
 
 async def claim_tasks(
-    engine: AsyncEngine, *, incarnation: UUID, dead: Sequence[UUID], limit: int
+    engine: AsyncEngine,
+    *,
+    incarnation: UUID,
+    dead: Sequence[UUID],
+    limit: int,
+    busy: Sequence[UUID] | None = None,
 ) -> tuple[TaskToSplit, ...]:
-    """Take PENDING tasks for splitting, and those whose splitter died."""
+    """Take PENDING tasks for splitting, and those whose splitter died.
+
+    ``busy``: what this incarnation is splitting; whatever else is marked as taken by it never reached it.
+    """
     async with driver(engine) as connection:
         rows = await connection.fetch(
-            "SELECT id, user_id, original_prompt, context, options FROM claim_tasks($1, $2, $3)",
+            "SELECT id, user_id, original_prompt, context, options FROM claim_tasks($1, $2, $3, $4::uuid[])",
             limit,
             incarnation,
             list(dead),
+            None if busy is None else list(busy),
         )
     return tuple(
         TaskToSplit(

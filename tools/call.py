@@ -22,10 +22,14 @@ MAX_FAULT_CHARS = 300
 
 
 async def call_tool(tool: Tool, input: Json, context: ToolContext) -> ToolResult:
-    """Run a tool once.
+    """Check the input and run a tool once. Raises what ``checked`` and ``run_tool`` raise."""
+    return await run_tool(tool, checked(tool, input), context)
 
-    Raises UserError (``INPUT_INVALID``, with a JSON pointer for every fault), what the tool raises of ours, and Bug
-    (``TOOL_CRASHED``, ``TOOL_OUTPUT_INVALID``, ``TOOL_SCHEMA_INVALID``) for everything that only its author can mend.
+
+def checked(tool: Tool, input: Json) -> dict[str, Json]:
+    """The input, which fits the tool's schema.
+
+    Raises UserError (``INPUT_INVALID``, with a JSON pointer for every fault), and Bug (``TOOL_SCHEMA_INVALID``).
     """
     spec = tool.spec
     faults = schema_faults(spec.input_schema, input, of=spec.name)
@@ -33,6 +37,16 @@ async def call_tool(tool: Tool, input: Json, context: ToolContext) -> ToolResult
         raise UserError("INPUT_INVALID", f"the input of {spec.name} is invalid: {'; '.join(faults)}")
     if not isinstance(input, dict):
         raise UserError("INPUT_INVALID", f"the input of {spec.name} must be an object")
+    return input
+
+
+async def run_tool(tool: Tool, input: dict[str, Json], context: ToolContext) -> ToolResult:
+    """Run a tool once with an input that fits.
+
+    Raises what the tool raises of ours, and Bug (``TOOL_CRASHED``, ``TOOL_OUTPUT_INVALID``, ``TOOL_SCHEMA_INVALID``)
+    for everything that only its author can mend.
+    """
+    spec = tool.spec
     try:
         result = await tool.run(input, context)
     except RayloomError:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rayloom.dag.errors import Transient
 from rayloom.dag.ports import Ask, Finished, Health, Held, Quota
 
 
 class ScriptedTokens:
-    """``TokenPort``. ``holds``: subtasks that must wait. ``away``: no answer. ``finished``: what it was told."""
+    """``TokenPort``. ``holds``: subtasks that must wait. ``away``: no answer. ``breaks``: what it raises.
+    ``on_ask``: done before it answers. ``finished``: what it was told."""
 
     def __init__(self) -> None:
         self.holds: set[str] = set()
         self.away = False
+        self.breaks: BaseException | None = None
+        self.on_ask: Callable[[], None] = lambda: None
         self.calls = 0
         self.finished: list[Finished] = []
 
@@ -21,6 +24,9 @@ class ScriptedTokens:
         """See `TokenPort`."""
         if self.away:
             raise Transient("ACTOR_UNAVAILABLE", "the token controller does not answer")
+        if self.breaks is not None:
+            raise self.breaks
+        self.on_ask()
         self.calls += 1
         self.finished += finished
         held = [ask.sub_task_id for ask in asked if ask.sub_task_id in self.holds]

@@ -88,6 +88,10 @@ RETURNS TABLE (
     score double precision, running boolean
 ) LANGUAGE plpgsql AS $$
 BEGIN
+    -- A life that somebody has ended, and that hasn't heard of it yet, must take nothing more.
+    IF NOT EXISTS (SELECT FROM schedulers h WHERE h.incarnation = p_incarnation AND h.ended_at IS NULL) THEN
+        RETURN;
+    END IF;
     PERFORM lock_tasks_of(p_ids);
     RETURN QUERY
     WITH asked AS MATERIALIZED (
@@ -256,8 +260,12 @@ BEGIN
     END IF;
 END $$
 ----
--- FAILED subtasks whose retries are spent become BLOCKED, and everything that waits for them SKIPPED.
-CREATE FUNCTION block_subtasks(p_ids uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+-- FAILED subtasks whose retries are spent become BLOCKED, and everything that waits for them SKIPPED. Only by index:
+-- the planner can't know how little a turn finds, and would read the whole table in each.
+CREATE FUNCTION block_subtasks(p_ids uuid[]) RETURNS void LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_turn uuid[];
 BEGIN
     WITH blocked AS (
         UPDATE sub_tasks s SET status = 'BLOCKED', not_before = NULL, finished_at = now()
@@ -270,21 +278,30 @@ BEGIN
     UPDATE tasks t SET open_count = t.open_count - b.n, blocked_count = t.blocked_count + b.n
     FROM (SELECT parent_id, count(*) AS n FROM blocked GROUP BY parent_id) b WHERE t.id = b.parent_id;
 
-    WITH RECURSIVE below (id, cause) AS (
-        SELECT d.id, s.key FROM sub_tasks s, unnest(s.dependents) AS d (id) WHERE s.id = ANY (p_ids)
-        UNION
-        SELECT d.id, b.cause FROM below b JOIN sub_tasks s ON s.id = b.id, unnest(s.dependents) AS d (id)
-    ), skipped AS (
-        UPDATE sub_tasks s SET status = 'SKIPPED', finished_at = now()
-        FROM (SELECT id, min(cause) AS cause FROM below GROUP BY id) b
-        WHERE s.id = b.id AND s.status = 'READY'
-        RETURNING s.parent_id, s.key, b.cause
-    ), told AS (
-        INSERT INTO task_events (task_id, kind, subtask, from_status, to_status, reason)
-        SELECT parent_id, 'subtask', key, 'READY', 'SKIPPED', 'the dependency ' || cause || ' is BLOCKED' FROM skipped
-    )
-    UPDATE tasks t SET open_count = t.open_count - k.n
-    FROM (SELECT parent_id, count(*) AS n FROM skipped GROUP BY parent_id) k WHERE t.id = k.parent_id;
+    -- What waits is walked once, however many of a task were blocked together: those take turns, one of each task at a
+    -- time, and a turn goes no further than what earlier ones left READY (below anything that is SKIPPED, all is).
+    FOR v_turn IN
+        SELECT array_agg(r.id) FROM (
+            SELECT s.id, row_number() OVER (PARTITION BY s.parent_id ORDER BY s.execution_order) AS turn
+            FROM sub_tasks s WHERE s.id = ANY (p_ids) AND s.dependents <> '{}'
+        ) r GROUP BY r.turn ORDER BY r.turn
+    LOOP
+        WITH RECURSIVE below (id, cause) AS (
+            SELECT d.id, s.key FROM sub_tasks s, unnest(s.dependents) AS d (id) WHERE s.id = ANY (v_turn)
+            UNION
+            SELECT d.id, b.cause FROM below b JOIN sub_tasks s ON s.id = b.id AND s.status = 'READY',
+                unnest(s.dependents) AS d (id)
+        ), skipped AS (
+            UPDATE sub_tasks s SET status = 'SKIPPED', finished_at = now() FROM below b
+            WHERE s.id = b.id AND s.status = 'READY'
+            RETURNING s.parent_id, s.key, b.cause
+        ), told AS (
+            INSERT INTO task_events (task_id, kind, subtask, from_status, to_status, reason)
+            SELECT parent_id, 'subtask', key, 'READY', 'SKIPPED', 'the dependency ' || cause || ' is BLOCKED' FROM skipped
+        )
+        UPDATE tasks t SET open_count = t.open_count - k.n
+        FROM (SELECT parent_id, count(*) AS n FROM skipped GROUP BY parent_id) k WHERE t.id = k.parent_id;
+    END LOOP;
 END $$
 ----
 -- Back-offs that are over: FAILED becomes QUEUED.
@@ -312,14 +329,23 @@ BEGIN
 END $$
 ----
 -- Take back the leases of dead incarnations. An attempt that was running is LOST (it spends no retry) and queued again;
--- one that was only handed over is simply free again.
-CREATE FUNCTION recover_leases(p_dead uuid[], p_limit integer) RETURNS SETOF change LANGUAGE plpgsql AS $$
+-- one that was only handed over is simply free again. p_only with p_attempt: of these, only those leases.
+CREATE FUNCTION recover_leases(
+    p_dead uuid[], p_limit integer, p_only uuid[] DEFAULT NULL, p_attempt integer[] DEFAULT NULL
+) RETURNS SETOF change LANGUAGE plpgsql AS $$
 DECLARE
     v_ids uuid[];
     v_lost uuid[];
+    v_why text := CASE WHEN p_only IS NULL THEN 'the scheduler that ran this attempt died'
+        ELSE 'the attempt was never started: its claim was not answered' END;
 BEGIN
     SELECT array_agg(l.id) INTO v_ids
-    FROM (SELECT s.id FROM sub_tasks s WHERE s.incarnation = ANY (p_dead) LIMIT p_limit) l;
+    FROM (
+        SELECT s.id FROM sub_tasks s
+        WHERE s.incarnation = ANY (p_dead)
+            AND (p_only IS NULL OR (s.id, s.attempt) IN (SELECT * FROM unnest(p_only, p_attempt)))
+        LIMIT p_limit
+    ) l;
     IF v_ids IS NULL THEN
         RETURN;
     END IF;
@@ -327,7 +353,7 @@ BEGIN
     WITH lost AS (
         UPDATE sub_tasks s SET status = 'FAILED', phase = NULL, incarnation = NULL, not_before = now(),
             error = jsonb_build_object('code', 'SCHEDULER_LOST', 'class', 'transient', 'retryable', true, 'attempt', s.attempt,
-                'message', 'the scheduler that ran this attempt died')
+                'message', v_why)
         WHERE s.id = ANY (v_ids) AND s.status = 'RUNNING' AND s.incarnation = ANY (p_dead)
         RETURNING s.*
     ), logged AS (
@@ -403,12 +429,14 @@ BEGIN
 END $$
 ----
 -- Take tasks to split. A task whose splitter died is taken over by whoever asks with the dead incarnation's name.
-CREATE FUNCTION claim_tasks(p_limit integer, p_incarnation uuid, p_dead uuid[]) RETURNS SETOF tasks LANGUAGE plpgsql AS $$
+CREATE FUNCTION claim_tasks(p_limit integer, p_incarnation uuid, p_dead uuid[], p_busy uuid[] DEFAULT NULL)
+RETURNS SETOF tasks LANGUAGE plpgsql AS $$
 BEGIN
     RETURN QUERY
     WITH taken AS (
         SELECT t.id, t.status FROM tasks t
         WHERE t.status = 'PENDING' OR (t.status = 'SPLITTING' AND t.incarnation = ANY (p_dead))
+            OR (t.status = 'SPLITTING' AND t.incarnation = p_incarnation AND t.id <> ALL (p_busy))
         ORDER BY t.priority DESC, t.created_at LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED
     ), told AS (
         INSERT INTO task_events (task_id, kind, from_status, to_status)

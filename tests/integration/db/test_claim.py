@@ -169,7 +169,9 @@ async def test_held_leases_say_which_are_ours_and_which_overran(spine: Spine, ot
     asked.append((mine["a"].sub_task_id, 7))
     held = await leases.held_leases(spine.engine, asked, incarnation=spine.incarnation, grace_s=0)
     assert held == {mine["a"].sub_task_id: False, mine["b"].sub_task_id: False}
-    await spine.rows("UPDATE sub_tasks SET started_at = now() - interval '301 s' WHERE id = $1", mine["a"].sub_task_id)
+    long_ago = "UPDATE sub_tasks SET worker_id = $2, started_at = now() - interval '301 s' WHERE id = $1"
+    await spine.rows(long_ago, mine["b"].sub_task_id, None)
+    await spine.rows(long_ago, mine["a"].sub_task_id, "w")
     held = await leases.held_leases(spine.engine, asked, incarnation=spine.incarnation, grace_s=0)
     assert held == {mine["a"].sub_task_id: True, mine["b"].sub_task_id: False}
 
@@ -211,3 +213,10 @@ async def test_a_failed_attempt_tells_its_error(spine: Spine) -> None:
     assert (await spine.subtask(made.task_id, "a"))["error"] == {
         "code": "BROKEN", "class": "transient", "message": "it broke", "retryable": True, "attempt": 1,
     }  # fmt: skip
+
+
+async def test_a_life_that_is_over_claims_nothing(spine: Spine, other: Spine) -> None:
+    made = await spine.submit({"a": []})
+    await end_incarnation(spine.engine, spine.incarnation)
+    assert await spine.claim(made.task_id) == {}
+    assert (await other.claim(made.task_id)).keys() == {"a"}

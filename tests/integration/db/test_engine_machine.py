@@ -42,7 +42,10 @@ def plans(draw: st.DrawFn) -> Edges:
     }
 
 
-FREE = "SELECT id FROM sub_tasks WHERE user_id = $1 AND status = 'QUEUED' AND incarnation IS NULL"
+FREE = (
+    "SELECT id FROM sub_tasks WHERE user_id = $1 AND status = 'QUEUED' AND incarnation IS NULL "
+    "AND EXISTS (SELECT FROM schedulers WHERE incarnation = $2 AND ended_at IS NULL)"
+)
 ENDS = st.sampled_from(["good", "good", "again", "spent", "lost"])
 
 
@@ -100,7 +103,7 @@ class Engine(RuleBasedStateMachine):
         ids = self._ids()
         some = st.lists(st.sampled_from(ids), min_size=1, max_size=3, unique=True)
         items = [(id_, running) for id_ in data.draw(st.just(ids) | some)]
-        free = self._do(self.spine.rows(FREE, self.spine.user_id))
+        free = self._do(self.spine.rows(FREE, self.spine.user_id, self.lives[who]))
         claimed = self._do(attempts.claim(self.spine.engine, items, incarnation=self.lives[who]))
         asked = {id_ for id_, _ in items}
         assert {one.sub_task_id for one in claimed} == asked & {str(row["id"]) for row in free}

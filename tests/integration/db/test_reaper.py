@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import pytest
 
 from rayloom.actors.backlog import Backlog
-from rayloom.actors.flight import Flight
+from rayloom.actors.commits import Commits
+from rayloom.actors.flight import Flight, not_begun
 from rayloom.actors.reaper import LOST_WORKER_GRACE_S, Reaper
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.outcome import Outcome
-from rayloom.db import task_moves
+from rayloom.db import attempts, task_moves
 from rayloom.db.attempts import Claimed
+from rayloom.db.engine import Line
 from rayloom.db.incarnations import begin_incarnation, end_incarnation
 from tests.fakes.hand_lane import HandLane
 from tests.fakes.memory_queue import MemoryQueue
@@ -29,6 +31,7 @@ class Watch:
     queue: MemoryQueue
     backlog: Backlog
     flight: Flight
+    commits: Commits
     reaper: Reaper
 
     def fly(self, *claimed: Claimed) -> None:
@@ -52,9 +55,9 @@ def watch(spine: Spine) -> Watch:
     backlog = Backlog(spine.engine, queue)
     ignored: Callable[[object, Outcome], None] = lambda _flying, _outcome: None  # noqa: E731
     flight = Flight(lane, ignored)
-    return Watch(
-        spine, lane, queue, backlog, flight, Reaper(spine.engine, backlog, flight, EngineSettings(sweep_s=3600))
-    )
+    settings = EngineSettings(sweep_s=3600)
+    commits = Commits(Line(spine.engine), backlog, settings)
+    return Watch(spine, lane, queue, backlog, flight, commits, Reaper(spine.engine, backlog, flight, commits, settings))
 
 
 async def test_back_offs_that_are_over_are_queued(spine: Spine, watch: Watch) -> None:
@@ -98,7 +101,8 @@ async def test_attempts_that_nobody_wants_any_more_are_stopped(spine: Spine, wat
     await spine.succeed(claimed["ended"])
     for key, over_s in (("slow", LOST_WORKER_GRACE_S + 1), ("young", LOST_WORKER_GRACE_S - 5)):
         await spine.rows(
-            "UPDATE sub_tasks SET started_at = now() - make_interval(secs => timeout_s + $2) WHERE id = $1::uuid",
+            "UPDATE sub_tasks SET worker_id = 'w', started_at = now() - make_interval(secs => timeout_s + $2) "
+                "WHERE id = $1::uuid",
             claimed[key].sub_task_id, over_s,
         )  # fmt: skip
     for _ in range(2):
@@ -120,3 +124,36 @@ async def test_one_beat_does_all_that_is_due(spine: Spine, watch: Watch) -> None
 async def test_a_heart_whose_life_was_ended_hears_of_it(spine: Spine, watch: Watch) -> None:
     await begin_incarnation(spine.engine, spine.user_id, actor="a test", exclusive=True)
     assert not await watch.reaper.beat(spine.incarnation)
+
+
+async def test_leases_that_never_reached_us_are_taken_back_at_the_second_look(spine: Spine, watch: Watch) -> None:
+    made = await spine.submit({"flies": [], "ended": [], "ran": [], "handed": [], "done": []})
+    claimed = await spine.claim(made.task_id, "flies", "ended", "ran", "done")
+    claimed |= await spine.claim(made.task_id, "handed", running=False)
+    watch.fly(claimed["flies"])
+    ended = claimed["ended"]
+    watch.commits.add(*not_begun(ended, watch.backlog.shape(ended.shape)))
+    await watch.reaper.reclaim(spine.incarnation)
+    assert await watch.queued() == set()
+    # What was only on its way at the first look is no orphan at the second.
+    await spine.succeed(claimed["done"])
+    await watch.reaper.reclaim(spine.incarnation)
+    assert await watch.queued() == {claimed["ran"].sub_task_id, claimed["handed"].sub_task_id}
+    assert await spine.statuses(made.task_id) == {
+        "flies": "RUNNING", "ended": "RUNNING", "ran": "QUEUED", "handed": "QUEUED", "done": "COMPLETED",
+    }  # fmt: skip
+    again = await spine.claim(made.task_id, "ran", "handed")
+    assert {one.attempt for one in again.values()} == {2}
+    assert again["ran"].retry_count == 0
+    await spine.succeed(claimed["flies"], claimed["ended"], *again.values())
+
+
+async def test_an_attempt_that_still_waits_in_ray_has_not_overrun(spine: Spine, watch: Watch) -> None:
+    made = await spine.submit({"waits": [], "runs": []})
+    claimed = await spine.claim(made.task_id)
+    await attempts.report_phase(spine.engine, claimed["runs"].sub_task_id, 1, "EXECUTING", "w")
+    await spine.rows("UPDATE sub_tasks SET started_at = now() - interval '1 day' WHERE parent_id = $1", made.task_id)
+    watch.fly(*claimed.values())
+    await watch.reaper.stop_stale(spine.incarnation)
+    assert watch.stops() == {"waits": [], "runs": [True]}
+    await spine.succeed(*claimed.values())

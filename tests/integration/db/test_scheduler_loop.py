@@ -15,10 +15,11 @@ from rayloom.actors.nodes import ClusterView
 from rayloom.actors.order import AttemptOrder
 from rayloom.actors.scheduler import Scheduler
 from rayloom.actors.settings import EngineSettings, WorkerSettings
-from rayloom.dag.errors import ErrorInfo
+from rayloom.dag.errors import ErrorInfo, Transient
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.ports import Planned, PlanRequest, RegistryPort, ToolSnapshot
 from rayloom.dag.values import JsonObject
+from rayloom.db import incarnations
 from rayloom.db.engine import dump
 from rayloom.db.queue import ReadyQueue, make_redis
 from rayloom.db.settings import DatabaseSettings, RedisSettings
@@ -222,3 +223,66 @@ async def test_a_closed_scheduler_leaves_no_lease_to_wait_for(spine: Spine, runn
         assert await _ended(spine, made.task_id) == "COMPLETED"
     assert [(order.key, order.attempt) for order in lane.started] == [("a", 2), ("b", 1)]
     assert (await spine.subtask(made.task_id, "a"))["retry_count"] == 0
+
+
+async def test_what_runs_goes_on_while_the_database_is_away(
+    spine: Spine, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Held(InlineLane):
+        ends: Callable[[], object] | None = None
+
+        def start(self, order: AttemptOrder, _shape: Any, done: Callable[[Outcome], None]) -> Any:
+            self.started.append(order)
+            self.ends = lambda: done(succeeded(order))
+            return self
+
+    heard: list[bool] = []
+
+    async def silent(*_: Any, **__: Any) -> bool:
+        heard.append(True)
+        raise Transient("DATABASE_UNAVAILABLE", "away")
+
+    lane = Held()
+    made = await spine.submit({"a": []})
+    async with running(lane) as scheduler:
+        await scheduler.wake()
+
+        async def has_started() -> bool:
+            return lane.ends is not None
+
+        async def beat_twice() -> bool:
+            return len(heard) > 1
+
+        await until(has_started)
+        life = (await scheduler.health())["incarnation"]
+        with monkeypatch.context() as patched:
+            patched.setattr(incarnations, "heartbeat", silent)
+            await until(beat_twice)
+        assert lane.ends is not None
+        lane.ends()
+        assert await _ended(spine, made.task_id) == "COMPLETED"
+        assert (await scheduler.health())["incarnation"] == life
+    assert [(order.key, order.attempt) for order in lane.started] == [("a", 1)]
+
+
+async def test_what_has_ended_is_written_down_before_a_scheduler_closes(spine: Spine, running: Running) -> None:
+    class Late(InlineLane):
+        done: Callable[[Outcome], None] | None = None
+
+        def start(self, order: AttemptOrder, _shape: Any, done: Callable[[Outcome], None]) -> Any:
+            self.started.append(order)
+            self.done = done
+            return self
+
+    lane = Late()
+    made = await spine.submit({"a": []})
+    async with running(lane) as scheduler:
+        await scheduler.wake()
+
+        async def has_started() -> bool:
+            return lane.done is not None
+
+        await until(has_started)
+        assert lane.done is not None
+        lane.done(succeeded(lane.started[0]))
+    assert await spine.statuses(made.task_id) == {"a": "COMPLETED"}

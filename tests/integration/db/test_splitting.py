@@ -19,6 +19,7 @@ from rayloom.dag.ports import Planned, PlanRequest, ToolSnapshot
 from rayloom.dag.values import JsonObject
 from rayloom.db.incarnations import begin_incarnation, end_incarnation
 from rayloom.db.submit import NewTask, submit_task
+from rayloom.db.task_moves import claim_tasks
 from rayloom.tools.builtin.catalogue import BUILTINS
 from tests.fakes.memory_queue import MemoryQueue
 from tests.integration.db.spine import NODES, Spine
@@ -204,3 +205,26 @@ async def test_a_closed_splitter_leaves_its_tasks_to_the_next(spine: Spine) -> N
     await begin_incarnation(spine.engine, heir, actor="the heir", exclusive=False)
     await Bench(spine, ScriptedParser(PLAN), heir).through()
     assert (await spine.task(task_id))["status"] == "PROCESSING"
+
+
+async def test_a_task_whose_claim_was_not_answered_is_taken_again(spine: Spine) -> None:
+    bench = Bench(spine, ScriptedParser(PLAN), spine.incarnation)
+    task_id = await _submit(spine)
+    # As if the answer to this claim had been lost on its way to the splitter.
+    assert [task.task_id for task in await claim_tasks(spine.engine, incarnation=spine.incarnation, dead=(), limit=8)]
+    await bench.through()
+    assert (await spine.task(task_id))["status"] == "PROCESSING"
+
+
+async def test_what_is_being_split_is_not_taken_twice(spine: Spine) -> None:
+    parser = ScriptedParser(PLAN)
+    parser.go.clear()
+    bench = Bench(spine, parser, spine.incarnation)
+    await _submit(spine)
+    await bench.splitting.turn(spine.incarnation)
+    await parser.called.wait()
+    await bench.splitting.turn(spine.incarnation)
+    assert bench.splitting.count == 1
+    parser.go.set()
+    await bench.through()
+    assert len(parser.asked) == 1

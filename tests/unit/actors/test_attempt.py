@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
 import pytest
 from pydantic import SecretStr
 
-from rayloom.actors.attempt import run_attempt
+from rayloom.actors.attempt import LEASE_CHECK_S, run_attempt
 from rayloom.actors.order import AttemptOrder
 from rayloom.actors.settings import EngineSettings, WorkerSettings
 from rayloom.dag.errors import Refused, Transient, UserError
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.states import Phase
-from rayloom.dag.values import Json
+from rayloom.dag.values import Json, JsonObject
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.tools.ports import FilesPort
 from rayloom.tools.settings import ToolSettings
@@ -71,6 +71,9 @@ class Place:
     known: dict[str, Json] = field(default_factory=dict)
     log: Reporter = field(default_factory=Reporter)
     refuses: Exception | None = None
+    has_lease: bool = True
+    schema: JsonObject = field(default_factory=lambda: {"type": "object"})
+    begun: list[int] = field(default_factory=list)
 
     settings: WorkerSettings = field(init=False)
 
@@ -83,10 +86,14 @@ class Place:
     async def tool(self, name: str, registry_version: int) -> Tool:
         if self.refuses:
             raise self.refuses
-        return ScriptedTool(self.do)
+        return ScriptedTool(self.do, replace(SPEC, input_schema=self.schema))
 
     async def outputs(self, task_id: str, keys: Sequence[str]) -> dict[str, Json]:
         return {key: self.known[key] for key in keys}
+
+    async def begin(self, order: AttemptOrder) -> bool:
+        self.begun.append(order.attempt)
+        return self.has_lease
 
     def reporter(self, order: AttemptOrder) -> Reporter:
         return self.log
@@ -99,6 +106,7 @@ def order(input_: Json = None, **more: Any) -> AttemptOrder:
     fields: dict[str, Any] = {
         "sub_task_id": "s", "task_id": "task", "user_id": "ann", "key": "k", "tool": "t", "registry_version": 1,
         "attempt": 2, "timeout_s": 5.0, "input": orjson.dumps(input_ or {}).decode(), "referred": (), "running": True,
+        "handed_at": 0.0,
     }  # fmt: skip
     return AttemptOrder(**fields | more)
 
@@ -269,3 +277,36 @@ async def test_the_head_of_long_output_is_kept() -> None:
     outcome = await run_attempt(order(), place)
     assert outcome.stdout == "x" * 10 + "\n… 20 more characters"
     assert outcome.stderr == "y" * 10
+
+
+async def test_an_input_that_does_not_fit_ends_the_attempt_before_its_tool_is_called() -> None:
+    place = Place(raises(AssertionError("it must not be called")))
+    place.schema, place.known = {"properties": {"n": {"type": "integer"}}}, {"up": "one"}
+    outcome = await run_attempt(order({"n": {"$ref": "up.output"}}, referred=("up",)), place)
+    assert outcome.error is not None
+    assert (outcome.error.code, outcome.error.message) == (
+        "INPUT_INVALID", "the input of t is invalid: /n: 'one' is not of type 'integer'",
+    )  # fmt: skip
+    assert spans_of(outcome) == {"PREPARE_ENV": False}
+
+
+@pytest.mark.parametrize(
+    ("running", "waited_s", "asks"), [(True, 60.0, False), (False, LEASE_CHECK_S - 0.1, False), (False, 60.0, True)]
+)
+async def test_an_attempt_that_waited_long_in_ray_asks_for_its_lease(
+    running: bool, waited_s: float, asks: bool
+) -> None:
+    called: list[int] = []
+
+    async def run(_input: dict[str, Json], _context: ToolContext) -> ToolResult:
+        called.append(1)
+        return ToolResult(output=None)
+
+    place = Place(run, has_lease=False)
+    late = order(running=running, handed_at=100.0 - waited_s)
+    outcome = await run_attempt(late, place, clock=lambda: 100.0)
+    assert bool(place.begun) is asks
+    assert bool(called) is not asks
+    assert (outcome.error.code if outcome.error else None) == ("LEASE_LOST" if asks else None)
+    place.has_lease = True
+    assert (await run_attempt(late, place, clock=lambda: 100.0)).verdict == "succeeded"

@@ -9,9 +9,10 @@ from uuid import UUID
 
 import pytest
 
+from rayloom.actors import dispatch as module
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.commits import Commits
-from rayloom.actors.dispatch import Dispatch
+from rayloom.actors.dispatch import GIVE_UP_S, Dispatch
 from rayloom.actors.flight import Flight, Flying
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import Transient
@@ -230,3 +231,64 @@ async def test_after_quick_ends_slow_ones_are_not_handed_over_beyond_a_nodes_wor
     await desk.commits.turn()
     await desk.turns()
     assert "s08" in desk.running()
+
+
+async def test_what_no_node_can_run_fails_after_some_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    huge = SHAPE.replace('"cpus":1.0', '"cpus":99.0')
+    await desk.queue.push(desk.record.add("a", "b", shape=huge))
+    await desk.turns()
+    now += GIVE_UP_S
+    await desk.turns()
+    assert len(desk.commits) == 0
+    now += 1.0
+    await desk.turns()
+    await desk.commits.turn()
+    assert {ending.sub_task_id for ending in desk.record.endings} == {"a", "b"}
+    (error,) = {ending.outcome.error.code for ending in desk.record.endings if ending.outcome.error}
+    assert error == "UNSCHEDULABLE"
+    assert not any(ending.retry_in_s for ending in desk.record.endings)
+
+
+async def test_what_grows_up_in_time_is_not_given_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    huge = SHAPE.replace('"cpus":1.0', '"cpus":99.0')
+    await desk.queue.push(desk.record.add("a", shape=huge))
+    await desk.turns()
+    desk.dispatch.window.nodes = (NodeShape(total={"CPU": 99.0}, labels={}, count_max=1),)
+    await desk.turns()
+    now += GIVE_UP_S + 1
+    await desk.turns()
+    assert desk.running() == ["a"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("a bug"), asyncio.CancelledError()])
+async def test_whatever_the_token_controller_raises_no_room_is_lost(desk: Desk, failure: BaseException) -> None:
+    await desk.queue.push(desk.record.add("a", "b"))
+    desk.tokens.breaks = failure
+    with pytest.raises(type(failure)):
+        await desk.turns()
+    assert (desk.dispatch.window.running, desk.dispatch.window.demand) == ({}, {})
+    desk.tokens.breaks = None
+    await desk.backlog.put_back_held()
+    await desk.turns()
+    assert desk.backlog.next_held_s() is not None or desk.running() == ["a", "b"]
+
+
+async def test_a_life_that_ends_while_the_controller_is_asked_claims_nothing(desk: Desk) -> None:
+    await desk.queue.push(desk.record.add("a"))
+    desk.tokens.on_ask = lambda: setattr(desk.dispatch, "incarnation", None)
+    await desk.turns()
+    assert desk.record.queued.keys() == {"a"}
+    assert desk.dispatch.window.running == {}
+
+
+async def test_one_statement_claims_a_bounded_number_over_all_shapes(desk: Desk) -> None:
+    shapes = [SHAPE.replace('"cpus":1.0', f'"cpus":0.{number}1') for number in range(1, 9)]
+    for number, shape in enumerate(shapes):
+        await desk.queue.push(desk.record.add(*(f"{number}-{n}" for n in range(5)), shape=shape))
+    await desk.dispatch.turn()
+    await desk.dispatch.turn()
+    assert 0 < len(desk.lane.started) <= 10

@@ -17,7 +17,7 @@ TEXT = st.text(st.characters(codec=None), max_size=20)
 ORDERS = st.builds(AttemptOrder, **{field.name: st.nothing() for field in fields(AttemptOrder)} | {
     "sub_task_id": TEXT, "task_id": TEXT, "user_id": TEXT, "key": TEXT, "tool": TEXT,
     "registry_version": st.integers(0), "attempt": st.integers(1), "timeout_s": st.floats(0, 1e6), "input": TEXT,
-    "referred": st.lists(TEXT, max_size=3).map(tuple), "running": st.booleans(),
+    "referred": st.lists(TEXT, max_size=3).map(tuple), "running": st.booleans(), "handed_at": st.floats(0, 1e12),
 })  # fmt: skip
 ERRORS = st.builds(
     ErrorInfo, code=TEXT, error_class=st.sampled_from(["user", "transient", "bug"]), message=TEXT,
@@ -52,6 +52,6 @@ def test_only_plain_values_cross() -> None:
 def test_the_name_of_an_attempt_in_ray_is_that_of_the_contract() -> None:
     order = AttemptOrder(
         sub_task_id="s", task_id="0197", user_id="u", key="fetch.one", tool="t", registry_version=1, attempt=1,
-        timeout_s=1.0, input="{}", referred=(), running=True,
+        timeout_s=1.0, input="{}", referred=(), running=True, handed_at=0.0,
     )  # fmt: skip
     assert order.ray_name == "0197:fetch.one"

@@ -94,7 +94,7 @@ def main() -> None:
         worker.do = TOOLS[name]
         order = AttemptOrder(
             sub_task_id="s", task_id="t", user_id="u", key="k", tool="t", registry_version=0, attempt=1,
-            timeout_s=0.3 if name == "blocking" else 30.0, input="{}", referred=(), running=True,
+            timeout_s=0.3 if name == "blocking" else 30.0, input="{}", referred=(), running=True, handed_at=0.0,
         )  # fmt: skip
         outcome = worker.run(order, ray_task_id="r")
         told.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rayloom.dag.resources import NodeShape, ResourceShape
-from rayloom.dag.window import AHEAD_NODES, MAX_KNOWN, QUICK_S, Window
+from rayloom.dag.window import AHEAD_NODES, MAX_DEMAND, MAX_KNOWN, QUICK_S, Window
 
 NODE = NodeShape(total={"CPU": 2, "sandbox": 1}, labels={}, count_max=1)
 BIG = NodeShape(total={"CPU": 4}, labels={}, count_max=9)
@@ -119,3 +119,17 @@ def test_what_is_known_to_be_quick_is_bounded() -> None:
         window.take(ONE)
         window.ended(ONE, f"tool{number}", lasted_s=0.0)
     assert len(window._quick) <= MAX_KNOWN
+
+
+def test_demand_is_bounded_over_all_shapes() -> None:
+    window = Window(nodes=[NODE])
+    shapes = [ResourceShape(cpus=0.5 + number / 10_000) for number in range(MAX_DEMAND)]
+    handed = [window.take(shape) for shape in shapes for _ in range(4)]
+    assert handed.count(False) == MAX_DEMAND
+
+
+def test_a_shape_is_hopeless_when_no_node_could_ever_run_it() -> None:
+    assert Window(nodes=[NODE], types=[BIG]).is_hopeless(HUGE)
+    assert not Window(nodes=[NODE], types=[BIG]).is_hopeless(ONE)
+    assert not Window(nodes=[NODE], types=[BIG]).is_hopeless(ResourceShape(cpus=4))
+    assert not Window().is_hopeless(HUGE)
