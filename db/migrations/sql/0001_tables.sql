@@ -268,4 +268,17 @@ BEGIN
     RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'check_violation';
 END $$
 ----
+-- What happened to a task is forgotten with the task, and not before.
+CREATE FUNCTION refuse_removal() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM tasks t WHERE t.id = OLD.task_id) THEN
+        RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN OLD;
+END $$
+----
 CREATE TRIGGER task_events_append_only BEFORE UPDATE ON task_events FOR EACH ROW EXECUTE FUNCTION refuse_change()
+----
+CREATE TRIGGER task_events_kept BEFORE DELETE ON task_events FOR EACH ROW EXECUTE FUNCTION refuse_removal()
+----
+CREATE TRIGGER task_events_not_emptied BEFORE TRUNCATE ON task_events FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()

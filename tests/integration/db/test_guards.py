@@ -199,7 +199,23 @@ async def test_every_check_has_a_case(engine: AsyncEngine) -> None:
     assert {row["conname"] for row in rows} == {case.split()[0] for case in SENSELESS}
 
 
-async def test_the_record_of_events_is_only_ever_added_to(spine: Spine) -> None:
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE task_events SET reason = 'nothing happened' WHERE task_id = '{task}'",
+        "DELETE FROM task_events WHERE task_id = '{task}'",
+        "TRUNCATE task_events",
+    ],
+)
+async def test_the_record_of_events_is_only_ever_added_to(spine: Spine, statement: str) -> None:
     made = await spine.submit({"a": []})
     with pytest.raises(asyncpg.CheckViolationError, match="append-only"):
-        await spine.rows("UPDATE task_events SET reason = 'nothing happened' WHERE task_id = $1", made.task_id)
+        await spine.rows(statement.format(task=made.task_id))
+
+
+async def test_the_events_of_a_task_may_go_when_it_is_gone(spine: Spine) -> None:
+    gone, stays = await spine.submit({"a": []}), await spine.submit({"a": []})
+    await spine.rows("DELETE FROM tasks WHERE id = $1", gone.task_id)
+    deleted = await spine.rows("DELETE FROM task_events WHERE task_id = $1 RETURNING id", gone.task_id)
+    assert deleted
+    assert await spine.events(stays.task_id, "a") == [("PENDING", "READY"), ("READY", "QUEUED")]
