@@ -40,7 +40,7 @@ class RayRegistry:
     async def register_native(self, name: str, endpoint: str) -> RegisteredTool:
         """Switch on an installed entry point.
 
-        Raises UserError (``TOOL_EXISTS``, ``TOOL_UNKNOWN``, ``TOOL_INVALID``).
+        Raises UserError (``TOOL_EXISTS``, ``TOOL_UNKNOWN``, ``TOOL_NAME_INVALID``, ``TOOL_INVALID``).
         """
         tool: RegisteredTool = await self._actor.call("register_native", name, endpoint, idempotent=False)
         return tool

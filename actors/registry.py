@@ -121,10 +121,11 @@ class ToolRegistry:
     async def register_native(self, name: str, endpoint: str) -> RegisteredTool:
         """Switch on an installed entry point of the group ``rayloom.tools`` under a name of its own.
 
-        Raises UserError: ``TOOL_EXISTS``, ``TOOL_UNKNOWN`` (no such entry point), ``TOOL_INVALID``.
+        Raises UserError: ``TOOL_EXISTS``, ``TOOL_UNKNOWN`` (no such entry point), ``TOOL_NAME_INVALID``,
+        ``TOOL_INVALID``.
         """
         await self._ready()
-        _check_name(name)
+        check_name(name)
         if name in self._snapshot.tools:
             raise UserError("TOOL_EXISTS", f"there is a tool {name!r} already")
         await self._rows.add(describe(name, endpoint, await self._loaded(endpoint)))
@@ -216,12 +217,13 @@ def describe(name: str, endpoint: str, tool: Tool) -> RegisteredTool:
     )
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise UserError (``TOOL_NAME_INVALID``) for what can't be the name of a registered tool."""
     if len(name) > NAME_MAX_CHARS or not NAME.fullmatch(name):
         raise UserError(
-            "TOOL_INVALID",
+            "TOOL_NAME_INVALID",
             f"a tool's name has up to {NAME_MAX_CHARS} letters, digits, '_' and '-', in parts between dots; "
             f"it starts with a letter: {name[:NAME_MAX_CHARS]!r} does not fit",
         )
     if name.startswith(RESERVED):
-        raise UserError("TOOL_INVALID", f"names that start with {RESERVED[0]!r} belong to Skills")
+        raise UserError("TOOL_NAME_INVALID", f"names that start with {RESERVED[0]!r} belong to Skills")

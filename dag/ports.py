@@ -148,7 +148,7 @@ class RegistryPort(Protocol):
     async def register_native(self, name: str, endpoint: str) -> RegisteredTool:
         """Switch on an installed entry point.
 
-        Raises UserError (``TOOL_EXISTS``, ``TOOL_UNKNOWN``, ``TOOL_INVALID``).
+        Raises UserError (``TOOL_EXISTS``, ``TOOL_UNKNOWN``, ``TOOL_NAME_INVALID``, ``TOOL_INVALID``).
         """
 
     async def set_active(self, name: str, active: bool) -> RegisteredTool:

@@ -1,4 +1,7 @@
-"""Users and their API keys. A key is shown once and kept as its SHA-256: it holds 256 random bits, so no salt."""
+"""Users and their API keys. A key is shown once and kept as its SHA-256.
+
+The keys that we make hold 256 random bits, so no salt; a first key that somebody chose is as strong as they chose it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from rayloom.db.schema import api_keys, users
 
 Role = Literal["admin", "user"]
 KEY_PREFIX: Final = "rl_"
-MIN_KEY_CHARS: Final = len(KEY_PREFIX) + 32
+MAX_KEY_CHARS: Final = 512
+"""No key is longer; whoever sends more is not worth a look."""
 _ADMINS_LOCK: Final = 0x61646D6E
 
 

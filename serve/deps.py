@@ -60,12 +60,17 @@ class Deps:
         await self.backends.close()
 
     async def nodes(self) -> tuple[NodeShape, ...]:
-        """Every kind of node, as of a few seconds ago; empty, so that resources are not judged, when nobody can say."""
+        """Every kind of node, as of a few seconds ago, or the last ones known while the scheduler can't say.
+
+        Empty, so that resources are not judged here, only as long as nobody has ever said.
+        """
         if monotonic() >= self._nodes_until:
             try:
-                self._nodes = tuple(await ask(self.ports.scheduler.nodes(), "the scheduler", timeout_s=2.0))
+                told = tuple(await ask(self.ports.scheduler.nodes(), "the scheduler", timeout_s=2.0))
             except Transient:
-                self._nodes = ()
+                told = ()
+            # A scheduler that has just started may know none yet; a cluster without any would not run it.
+            self._nodes = told or self._nodes
             self._nodes_until = monotonic() + NODES_TTL_S
         return self._nodes
 

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rayloom.dag.errors import Fault
 from rayloom.dag.json_text import pointer_to
 from rayloom.serve.measures import Measures
-from rayloom.serve.problems import Problem, invalid, not_found, problem_of, unavailable
+from rayloom.serve.problems import Problem, invalid, problem_of, unavailable
 from rayloom.serve.settings import ServeSettings
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class Gate:
 
     def _admit(self, call: Call, scope: Scope) -> None:
         if "\0" in scope["path"]:
-            raise not_found("this path")
+            raise invalid([Fault("/path", "holds a NUL character")])
         _refuse_nul(scope["query_string"])
         length = _content_length(scope)
         if length is not None and length > self._settings.max_body_bytes:

@@ -67,13 +67,21 @@ def read_submission(document: JsonObject) -> Submission:
         faults.append(Fault("/prompt", "is blank"))
     if (submission.budget.deadline_s or 0) > MAX_DEADLINE_S:
         faults.append(Fault("/budget/deadline_s", f"must be at most {MAX_DEADLINE_S:,} seconds"))
+    later = unsupported(submission.budget)
     if submission.require_approval:
-        faults.append(Fault("/require_approval", "approval is not supported by this version: leave it false"))
+        later.append(Fault("/require_approval", "approval is not supported by this version: leave it false"))
     webhook = [name for name in ("callback_url", "callback_secret") if document.get(name) is not None]
-    faults += [Fault(f"/{name}", "webhooks are not supported by this version: leave it out") for name in webhook]
-    if faults:
-        raise invalid(faults)
+    later += [Fault(f"/{name}", "webhooks are not supported by this version: leave it out") for name in webhook]
+    if faults or later:
+        raise invalid([*faults, *later], code="INVALID" if faults else "UNSUPPORTED")
     return submission
+
+
+def unsupported(budget: Budget) -> list[Fault]:
+    """What a budget limits that nothing uses before models come: it would be a promise that nobody keeps."""
+    limits = {"max_tokens": budget.max_tokens, "max_cost_usd": budget.max_cost_usd}
+    message = "is not supported by this version, which uses no models: leave it out"
+    return [Fault(f"/budget/{name}", message) for name, limit in limits.items() if limit is not None]
 
 
 def fingerprint_of(document: JsonObject) -> bytes:

@@ -27,6 +27,10 @@ _STATUS_OF_CODE: Final = {
     "USER_UNKNOWN": 404,
     "QUOTA_INVALID": 422,
 }
+_POINTER_OF_CODE: Final = {
+    "IDEMPOTENCY_MISMATCH": "/headers/Idempotency-Key",
+}
+"""Where in a request the fault is that an error of ours means; otherwise nobody knows better than the body."""
 
 
 class Problem(Exception):
@@ -97,12 +101,21 @@ def problem_of(error: Exception) -> Problem | None:
         case Bug():
             return None
         case RayloomError():
-            return Problem(_status_of(error), error.message, code=error.code)
+            return _by_code(error)
         case RequestValidationError():
             return invalid([_fault(detail) for detail in error.errors()][:100])
         case HTTPException():
             return _routing(error)
     return None
+
+
+def _by_code(error: RayloomError) -> Problem:
+    status = _status_of(error)
+    if status != 422:
+        return Problem(status, error.message, code=error.code)
+    # Whatever is wrong with a request has its place; where nobody said which, it is the whole body.
+    fault = Fault(_POINTER_OF_CODE.get(error.code, ""), error.message)
+    return Problem(status, error.message, code=error.code, errors=[fault])
 
 
 def _status_of(error: RayloomError) -> int:

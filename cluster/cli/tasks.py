@@ -22,8 +22,6 @@ def submit(
     title: Annotated[str | None, typer.Option(help="A short name.")] = None,
     priority: Annotated[int | None, typer.Option(min=1, max=10, help="1 (lowest) to 10 (highest).")] = None,
     context: Annotated[str | None, typer.Option(help="A JSON object, or @file.")] = None,
-    budget_max_tokens: Annotated[int | None, typer.Option(min=1, help="Stop at so many tokens.")] = None,
-    budget_max_cost_usd: Annotated[float | None, typer.Option(min=0, help="Stop at so many US dollars.")] = None,
     budget_deadline_s: Annotated[float | None, typer.Option(min=0, help="Stop after so many seconds.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label; may be repeated.")] = None,
     allow_tool: Annotated[list[str] | None, typer.Option(help="A tool, or pattern, that may be used.")] = None,
@@ -43,12 +41,8 @@ def submit(
         body["context"] = parse_object(context, name="--context")
     if require_approval:
         body["require_approval"] = True
-    budget: JsonObject = {
-        "max_tokens": budget_max_tokens,
-        "max_cost_usd": budget_max_cost_usd,
-        "deadline_s": budget_deadline_s,
-    }
-    _merge(body, "budget", {name: value for name, value in budget.items() if value is not None})
+    if budget_deadline_s is not None:
+        _merge(body, "budget", {"deadline_s": budget_deadline_s})
     _merge(body, "labels", dict(parse_pairs(label or [], name="--label")))
     _merge(body, "tools", _tools(allow_tool, deny_tool))
     if "prompt" not in body and "plan" not in body:

@@ -5,21 +5,22 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import Field, StringConstraints
 from starlette.responses import Response
 
+from rayloom.dag.errors import Fault
 from rayloom.dag.ports import Quota
 from rayloom.db import keys
 from rayloom.db.keys import KeyRow
 from rayloom.db.usage import read_usage
 from rayloom.serve import cursors
-from rayloom.serve.auth import Admin, Owner
+from rayloom.serve.auth import Admin, Owner, user_of
 from rayloom.serve.bodies import Body, read_body, schema_of
 from rayloom.serve.cursors import Cursor, Limit
 from rayloom.serve.deps import ask, deps_of
 from rayloom.serve.json_answer import json_answer
-from rayloom.serve.problems import not_found
+from rayloom.serve.problems import invalid, not_found
 
 router = APIRouter(prefix="/api/v1", tags=["people"])
 
@@ -42,10 +43,17 @@ class QuotaBody(Body):
 
 
 @router.get("/keys")
-async def list_keys(request: Request, me: Admin, limit: Limit = 50, cursor: Cursor = None) -> Response:
+async def list_keys(
+    request: Request,
+    me: Admin,
+    user_id: Annotated[str | None, Query(description="only the keys of this user")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Response:
     """API keys, newest first, without the keys themselves."""
     after = cursors.decode_moment("keys", cursor)
-    rows = await keys.list_keys(deps_of(request).backends.primary, user_id=None, after=after, limit=limit + 1)
+    whose = None if user_id is None else user_of(user_id)
+    rows = await keys.list_keys(deps_of(request).backends.primary, user_id=whose, after=after, limit=limit + 1)
     page = rows[:limit]
     next_cursor = cursors.encode_moment("keys", page[-1].created_at, page[-1].id) if len(rows) > limit else None
     return json_answer({"items": [_key(row) for row in page], "next_cursor": next_cursor})
@@ -89,6 +97,9 @@ async def put_quota(request: Request, me: Admin, user_id: str) -> Response:
     deps = deps_of(request)
     id_ = cursors.uuid_of(user_id, "this user")
     body = await read_body(request, QuotaBody)
+    if body.max_cost_usd is not None:
+        message = "is not supported by this version, in which nothing has a price: leave it out"
+        raise invalid([Fault("/max_cost_usd", message)], code="UNSUPPORTED")
     if not await keys.user_exists(deps.backends.primary, id_):
         raise not_found("this user")
     quota = Quota(**body.model_dump())

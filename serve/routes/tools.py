@@ -119,7 +119,8 @@ async def register(request: Request, me: Admin) -> Response:
     except UserError as error:
         if error.code == "TOOL_EXISTS":
             raise
-        raise invalid([Fault("/endpoint", error.message)], code=error.code) from error
+        field = "/name" if error.code == "TOOL_NAME_INVALID" else "/endpoint"
+        raise invalid([Fault(field, error.message)], code=error.code) from error
     await ask(deps.offered.refresh(), "the tool registry")
     headers = {"Location": f"/api/v1/tools/{tool.name}"}
     return json_answer({"name": tool.name, "type": tool.type, "tools": [tool.name]}, 201, headers)

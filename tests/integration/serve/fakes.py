@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
+from rayloom.actors.registry import check_name
 from rayloom.dag.errors import Transient, UserError
 from rayloom.dag.ports import Ask, Finished, Health, Held, Quota, RegisteredTool, ToolSnapshot
 from rayloom.dag.resources import NodeShape
@@ -104,6 +105,7 @@ class FakeRegistry(Down):
     async def register_native(self, name: str, endpoint: str) -> RegisteredTool:
         if name in self.tools:
             raise UserError("TOOL_EXISTS", f"there is a tool {name} already")
+        check_name(name)
         if endpoint != "known":
             raise UserError("TOOL_UNKNOWN", f"no entry point {endpoint} is installed")
         made = replace(tool(name, ANY), endpoint=endpoint)

@@ -32,6 +32,19 @@ async def test_a_key_is_shown_once_works_and_is_revoked(world: World) -> None:
     assert (await admin.http.delete(f"/api/v1/keys/{body['id']}")).status_code == 404
 
 
+async def test_keys_are_listed_of_one_user_when_asked(world: World) -> None:
+    admin, me, other = await world.user("admin"), await world.user(), await world.user()
+    mine = await admin.get("/keys", user_id=str(me.id), limit=500)
+    assert [item["id"] for item in mine["items"]] == [str(me.key_id)]
+    assert {str(me.key_id), str(other.key_id)} <= {
+        item["id"] for item in (await admin.get("/keys", limit=500))["items"]
+    }
+    assert (await admin.get("/keys", user_id=str(uuid7())))["items"] == []
+    refused = await admin.http.get("/api/v1/keys", params={"user_id": "me"})
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["pointer"] == "/query/user_id"
+
+
 @pytest.mark.parametrize(
     "body", [{}, {"user": ""}, {"user": " x"}, {"user": "x", "role": "root"}, {"user": "x", "a": 1}]
 )
@@ -45,11 +58,16 @@ async def test_quotas_are_read_and_replaced(world: World) -> None:
     path = f"/quotas/{me.id}"
     nothing = dict.fromkeys(("max_tokens", "max_cost_usd", "tokens_per_min", "requests_per_min", "max_concurrent"))
     assert await admin.get(path) == nothing
-    put = await admin.http.put(f"/api/v1{path}", json={"max_concurrent": 2, "max_cost_usd": 1})
-    assert put.json() == {**nothing, "max_concurrent": 2, "max_cost_usd": 1.0}
+    put = await admin.http.put(f"/api/v1{path}", json={"max_concurrent": 2, "max_cost_usd": None})
+    assert put.json() == {**nothing, "max_concurrent": 2}
     assert await admin.get(path) == put.json()
-    for bad in ({"max_concurrent": -1}, {"max_concurrent": 1.5}, {"max_tokens": "1"}, {"tokens": 1}):
+    refused: tuple[dict[str, object], ...] = (
+        {"max_concurrent": -1}, {"max_concurrent": 1.5}, {"max_tokens": "1"}, {"tokens": 1},
+        {"max_cost_usd": 1.0}, {"max_cost_usd": 0}, {"max_cost_usd": 1e20},
+    )  # fmt: skip
+    for bad in refused:
         answer = await admin.http.put(f"/api/v1{path}", json=bad)
+        assert answer.status_code == 422
         assert answer.json()["errors"][0]["pointer"] == "/" + next(iter(bad))
     assert (await admin.http.get(f"/api/v1/quotas/{uuid7()}")).status_code == 404
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from typing import Any
 
 import httpx2
 import pytest
 
+from rayloom.dag.values import JsonObject
+from rayloom.db import keys
 from rayloom.serve.settings import ServeSettings
 from tests.integration.serve.world import Person, World, one, until
 
@@ -67,6 +70,8 @@ BODIES: list[tuple[bytes, int, str | None]] = [
     (b'{"prompt": "x", "budget": {"deadline_s": 1e300}}', 422, "/budget/deadline_s"),
     (b'{"prompt": "x", "budget": {"max_tokens": 1.5}}', 422, "/budget/max_tokens"),
     (b'{"prompt": "x", "budget": {"tokens": 1}}', 422, "/budget/tokens"),
+    (b'{"prompt": "x", "budget": {"max_tokens": 100}}', 422, "/budget/max_tokens"),
+    (b'{"prompt": "x", "budget": {"max_cost_usd": 1.0, "deadline_s": 60}}', 422, "/budget/max_cost_usd"),
     (b'{"prompt": "x", "tools": {"allow": "core.*"}}', 422, "/tools/allow"),
     (b'{"prompt": "x", "tools": {"allow": [""]}}', 422, "/tools/allow/0"),
     (b'{"prompt": "x", "require_approval": true}', 422, "/require_approval"),
@@ -103,12 +108,42 @@ async def test_every_route_with_a_body_refuses_what_is_no_json_object(world: Wor
         assert answer.status_code in (400, 422), (body[:80], status)
 
 
+async def test_a_budget_that_nothing_enforces_is_refused_in_plain_words(world: World) -> None:
+    me = await world.user()
+    budget = {"max_tokens": 10, "max_cost_usd": 0.5}
+    for path in ("/tasks", "/plans"):
+        answer = await me.http.post(f"/api/v1{path}", json={"prompt": "x", "budget": budget})
+        problem = _problem(answer, 422)
+        assert problem["type"] == "urn:rayloom:problem:unsupported"
+        assert [error["pointer"] for error in problem["errors"]] == ["/budget/max_tokens", "/budget/max_cost_usd"]
+        assert all("not supported by this version" in error["message"] for error in problem["errors"])
+    unlimited: JsonObject = {"max_tokens": None, "max_cost_usd": None, "deadline_s": 60}
+    await me.submit({"plan": one(), "budget": unlimited})
+
+
 @pytest.mark.parametrize("name", ["", "x" * 256, "a\tb", "ä"])
 async def test_a_bad_idempotency_key_is_refused(world: World, name: str) -> None:
     me = await world.user()
     headers = {"Idempotency-Key": name.encode("latin-1")}
     problem = _problem(await me.http.post("/api/v1/tasks", json={"plan": one()}, headers=headers), 422)  # type: ignore[arg-type]
     assert problem["errors"][0]["pointer"] == "/headers/Idempotency-Key"
+
+
+async def test_the_loser_of_a_race_for_an_idempotency_key_gets_the_same_refusal(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def not_yet(*_: object) -> None:
+        """Neither of the two has seen the other when it looks."""
+
+    monkeypatch.setattr("rayloom.db.reads.submitted_before", not_yet)
+    me = await world.user()
+    headers = {"Idempotency-Key": "one"}
+    bodies = [{"plan": one(), "title": title} for title in ("a", "b")]
+    answers = await asyncio.gather(*(me.http.post("/api/v1/tasks", json=body, headers=headers) for body in bodies))
+    assert sorted(answer.status_code for answer in answers) == [202, 422]
+    problem = _problem(next(answer for answer in answers if answer.status_code == 422), 422)
+    assert problem["type"] == "urn:rayloom:problem:idempotency-mismatch"
+    assert [error["pointer"] for error in problem["errors"]] == ["/headers/Idempotency-Key"]
 
 
 async def test_another_media_type_is_refused(world: World) -> None:
@@ -145,6 +180,16 @@ async def test_without_a_good_key_nothing_is_served(world: World) -> None:
     assert (await nobody.get("/api/v1/tasks", headers={"X-API-Key": me.key})).status_code == 200
 
 
+async def test_a_short_key_that_somebody_chose_opens_the_door(world: World) -> None:
+    key = secrets.token_hex(4)
+    await keys.ensure_admin(world.engine, key=key, user="chose-a-short-key")
+    nobody = world.nobody()
+    for headers in ({"Authorization": f"Bearer {key}"}, {"X-API-Key": key}):
+        assert (await nobody.get("/api/v1/keys", headers=headers)).status_code == 200
+    for wrong in (key[:-1], key + "0", "x", "x" * 10_000):
+        _problem(await nobody.get("/api/v1/keys", headers={"X-API-Key": wrong}), 401)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
@@ -153,7 +198,6 @@ async def test_without_a_good_key_nothing_is_served(world: World) -> None:
         ("GET", "/api/v1/tasks/", 404),
         ("GET", "/api/v1/tasks/not-a-uuid", 404),
         ("GET", "/api/v1/tasks/019ad0b4-0000-7000-8000-000000000000", 404),
-        ("GET", "/api/v1/tasks/%00", 404),
         ("GET", "/api/v1/tasks/%ff%fe", 404),
         ("GET", "/static/secrets", 404),
         ("GET", "/static/..%2fapp.py", 404),
@@ -173,6 +217,13 @@ async def test_wrong_paths_and_methods_are_problems(world: World, method: str, p
     _problem(answer, status)
     if status == 405:
         assert answer.headers["allow"]
+
+
+@pytest.mark.parametrize("path", ["/api/v1/tasks/%00", "/%00", "/api/v1/tools/core%00noop", "/static/a%00.css"])
+async def test_a_nul_in_a_path_is_refused_with_a_pointer(world: World, path: str) -> None:
+    admin = await world.user("admin")
+    problem = _problem(await admin.http.get(path), 422)
+    assert [error["pointer"] for error in problem["errors"]] == ["/path"]
 
 
 async def test_405_names_every_method_of_the_path(world: World) -> None:
@@ -230,6 +281,30 @@ async def test_an_unforeseen_error_is_a_500_that_tells_nothing(
     _problem(answer, 500)
     assert "inside" not in answer.text
     assert "request.failed" in caplog.text
+
+
+async def test_resources_are_judged_by_the_last_known_nodes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayloom.serve.deps.NODES_TTL_S", 0.0)
+    me = await world.user()
+    plan = {"plan": one(resources={"num_cpus": 1000})}
+
+    async def pointers() -> list[str]:
+        problem = _problem(await me.http.post("/api/v1/tasks", json=plan), 422)
+        return [error["pointer"] for error in problem["errors"]]
+
+    known = await pointers()
+    assert known[0].startswith("/plan/subtasks/0/resources")
+    world.fakes.scheduler.is_down = True
+    assert await pointers() == known
+    world.fakes.scheduler.is_down = False
+    world.fakes.scheduler.node_types = ()
+    assert await pointers() == known
+
+
+async def test_resources_are_not_judged_by_a_cluster_that_nobody_knows(world: World) -> None:
+    world.fakes.scheduler.is_down = True
+    me = await world.user()
+    await me.submit({"plan": one(resources={"num_cpus": 1000})})
 
 
 class TestAFullHouse:

@@ -50,6 +50,10 @@ async def test_an_entry_point_is_registered_switched_and_removed(world: World) -
     unknown = await admin.http.post("/api/v1/tools/register", json={**body, "name": "x", "endpoint": "y"})
     assert unknown.status_code == 422
     assert unknown.json()["errors"][0]["pointer"] == "/endpoint"
+    for name in ("9lives", "skill.x", "a..b", "-x"):
+        wrong = await admin.http.post("/api/v1/tools/register", json={**body, "name": name})
+        assert wrong.status_code == 422
+        assert [error["pointer"] for error in wrong.json()["errors"]] == ["/name"], name
     off = await admin.http.patch("/api/v1/tools/my.tool", json={"is_active": False})
     assert off.json()["is_active"] is False
     refused = await me.http.post("/api/v1/tasks", json={"plan": one(tool="my.tool")})

@@ -41,6 +41,9 @@ def test_every_foreseen_error_is_a_problem(error: Exception, status: int) -> Non
     document = orjson.loads(answer.body)
     assert document["instance"] == "/here"
     assert document["title"]
+    if status == 422:
+        assert all({"pointer", "message"} == set(fault) for fault in document["errors"])
+        assert document["errors"]
 
 
 def test_what_nobody_foresaw_is_no_problem_of_the_caller() -> None:
