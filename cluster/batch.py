@@ -87,10 +87,30 @@ def batch_id_of(lines: Iterator[Line], run: str) -> tuple[str, int]:
     return digest.hexdigest()[:32], count
 
 
-def run_batch(client: Client, options: BatchOptions, *, say: Say) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchEnd:
+    """How a batch ended: lines by the status of their task, ``REFUSED`` for those that made none."""
+
+    batch_id: str
+    lines: int
+    statuses: Mapping[str, int]
+    out: Path
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every task completed, 3 when one failed or was refused, 4 when one was cancelled and none failed."""
+        completed, cancelled = self.statuses.get("COMPLETED", 0), self.statuses.get("CANCELLED", 0)
+        return 0 if completed == self.lines else 4 if completed + cancelled == self.lines else 3
+
+    def as_json(self) -> JsonObject:
+        """The document of ``rayloom batch --json``."""
+        statuses = dict[str, Json](sorted(self.statuses.items()))
+        return {"batch_id": self.batch_id, "lines": self.lines, "statuses": statuses, "out": str(self.out)}
+
+
+def run_batch(client: Client, options: BatchOptions, *, say: Say) -> BatchEnd:
     """Run a batch to its end; progress goes to ``say`` in plain lines.
 
-    Gives 0 when every task completed, 3 when one failed or was refused, 4 when one was cancelled and none failed.
     Raises UserError when input and results don't fit together, Rejected when the API refuses us altogether, Transient
     when it stays away: what was written by then stands, and the same command goes on from there.
     """
@@ -100,8 +120,7 @@ def run_batch(client: Client, options: BatchOptions, *, say: Say) -> int:
         say(f"batch {batch_id}: {count} lines, {results.count} done already, {options.concurrency} at a time")
         Batch(client, options, batch_id, results, tally, say).run(count)
     say(f"batch {batch_id}: {_summary(tally, count)}; results in {options.out}")
-    completed, cancelled = tally["COMPLETED"], tally["CANCELLED"]
-    return 0 if completed == count else 4 if completed + cancelled == count else 3
+    return BatchEnd(batch_id=batch_id, lines=count, statuses=dict(tally), out=options.out)
 
 
 class Batch:

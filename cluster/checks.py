@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rayloom.cluster.home import Home, HomeError
 from rayloom.cluster.settings import Settings
 from rayloom.dag.errors import Refused
+from rayloom.db.keys import MAX_KEY_CHARS
 from rayloom.tools.sandbox.select import sandbox_for
 
 Level = Literal["ok", "warn", "fail"]
 PYTHONS = ((3, 11), (3, 12))
 GIB = 1024**3
 LEAST_DISK_BYTES = GIB
+LEAST_KEY_CHARS = 8
+GOOD_KEY_CHARS = 32
 
 
 class StartRefused(Exception):
@@ -92,6 +96,44 @@ def dashboard_port(settings: Settings) -> Check:
     return Check(name="dashboard-port", level="fail", detail=detail, advice=advice)
 
 
+def api_key(settings: Settings) -> Check:
+    """Whether the first key, where somebody chose it, can open the door and keep others out."""
+    given = settings.api_key.get_secret_value()
+    name, key = "RAYLOOM_API_KEY", given
+    if not given:
+        home = Home(settings.home)
+        name = str(home.path / "api_key")
+        try:
+            key = home.read_secret("api_key") or ""
+        except HomeError as error:
+            return Check(name="api-key", level="fail", detail=str(error), advice="remove it, and a new one is made")
+        if not key:
+            return ok("api-key", f"{name} will be made")
+    advice = f"choose {GOOD_KEY_CHARS} random characters or more, or leave it out and let one be made"
+    if not all("!" <= char <= "~" for char in key):
+        detail = f"{name} holds a space or what is not ASCII, which no request can carry"
+        return Check(name="api-key", level="fail", detail=detail, advice=advice)
+    if not LEAST_KEY_CHARS <= len(key) <= MAX_KEY_CHARS:
+        detail = f"{name} has {len(key)} characters, and {LEAST_KEY_CHARS} to {MAX_KEY_CHARS} are taken"
+        return Check(name="api-key", level="fail", detail=detail, advice=advice)
+    if len(key) < GOOD_KEY_CHARS:
+        detail = f"{name} has only {len(key)} characters and may be guessed"
+        return Check(name="api-key", level="warn", detail=detail, advice=advice)
+    return ok("api-key", f"{name}, {len(key)} characters")
+
+
+def models(settings: Settings) -> Check:
+    """Whether a model is configured, which this version would not use."""
+    if settings.llm_base_url or settings.llm_api_key.get_secret_value() or settings.llm_model:
+        return Check(
+            name="models",
+            level="warn",
+            detail="RAYLOOM_LLM_… is set, but models come in a later version",
+            advice="prompts are split by their outline, and REASONING is refused",
+        )
+    return ok("models", "none; prompts are split by their outline")
+
+
 def ports_are_free(settings: Settings) -> bool:
     """Whether nobody listens where we and a Ray of ours would."""
     return port(settings).level == dashboard_port(settings).level == "ok"
@@ -99,9 +141,21 @@ def ports_are_free(settings: Settings) -> bool:
 
 def refuse_to_start(settings: Settings) -> None:
     """Raise StartRefused for the first thing that makes a start pointless."""
-    for check in (python_version(), disk_space(settings.home), port(settings), dashboard_port(settings)):
+    for check in (
+        python_version(),
+        disk_space(settings.home),
+        port(settings),
+        dashboard_port(settings),
+        api_key(settings),
+    ):
         if check.level == "fail":
             raise StartRefused(f"{check.detail}: {check.advice}")
+
+
+def warnings(settings: Settings) -> list[str]:
+    """What somebody who starts this should know, one line each."""
+    found = (api_key(settings), models(settings))
+    return [f"{check.detail}: {check.advice}" for check in found if check.level == "warn"]
 
 
 def _listen_fault(host: str, number: int) -> int | None:

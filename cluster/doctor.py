@@ -54,6 +54,8 @@ def diagnose(folder: Path | None = None) -> Iterator[Check]:
     home = Home(settings.home)
     yield home_folder(home)
     yield checks.disk_space(home.path)
+    yield checks.api_key(settings)
+    yield checks.models(settings)
     yield instance(home)
     if home.owner() is None:
         yield checks.port(settings)

@@ -8,7 +8,6 @@ import signal
 from typing import Any
 
 import httpx2
-import typer
 
 from rayloom.cluster import checks
 from rayloom.cluster.cli.exits import ExitCode
@@ -20,13 +19,13 @@ DOWN_TIMEOUT_S = 60.0
 _READY_TIMEOUT_S = 5.0
 
 
-def run_down() -> int:
+def run_down(*, as_json: bool = False) -> int:
     """Ask the owner of this home to stop, and wait up to 60 s for it; gives the exit code."""
     home = Home(load_settings().home)
+    output = Output(as_json=as_json)
     pid = home.owner()
     if pid is None:
-        typer.echo(f"no rayloom runs in {home.path}")
-        return ExitCode.OK
+        return _down(output, home, None, f"no rayloom runs in {home.path}")
     if not pid:
         complain(f"somebody owns {home.path} and has not said who: try again in a second")
         return ExitCode.ERROR
@@ -34,10 +33,10 @@ def run_down() -> int:
         # A handle on this very process: its number can't come to mean another one while we wait.
         process = os.pidfd_open(pid)
     except ProcessLookupError:
-        return ExitCode.OK
+        return _down(output, home, None, f"process {pid} has just ended")
     try:
         if home.owner() != pid:
-            return ExitCode.OK
+            return _down(output, home, None, f"process {pid} has just ended")
         signal.pidfd_send_signal(process, signal.SIGTERM)
         ended, _, _ = select.select([process], [], [], DOWN_TIMEOUT_S)
     except PermissionError:
@@ -46,21 +45,29 @@ def run_down() -> int:
     finally:
         os.close(process)
     if ended:
-        typer.echo(f"stopped process {pid}")
-        return ExitCode.OK
+        return _down(output, home, pid, f"stopped process {pid}")
     complain(f"process {pid} still runs after {DOWN_TIMEOUT_S:.0f} s; `kill -9 {pid}` ends it, and nothing is lost")
     return ExitCode.ERROR
 
 
+def _down(output: Output, home: Home, stopped: int | None, said: str) -> int:
+    """Nothing runs in ``home`` any more: say so, and which process was stopped for it."""
+    if output.as_json:
+        output.json({"home": str(home.path), "running": False, "stopped_pid": stopped})
+    else:
+        output.line(said)
+    return ExitCode.OK
+
+
 def run_status(*, as_json: bool = False) -> int:
-    """Show what runs in this home and how it is; exit code 0 when it serves, 1 otherwise."""
+    """Show what runs in this home and how it is; exit code 0 when all of it is ready, 1 otherwise, degraded too."""
     status = read_status(load_settings())
     output = Output(as_json=as_json)
     if as_json:
         output.json(status)
     else:
         output.fields(list(_flat(status)))
-    return ExitCode.OK if status["serve"]["state"] in ("ok", "degraded") else ExitCode.ERROR
+    return ExitCode.OK if status["serve"]["state"] == "ready" else ExitCode.ERROR
 
 
 def read_status(settings: Settings) -> dict[str, Any]:
@@ -93,9 +100,9 @@ def _ready(url: str) -> dict[str, Any]:
         said = answer.json()
     except (httpx2.HTTPError, ValueError) as error:
         return {"state": "down", "detail": f"{url} does not answer ({type(error).__name__})"}
-    if not isinstance(said, dict):
+    if not isinstance(said, dict) or "status" not in said:
         return {"state": "down", "detail": f"{url} answers, but it is not rayloom"}
-    state = str(said.get("status", "ok")) if answer.status_code == 200 else "not ready"
+    state = str(said["status"]) if answer.status_code == 200 else "not ready"
     return {"state": state, "detail": said}
 
 

@@ -59,7 +59,9 @@ class Settings(BaseSettings):
     max_body_mb: int = Field(default=64, ge=1, le=1024, description="a larger request body is answered 413")
     admission_requests: int = Field(default=200, ge=1, description="requests in flight in a replica; above: 503")
     admission_streams: int = Field(default=500, ge=1, description="event streams open in a replica; above: 503")
-    api_key: SecretStr = Field(default=_NONE, description="the command line's key; empty: HOME/api_key")
+    api_key: SecretStr = Field(
+        default=_NONE, description="the command line's key, 8 characters or more; empty: HOME/api_key"
+    )
     secret_key: SecretStr = Field(default=_NONE, description="encrypts tool secrets; empty: HOME/secret_key")
 
     ray_address: str = Field(default="", description="a running Ray cluster; empty: start a local Ray")
@@ -74,7 +76,8 @@ class Settings(BaseSettings):
     lease_s: float = Field(default=10.0, gt=0, le=3600, description="a silent scheduler loses its attempts after this")
     faults: str = Field(default="", description="seed:rate, fault injection for tests")
 
-    llm_base_url: HttpUrl = Field(default="", description="an OpenAI-compatible endpoint")
+    # Read so that an environment may have them already; `up` says that this version has no use for them.
+    llm_base_url: HttpUrl = Field(default="", description="an OpenAI-compatible endpoint, for a later version")
     llm_api_key: SecretStr = Field(default=_NONE)
     llm_model: str = ""
     sandbox: Literal["auto", "docker", "bubblewrap", "e2b", "unsafe-local"] = "auto"

@@ -7,10 +7,12 @@ supervisor that is killed takes its servers with it: the kernel tells them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import threading
 from collections.abc import Awaitable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -19,18 +21,23 @@ from typing import Literal, Protocol, TypeVar
 import typer
 
 from rayloom.cluster import reach
-from rayloom.cluster.checks import StartRefused, ports_are_free, python_version, refuse_to_start
+from rayloom.cluster.checks import StartRefused, ports_are_free, python_version, refuse_to_start, warnings
+from rayloom.cluster.cli.output import Output
 from rayloom.cluster.embedded.identity import ServiceError
 from rayloom.cluster.embedded.services import EmbeddedServices
 from rayloom.cluster.home import Home, RunningInstance
 from rayloom.cluster.instance import run_down, run_status
+from rayloom.cluster.logbook import open_logbook
 from rayloom.cluster.settings import Settings, load_settings
 from rayloom.dag.errors import RayloomError
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 
 __all__ = ["Running", "run_down", "run_status", "run_up"]
 
+_log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+State = Literal["starting", "serving", "stopping"]
 INTERRUPTED = 130
 ORPHANS_S = 20
 
@@ -50,8 +57,10 @@ class Running(Protocol):
         """Drain Serve, then end Ray if we started it."""
 
 
-def run_up(*, demo: bool | None = None, host: str | None = None, port: int | None = None) -> int:
+def run_up(*, demo: bool | None = None, host: str | None = None, port: int | None = None, as_json: bool = False) -> int:
     """Serve until SIGINT or SIGTERM; gives the exit code. ``demo`` None: as the settings say.
+
+    ``as_json``: one JSON document on stdout as soon as it serves; what is told to people goes to stderr.
 
     What a person must mend is told in one line on stderr, with exit code 1. Raises SettingsError and HomeError, which
     are such lines already.
@@ -63,7 +72,7 @@ def run_up(*, demo: bool | None = None, host: str | None = None, port: int | Non
     settings = load_settings(Path.cwd(), host=host, port=port)
     try:
         with asyncio.Runner() as runner:
-            return runner.run(_Supervisor(settings, settings.demo if demo is None else demo).run())
+            return runner.run(_Supervisor(settings, settings.demo if demo is None else demo, as_json).run())
     except (StartRefused, ServiceError) as error:
         typer.echo(f"rayloom: {error}", err=True)
         return 1
@@ -74,11 +83,12 @@ class _Stopped(Exception):
 
 
 class _Supervisor:
-    def __init__(self, settings: Settings, demo: bool) -> None:
+    def __init__(self, settings: Settings, demo: bool, as_json: bool) -> None:
         self._settings = settings
         self._demo = demo
+        self._as_json = as_json
         self._home = Home(settings.home)
-        self._services = EmbeddedServices(settings, self._home, _say)
+        self._services = EmbeddedServices(settings, self._home, self._say)
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._urls: Mapping[str, str] = {}
 
@@ -87,17 +97,21 @@ class _Supervisor:
         self._stop = asyncio.Event()
         self._interrupts = _Interrupts(asyncio.get_running_loop(), self._stop)
         self._interrupts.install()
+        logbook = open_logbook(self._home.logs)
         try:
             if self._home.was_killed():
                 await self._unless_stopped(self._until_orphans_are_gone())
             refuse_to_start(self._settings)
+            for line in warnings(self._settings):
+                _log.warning(line)
             return await self._serve()
         except _Stopped:
             return 0
         finally:
             if self._services.are_running:
-                _say("stopping the services")
+                self._say("stopping the services")
             await asyncio.to_thread(self._services.stop)
+            logbook.close()
             self._home.release()
             self._interrupts.release()
 
@@ -113,7 +127,7 @@ class _Supervisor:
         self._make_secrets()
         database, redis = await self._start_services()
         exclusive = not self._settings.database.dsn_given
-        _say("starting Ray and Serve")
+        self._say("starting Ray and Serve")
         # Ray takes seconds to import: not before it is known that we may start.
         from rayloom.cluster import bringup
 
@@ -135,17 +149,17 @@ class _Supervisor:
             if self._demo:
                 self._begin_demonstration(running)
             else:
-                _say("serving until Ctrl-C")
+                self._say("serving until Ctrl-C")
             await self._stop.wait()
         finally:
-            _say("stopping (Ctrl-C again: at once)")
+            self._say("stopping (Ctrl-C again: at once)")
             self._tell("stopping")
             await running.stop()
         return 0
 
     async def _start_services(self) -> tuple[DatabaseSettings, RedisSettings]:
         if not (self._settings.database.dsn_given and self._settings.redis.dsn_given):
-            _say(f"starting services in {self._home.path}")
+            self._say(f"starting services in {self._home.path}")
         starting = asyncio.create_task(asyncio.to_thread(self._services.start))
         try:
             database, redis = await self._unless_stopped(asyncio.shield(starting))
@@ -178,13 +192,21 @@ class _Supervisor:
             self._home.secret("secret_key")
 
     def _welcome(self, running: Running) -> None:
+        given = bool(self._settings.api_key.get_secret_value())
+        if self._as_json:
+            told = self._told("serving")
+            # Whoever gave the key has it.
+            Output(as_json=True).json(
+                {**asdict(told), "home": str(self._home.path), "api_key": None if given else running.api_key}
+            )
+            return
         width = max((len(name) for name in running.urls), default=0)
         for name, url in running.urls.items():
-            _say(f"  {name.ljust(width)}  {url}")
-        if self._settings.api_key.get_secret_value():
-            _say(f"  {'key'.ljust(width)}  the one in RAYLOOM_API_KEY")
+            self._say(f"  {name.ljust(width)}  {url}")
+        if given:
+            self._say(f"  {'key'.ljust(width)}  the one in RAYLOOM_API_KEY")
         else:
-            _say(f"  {'key'.ljust(width)}  {running.api_key}  (kept in {self._home.path / 'api_key'})")
+            self._say(f"  {'key'.ljust(width)}  {running.api_key}  (kept in {self._home.path / 'api_key'})")
 
     def _begin_demonstration(self, running: Running) -> None:
         # A thread that nobody waits for: Ctrl-C in the middle of it must not hang.
@@ -196,7 +218,7 @@ class _Supervisor:
         from rayloom.cluster import demo
 
         try:
-            ended_well = demo.run(self._settings.api_url, api_key, Console(highlight=False)) == 0
+            ended_well = demo.run(self._settings.api_url, api_key, Console(highlight=False, stderr=self._as_json)) == 0
             reason = "see above"
         except RayloomError as error:
             ended_well, reason = False, error.message
@@ -204,19 +226,23 @@ class _Supervisor:
             return
         if not ended_well:
             typer.echo(f"rayloom: the demonstration did not end well ({reason}); serving all the same", err=True)
-        _say("serving until Ctrl-C")
+        self._say("serving until Ctrl-C")
 
-    def _tell(self, state: Literal["starting", "serving", "stopping"]) -> None:
-        self._home.write_run(
-            RunningInstance(
-                pid=os.getpid(),
-                started_at=self._started_at,
-                state=state,
-                url=self._settings.api_url,
-                urls=dict(self._urls),
-                ray_address=self._settings.ray_address or "local",
-                services=self._services.told(),
-            )
+    def _say(self, line: str) -> None:
+        typer.echo(line, err=self._as_json)
+
+    def _tell(self, state: State) -> None:
+        self._home.write_run(self._told(state))
+
+    def _told(self, state: State) -> RunningInstance:
+        return RunningInstance(
+            pid=os.getpid(),
+            started_at=self._started_at,
+            state=state,
+            url=self._settings.api_url,
+            urls=dict(self._urls),
+            ray_address=self._settings.ray_address or "local",
+            services=self._services.told(),
         )
 
 
@@ -243,7 +269,3 @@ class _Interrupts:
             os._exit(INTERRUPTED)
         self._asked = True
         self._loop.call_soon_threadsafe(self._stop.set)
-
-
-def _say(line: str) -> None:
-    typer.echo(line)

@@ -12,6 +12,7 @@ import typer
 from rayloom.dag.values import Json, JsonObject
 
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the API's own JSON.")]
+InJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 TaskId: TypeAlias = Annotated[str, typer.Argument(metavar="ID", help="The task's id.")]
 Limit: TypeAlias = Annotated[int, typer.Option("--limit", min=1, max=500, help="How many to show.")]
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
+import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +15,8 @@ import typer
 
 from rayloom.cluster.cli.connection import connect
 from rayloom.cluster.cli.exits import ExitCode
-from rayloom.cluster.cli.options import AsJson
-from rayloom.cluster.cli.output import complain
+from rayloom.cluster.cli.options import AsJson, InJson
+from rayloom.cluster.cli.output import Output, complain
 from rayloom.dag.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -23,22 +26,25 @@ def up(
     no_demo: Annotated[bool, typer.Option("--no-demo", help="Serve without running the demonstration.")] = False,
     host: Annotated[str | None, typer.Option(help="Address to listen on; loopback unless you say so.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Port of the HTTP API.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on stdout once it serves; the rest on stderr.")
+    ] = False,
 ) -> None:
     """Start everything, run one demonstration task, serve until Ctrl-C."""
     from rayloom.cluster.up import run_up
 
-    raise typer.Exit(run_up(demo=False if no_demo else None, host=host, port=port))
+    raise typer.Exit(run_up(demo=False if no_demo else None, host=host, port=port, as_json=as_json))
 
 
-def down() -> None:
+def down(as_json: InJson = False) -> None:
     """Stop the rayloom of this home."""
     from rayloom.cluster.up import run_down
 
-    raise typer.Exit(run_down())
+    raise typer.Exit(run_down(as_json=as_json))
 
 
 def status(as_json: AsJson = False) -> None:
-    """Say what runs, where, and how it is."""
+    """Say what runs, where, and how it is. Exit code 0 only when all of it is ready."""
     from rayloom.cluster.up import run_status
 
     raise typer.Exit(run_status(as_json=as_json))
@@ -53,6 +59,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 def migrate(
     url: Annotated[str | None, typer.Argument(help="The database; default: RAYLOOM_DATABASE_URL.")] = None,
+    as_json: InJson = False,
 ) -> None:
     """Bring an external database to this version's schema. (`up` does it by itself.)"""
     from rayloom.cluster.settings import load_settings
@@ -62,7 +69,11 @@ def migrate(
     if not target:
         raise UserError("NO_DATABASE_URL", "no RAYLOOM_DATABASE_URL: the embedded database is migrated by `rayloom up`")
     asyncio.run(upgrade(target))
-    typer.echo("the database has this version's schema")
+    out = Output(as_json=as_json)
+    if as_json:
+        out.json({"migrated": True})
+    else:
+        out.line("the database has this version's schema")
 
 
 def batch(
@@ -71,6 +82,9 @@ def batch(
     concurrency: Annotated[int, typer.Option(min=1, max=500, help="Tasks under way at once.")] = 16,
     timeout_s: Annotated[float | None, typer.Option(min=0, help="Stop after so long; a rerun goes on.")] = None,
     run: Annotated[str, typer.Option(help="A name that makes new tasks of a file that ran before.")] = "",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on stdout at the end; progress on stderr.")
+    ] = False,
 ) -> None:
     """Run the tasks of a JSONL file. Started again with the same files it goes on where it stopped."""
     from rayloom.cluster.batch import BatchOptions, run_batch
@@ -78,17 +92,31 @@ def batch(
     options = BatchOptions(source=file, out=out, concurrency=concurrency, timeout_s=timeout_s, run=run)
     try:
         with connect(patience_s=options.patience_s, connections=concurrency + 8) as client:
-            raise typer.Exit(run_batch(client, options, say=typer.echo))
+            ended = run_batch(client, options, say=partial(typer.echo, err=as_json))
     except KeyboardInterrupt:
         complain("stopped; the tasks under way go on, and the same command goes on from here")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
+    if as_json:
+        Output(as_json=True).json(ended.as_json())
+    raise typer.Exit(ended.exit_code)
 
 
 def bench(
     arguments: Annotated[list[str] | None, typer.Argument(help="Given on to the benchmark; after --.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Every figure as one JSON document on stdout; progress on stderr.")
+    ] = False,
 ) -> None:
     """Measure rayloom beside plain Ray, from a checkout."""
     if not (CHECKOUT / "bench" / "run.py").is_file():
         raise UserError("NO_BENCH", "the benchmarks are part of the source tree: clone it and call `make bench`")
-    ended = subprocess.run([sys.executable, "-m", "bench.run", *(arguments or [])], cwd=CHECKOUT, check=False)
-    raise typer.Exit(ExitCode.OK if ended.returncode == 0 else ExitCode.ERROR)
+    command = [sys.executable, "-m", "bench.run", *(arguments or [])]
+    if not as_json:
+        ended = subprocess.run(command, cwd=CHECKOUT, check=False)
+        raise typer.Exit(ExitCode.OK if ended.returncode == 0 else ExitCode.ERROR)
+    with tempfile.TemporaryDirectory(prefix="rayloom-bench-") as folder:
+        figures = Path(folder) / "figures.json"
+        ended = subprocess.run([*command, "--json", str(figures)], cwd=CHECKOUT, check=False, stdout=sys.stderr)
+        if ended.returncode != 0:
+            raise typer.Exit(ExitCode.ERROR)
+        Output(as_json=True).json(json.loads(figures.read_text()))

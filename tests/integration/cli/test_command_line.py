@@ -69,6 +69,12 @@ def test_a_batch_runs_once_however_often_it_is_started(place: Instance) -> None:
     assert len(place.json("list", "--all")["items"]) == count
 
 
+def test_status_says_that_all_is_well(place: Instance) -> None:
+    status = place.json("status")
+    assert (status["running"], status["state"], status["serve"]["state"]) == (True, "serving", "ready")
+    assert "serve.state\tready" in place.rayloom("status")
+
+
 def test_tools_and_keys(place: Instance) -> None:
     assert "python.run" in {tool["name"] for tool in place.json("tools")["items"]}
     assert place.rayloom("tools", "invoke", "core.echo", '{"value": "hello"}') == "hello\n"

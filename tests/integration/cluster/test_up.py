@@ -138,6 +138,33 @@ def test_a_taken_port_is_one_line_and_nothing_is_left(home: Path) -> None:
     assert Home(home).owner() is None
 
 
+def test_with_json_one_document_says_that_it_serves(home: Path) -> None:
+    up = Up(home, "json", RAYLOOM_API_KEY="12345678", RAYLOOM_LLM_MODEL="some-model")
+    [line] = up.until("serving")
+    document = json.loads(line)
+    assert (document["state"], document["pid"], document["home"]) == ("serving", up.process.pid, str(home))
+    assert document["api_key"] is None
+    assert document["urls"]["api"].startswith("http://")
+    assert document["services"]["database"].startswith("embedded")
+    stopped = json.loads(rayloom(home, "down", "--json").stdout)
+    assert stopped == {"home": str(home), "running": False, "stopped_pid": up.process.pid}
+    code, said, errors = up.end()
+    assert (code, said) == (0, ["stand-in stopped"])
+    warnings = [line for line in errors if line.startswith("rayloom: ")]
+    assert "may be guessed" in warnings[0]
+    assert "models come in a later version" in warnings[1]
+    kept = (home / "logs" / "up.log").read_text()
+    assert all(line.removeprefix("rayloom: ") in kept for line in warnings)
+    assert "12345678" not in "".join(errors) + kept
+
+
+def test_a_key_too_short_is_one_line(home: Path) -> None:
+    code, said, errors = Up(home, RAYLOOM_API_KEY="geheim").end()
+    assert (code, said, len(errors)) == (1, [], 1)
+    assert "RAYLOOM_API_KEY has 6 characters, and 8 to 512 are taken: choose 32 random" in errors[0]
+    assert "geheim" not in errors[0]
+
+
 def test_wrong_settings_are_one_line_each(home: Path) -> None:
     code, said, errors = Up(home, RAYLOOM_PROT="1", RAYLOOM_SANBOX="x").end()
     assert (code, said, len(errors)) == (1, [], 2)

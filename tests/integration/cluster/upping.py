@@ -1,4 +1,4 @@
-"""`rayloom up` with a stand-in for Ray and Serve: ``upping.py serve|external|slow|break``.
+"""`rayloom up` with a stand-in for Ray and Serve: ``upping.py serve|external|json|slow|break``.
 
 The supervisor, its services, signals and files are the real ones; Ray has tests of its own.
 """
@@ -34,7 +34,8 @@ def main(how: str) -> int:
         assert database.dsn_given
         assert redis.dsn_given
         assert exclusive == (how != "external")
-        typer.echo("stand-in starts")
+        if how != "json":
+            typer.echo("stand-in starts")
         if how == "slow":
             await asyncio.sleep(3600)
         if how == "break":
@@ -42,7 +43,7 @@ def main(how: str) -> int:
         return StandIn()
 
     bringup.start = start  # type: ignore[assignment]
-    return run(["up", "--no-demo"])
+    return run(["up", "--no-demo", *(["--json"] if how == "json" else [])])
 
 
 if __name__ == "__main__":

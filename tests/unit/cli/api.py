@@ -211,7 +211,7 @@ def build_app(api: FakeApi) -> FastAPI:
 
         async def endpoint(request: Request, *, _handler: Any = handler) -> Response:
             api.requests.append((request.method, request.url.path, dict(request.headers)))
-            if request.headers.get("Authorization") != f"Bearer {KEY}":
+            if request.url.path.startswith("/api/") and request.headers.get("Authorization") != f"Bearer {KEY}":
                 return problem(401, "a key is wanted")
             scripted = api.script[f"{request.method} {request.url.path}"]
             if scripted:

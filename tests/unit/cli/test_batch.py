@@ -46,7 +46,7 @@ def _silent(_line: str) -> None:
 def test_results_stand_in_the_order_of_the_input(api: FakeApi, client: Client, files: BatchOptions) -> None:
     titles = [f"task {number}" for number in range(40)]
     _write(files, titles)
-    assert run_batch(client, files, say=_silent) == 0
+    assert run_batch(client, files, say=_silent).exit_code == 0
     results = _results(files)
     assert [result["line"] for result in results] == list(range(1, 41))
     assert [result["result"]["answer"] for result in results] == titles
@@ -57,7 +57,7 @@ def test_results_stand_in_the_order_of_the_input(api: FakeApi, client: Client, f
 def test_a_bad_line_is_a_result_and_stops_nothing(api: FakeApi, client: Client, files: BatchOptions) -> None:
     first, last = b'\xef\xbb\xbf{"prompt": "a"}\n\n  \n', b'{"title": "refused"}\n{"prompt": "z"}'
     files.source.write_bytes(first + b'{"prompt": \n[1]\n\xff\n' + last)
-    assert run_batch(client, files, say=_silent) == 3
+    assert run_batch(client, files, say=_silent).exit_code == 3
     results = _results(files)
     assert [result["line"] for result in results] == [1, 4, 5, 6, 7, 8]
     assert [result["status"] for result in results] == ["COMPLETED", None, None, None, None, "COMPLETED"]
@@ -72,9 +72,9 @@ def test_the_exit_code_tells_the_worst(
     api: FakeApi, client: Client, files: BatchOptions, ends: list[str], code: int
 ) -> None:
     files.source.write_text("".join(json.dumps({"prompt": "p", "labels": {"ends": end}}) + "\n" for end in ends))
-    assert run_batch(client, files, say=_silent) == code
+    assert run_batch(client, files, say=_silent).exit_code == code
     assert [result["status"] for result in _results(files)] == ends
-    assert run_batch(client, files, say=_silent) == code, "a rerun that finds everything done says the same"
+    assert run_batch(client, files, say=_silent).exit_code == code, "a rerun that finds everything done says the same"
 
 
 def test_a_rerun_does_nothing_twice(api: FakeApi, client: Client, files: BatchOptions) -> None:
@@ -129,7 +129,7 @@ def test_the_api_may_be_busy_or_break_off(api: FakeApi, client: Client, files: B
     _write(files, [f"task {number}" for number in range(6)])
     api.script["POST /api/v1/tasks"].extend(problem(status, "later", retry_after="9") for status in (503, 429, 500))
     api.cuts.extend([0, 4, 9, 2])
-    assert run_batch(client, files, say=_silent) == 0
+    assert run_batch(client, files, say=_silent).exit_code == 0
     assert len(api.tasks) == 6
 
 
@@ -174,6 +174,17 @@ def test_the_time_limit_keeps_what_is_done(api: FakeApi, client: Client, files: 
     assert [result["line"] for result in _results(files)] == [1]
 
 
+def test_the_command_ends_with_one_document_when_asked(
+    api: FakeApi, rayloom: Rayloom, files: BatchOptions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _write(files, ["a", "refused"])
+    assert rayloom("batch", str(files.source), "--out", str(files.out), "--json") == 3
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert document.pop("batch_id") in said.err
+    assert document == {"lines": 2, "statuses": {"COMPLETED": 1, "REFUSED": 1}, "out": str(files.out)}
+
+
 def test_no_input_is_said(client: Client, files: BatchOptions) -> None:
     with pytest.raises(UserError, match="can't read"):
         run_batch(client, files, say=_silent)
@@ -181,7 +192,7 @@ def test_no_input_is_said(client: Client, files: BatchOptions) -> None:
 
 def test_an_empty_batch_is_done(client: Client, files: BatchOptions) -> None:
     files.source.write_text("\n\n")
-    assert run_batch(client, files, say=_silent) == 0
+    assert run_batch(client, files, say=_silent).exit_code == 0
     assert files.out.read_bytes() == b""
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.responses import JSONResponse
+from typer.main import get_command
 
-from rayloom.cluster.cli.program import run
+from rayloom.cluster.cli.program import app, run
 from rayloom.serve.client import Client
 from tests.unit.cli.api import PLAN, FakeApi, problem
 
@@ -27,7 +29,7 @@ def test_submit_prints_the_id(rayloom: Rayloom, api: FakeApi, capsys: Capture) -
 def test_submit_sends_what_the_options_say(rayloom: Rayloom, api: FakeApi, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(json.dumps(PLAN))
     (tmp_path / "body.json").write_text('{"title": "from the file", "priority": 2, "labels": {"a": "1"}}')
-    options = ["--title", "t", "--label", "b=x=y", "--context", '{"c": 1}', "--budget-max-tokens", "10"]
+    options = ["--title", "t", "--label", "b=x=y", "--context", '{"c": 1}', "--budget-deadline-s", "10"]
     files = ["--plan", str(tmp_path / "plan.json"), "--file", str(tmp_path / "body.json")]
     assert rayloom("submit", *files, *options, "--allow-tool", "core.*", "--idempotency-key", "k") == 0
     raw, _ = api.keys["k"]
@@ -37,7 +39,7 @@ def test_submit_sends_what_the_options_say(rayloom: Rayloom, api: FakeApi, tmp_p
         "labels": {"a": "1", "b": "x=y"},
         "plan": PLAN,
         "context": {"c": 1},
-        "budget": {"max_tokens": 10},
+        "budget": {"deadline_s": 10.0},
         "tools": {"allow": ["core.*"]},
     }
 
@@ -226,6 +228,71 @@ def test_a_wrong_setting_is_said_without_a_stack_trace(
 def test_the_version(capsys: Capture) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("rayloom ")
+
+
+def test_every_command_that_does_something_speaks_json() -> None:
+    def leaves(command: Any) -> Iterator[Any]:
+        for child in getattr(command, "commands", {}).values():
+            yield from leaves(child)
+        if not getattr(command, "commands", {}):
+            yield command
+
+    silent = [
+        command.name
+        for command in leaves(get_command(app))
+        if not any("--json" in parameter.opts for parameter in command.params)
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize(("said", "code"), [("ready", 0), ("degraded", 1), ("unavailable", 1)])
+def test_status_is_well_only_when_all_is_ready(
+    rayloom: Rayloom, api: FakeApi, capsys: Capture, said: str, code: int
+) -> None:
+    status = 503 if said == "unavailable" else 200
+    api.script["GET /readyz"].append(JSONResponse({"status": said, "checks": {}}, status))
+    assert rayloom("status", "--json") == code
+    assert json.loads(capsys.readouterr().out)["serve"]["state"] == ("not ready" if status == 503 else said)
+
+
+def test_status_takes_no_stranger_for_rayloom(rayloom: Rayloom, api: FakeApi, capsys: Capture) -> None:
+    api.script["GET /readyz"].append(JSONResponse({"hello": "world"}))
+    assert rayloom("status", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["serve"]["state"] == "down"
+
+
+def test_down_with_nothing_to_stop(rayloom: Rayloom, capsys: Capture, tmp_path: Path) -> None:
+    assert rayloom("down", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "home": str(tmp_path / "home"),
+        "running": False,
+        "stopped_pid": None,
+    }
+
+
+def test_migrate_says_so_in_json(rayloom: Rayloom, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    async def upgrade(url: str) -> None:
+        seen.append(url)
+
+    monkeypatch.setattr("rayloom.db.migrate.upgrade", upgrade)
+    assert rayloom("migrate", "postgresql+asyncpg://u:p@db/x", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"migrated": True}
+    assert seen == ["postgresql+asyncpg://u:p@db/x"]
+
+
+def test_bench_gives_its_figures_as_json(rayloom: Rayloom, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {"workloads": {"W1": {"ratio": 1.0}}}
+
+    def measured(command: list[str], **_options: object) -> subprocess.CompletedProcess[str]:
+        assert command[1:4] == ["-m", "bench.run", "W1"]
+        Path(command[command.index("--json") + 1]).write_text(json.dumps(figures))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", measured)
+    assert rayloom("bench", "--json", "W1") == 0
+    assert json.loads(capsys.readouterr().out) == figures
 
 
 def test_help_imports_nothing_heavy() -> None:

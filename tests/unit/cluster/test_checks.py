@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import sys
@@ -14,10 +15,11 @@ from rayloom.cluster.settings import Settings, load_settings
 
 
 def settings(home: Path, **environ: str) -> Settings:
-    # Whatever runs on this machine beside the tests may have the usual one.
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        dashboard = str(probe.getsockname()[1])
-    return load_settings(environ={"RAYLOOM_HOME": str(home), "RAYLOOM_RAY_DASHBOARD_PORT": dashboard, **environ})
+    # Whatever runs on this machine beside the tests may have the usual ones.
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        port, dashboard = str(one.getsockname()[1]), str(other.getsockname()[1])
+    usual = {"RAYLOOM_HOME": str(home), "RAYLOOM_PORT": port, "RAYLOOM_RAY_DASHBOARD_PORT": dashboard}
+    return load_settings(environ={**usual, **environ})
 
 
 def test_a_taken_port_is_told_with_what_to_do(tmp_path: Path) -> None:
@@ -42,6 +44,36 @@ def test_a_host_that_is_not_ours(tmp_path: Path) -> None:
     found = checks.port(settings(tmp_path, RAYLOOM_HOST="203.0.113.7"))
     assert found.level == "fail"
     assert "RAYLOOM_HOST" in found.advice
+
+
+@pytest.mark.parametrize("key", ["short", "1234567", "with space", "schlüssel-lang", "x" * 513])
+def test_a_key_that_can_not_serve_is_refused_with_what_to_do(tmp_path: Path, key: str) -> None:
+    with pytest.raises(checks.StartRefused, match=r"RAYLOOM_API_KEY .*: choose 32 random characters") as caught:
+        checks.refuse_to_start(settings(tmp_path, RAYLOOM_API_KEY=key))
+    assert key not in str(caught.value)
+    (tmp_path / "api_key").write_text(f"{key}\n")
+    with pytest.raises(checks.StartRefused, match=re.escape(str(tmp_path / "api_key"))):
+        checks.refuse_to_start(settings(tmp_path))
+
+
+def test_a_short_key_is_taken_with_a_warning(tmp_path: Path) -> None:
+    chosen = settings(tmp_path, RAYLOOM_API_KEY="12345678")
+    checks.refuse_to_start(chosen)
+    [line] = checks.warnings(chosen)
+    assert "RAYLOOM_API_KEY has only 8 characters" in line
+    assert "12345678" not in line
+    assert checks.warnings(settings(tmp_path, RAYLOOM_API_KEY="x" * 32)) == []
+    assert checks.warnings(settings(tmp_path)) == []
+
+
+@pytest.mark.parametrize("name", ["BASE_URL", "API_KEY", "MODEL"])
+def test_a_model_that_nothing_uses_is_told(tmp_path: Path, name: str) -> None:
+    chosen = settings(tmp_path, **{f"RAYLOOM_LLM_{name}": "https://model.example"})
+    checks.refuse_to_start(chosen)
+    [line] = checks.warnings(chosen)
+    assert "models come in a later version" in line
+    assert "split by their outline" in line
+    assert "model.example" not in line
 
 
 def test_a_given_ray_cluster_has_ports_of_its_own(tmp_path: Path) -> None:
