@@ -43,6 +43,16 @@ def expect_whole(run: Run) -> None:
     run.expect_sound()
 
 
+def expect_nothing_run_twice(run: Run) -> None:
+    """Whatever was away, no attempt was given up that a worker had begun."""
+    rows = run.instance.sql(
+        "SELECT s.key, e.attempt, e.error_message FROM sub_tasks s JOIN execution_logs e ON e.sub_task_id = s.id "
+        "WHERE s.parent_id = $1::uuid AND e.status <> 'COMPLETED' AND e.error_message NOT LIKE '%never started%'",
+        run.task_id,
+    )
+    assert not rows, [dict(row) for row in rows[:3]]
+
+
 def process_called(title: str) -> Kill:
     """`kill -9` of the process with this title; another one must take its place."""
 
