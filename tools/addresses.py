@@ -74,6 +74,11 @@ class Target:
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
+    def url(self) -> str:
+        """The whole URL in its one spelling: it has neither credentials nor a fragment, but its query."""
+        return f"{self.scheme}://{self.authority}{self.path_and_query}"
+
+    @property
     def shown(self) -> str:
         """The URL for errors and logs, without its query: that may hold secrets."""
         return f"{self.scheme}://{self.authority}{self.path_and_query.partition('?')[0]}"

@@ -38,9 +38,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """What came back, after redirects: ``url`` is the last one."""
+    """What came back, after redirects: ``url`` is the last one, ``shown`` what errors and logs may say of it."""
 
     url: str
+    shown: str
     status: int
     headers: Mapping[str, str]
     body: bytes
@@ -70,7 +71,7 @@ def failure(method: str, response: Response) -> RayloomError | None:
     if response.status < 400:
         return None
     excerpt = " ".join(response.body[: 4 * EXCERPT_CHARS].decode("utf-8", "replace").split())[:EXCERPT_CHARS]
-    message = f"{method} {response.url} answered {response.status}" + (f": {excerpt}" if excerpt else "")
+    message = f"{method} {response.shown} answered {response.status}" + (f": {excerpt}" if excerpt else "")
     code = f"HTTP_{response.status}"
     if response.status >= 500 or response.status in RETRYABLE_STATUSES:
         return Transient(code, message, retry_after_s=retry_after_s(response.headers.get("retry-after"), time.time()))
@@ -127,7 +128,8 @@ async def _hop(
     except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
         raise Transient("HTTP_FAILED", f"{target.shown}: {type(error).__name__}: {error}") from error
     response = Response(
-        url=target.shown,
+        url=target.url,
+        shown=target.shown,
         status=answer.status_code,
         headers={name.lower(): value for name, value in answer.headers.items()},
         body=body,
@@ -147,9 +149,8 @@ async def _body(answer: httpx2.Response, target: Target, max_bytes: int) -> byte
 
 
 def _redirected(request: Request, status: int, location: str) -> Request:
-    base = f"{request.target.scheme}://{request.target.authority}{request.target.path_and_query}"
     try:
-        target = parse_url(urljoin(base, location))
+        target = parse_url(urljoin(request.target.url, location))
     except ValueError as error:
         raise UserError("URL_INVALID", f"{request.target.shown} redirects to no URL: {error}") from None
     headers = dict(request.headers)

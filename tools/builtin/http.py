@@ -90,7 +90,7 @@ async def _fetch_text(input: FetchInput, context: ToolContext) -> ToolResult:
         return ToolResult(output={"url": response.url, "title": page["title"], "text": page["text"]})
     if not kind or kind.startswith("text/") or _JSON_TYPE.fullmatch(kind) or kind.endswith("xml"):
         return ToolResult(output={"url": response.url, "title": "", "text": _text(response)})
-    raise UserError("HTTP_NOT_TEXT", f"{response.url} is {kind}, which is not text")
+    raise UserError("HTTP_NOT_TEXT", f"{response.shown} is {kind}, which is not text")
 
 
 async def _exchange(

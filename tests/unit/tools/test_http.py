@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rayloom.dag.errors import Refused, Transient, UserError
+from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.catalogue import BUILTINS
 from rayloom.tools.builtin.exchange import retry_after_s
@@ -177,6 +177,23 @@ async def test_a_page_becomes_text(web: Web) -> None:
     <h1>Head</h1><p>One   two<br>three</p><script>evil()</script><ul><li>x<li>y</ul></body></html>"""
     output = await ask(web, {"url": web.answer("/p", page, content_type="text/html")}, tool="http.fetch_text")
     assert output == {"url": web.url + "/p", "title": "A & B", "text": "Head\n\nOne two\nthree\n\n- x\n- y"}
+
+
+async def test_the_url_of_a_page_keeps_its_query_where_errors_and_logs_do_not(web: Web) -> None:
+    web.answer("/p?page=2&token=geheim", b"text", content_type="text/plain")
+    moved = web.answer("/old?token=geheim", status=302, location="/p?page=2&token=geheim#part")
+    for url in (web.url + "/p?page=2&token=geheim#part", moved):
+        context = make_context(allow_addresses=(f"127.0.0.1:{web.port}",))
+        output = (await call_tool(BUILTINS["http.fetch_text"], {"url": url}, context)).output
+        assert output == {"url": web.url + "/p?page=2&token=geheim", "title": "", "text": "text"}
+        assert context.log.lines  # type: ignore[attr-defined]
+        assert "geheim" not in str(context.log.lines)  # type: ignore[attr-defined]
+    for status, kind in ((500, "text/plain"), (404, "text/plain"), (200, "image/png")):
+        web.answer("/p?token=geheim", status=status, content_type=kind)
+        with pytest.raises(RayloomError) as error:
+            await ask(web, {"url": web.url + "/p?token=geheim"}, tool="http.fetch_text")
+        assert f"{web.url}/p" in error.value.message
+        assert "geheim" not in error.value.message
 
 
 async def test_a_picture_is_no_text(web: Web) -> None:
