@@ -3,6 +3,9 @@
 JMESPath gives null for both. A *simple* path (names and indexes only: ``.a.b[0]."c d"``) is therefore walked here, and
 a null at its end is a value like any other. Of any other expression a null means that it led nowhere, unless it ends
 in ``|| `null```, which says that null is welcome.
+
+An expression runs where the attempt runs, with nothing around it that limits memory. So it must be one whose result
+is at most a small multiple of the output: see ``growth``.
 """
 
 from __future__ import annotations
@@ -16,12 +19,25 @@ from typing import Any, Final
 import jmespath
 from jmespath.parser import ParsedResult
 
+from rayloom.dag.errors import UserError
+from rayloom.dag.growth import growth, size
 from rayloom.dag.output import sanitise
 from rayloom.dag.values import Json
 
 MAX_PATH_CHARS: Final = 1_000
-MAX_DEPTH: Final = 1_000
-"""Of a value found: an output has fewer levels, and an expression this short can't add as many."""
+MAX_DEPTH: Final = 250
+"""Of a value found: an output has fewer levels, and JSON is not written with more."""
+
+MAX_GROWTH: Final = 64
+"""How many times as large as the output what an expression makes may be."""
+MAX_BESIDES: Final = MAX_GROWTH * MAX_PATH_CHARS
+"""Values that an expression may make out of none."""
+MAX_GROWN_SIZE: Final = 4_000_000
+"""Values that an expression may make which can give more than it was given."""
+
+
+class TooLarge(ValueError):
+    """The output is too large for an expression that can give a multiple of it, or what it gives too deep."""
 
 
 class Missing:
@@ -44,13 +60,21 @@ def path_fault(path: str) -> str | None:
 
 
 def search(path: str, output: Json) -> Json | Missing:
-    """The value at ``path``, or MISSING; an expression that can't be evaluated on this output leads nowhere too."""
+    """The value at ``path``, or MISSING; an expression that can't be evaluated on this output leads nowhere too.
+
+    Raises TooLarge: for its size before anything is evaluated.
+    """
     compiled = _compiled(path)
     if isinstance(compiled, str):
         return MISSING
     if isinstance(compiled, tuple):
         return _walk(compiled, output)
     expression, null_is_welcome = compiled.expression, compiled.null_is_welcome
+    if compiled.times > 1 and size(output, limit=MAX_GROWN_SIZE // compiled.times) * compiled.times > MAX_GROWN_SIZE:
+        raise TooLarge(
+            f"it can give {compiled.times} times as much as it is given, and the output has too many values for that: "
+            f"above {MAX_GROWN_SIZE // compiled.times:,} use the tool json.query"
+        )
     try:
         found = expression.search(output)
     except _SEARCH_ERRORS:
@@ -58,14 +82,18 @@ def search(path: str, output: Json) -> Json | Missing:
     if found is None:
         return None if null_is_welcome else MISSING
     # Arithmetic may have made a NaN, and the copy shares nothing with the output.
-    return sanitise(found, max_depth=MAX_DEPTH)
+    try:
+        return sanitise(found, max_depth=MAX_DEPTH)
+    except UserError as error:
+        raise TooLarge(error.message) from None
 
 
 class _Expression:
     """A compiled expression that is more than a simple path."""
 
-    def __init__(self, expression: ParsedResult) -> None:
+    def __init__(self, expression: ParsedResult, times: int) -> None:
         self.expression = expression
+        self.times = times
         tree: Mapping[str, Any] = expression.parsed
         self.null_is_welcome = tree["type"] == "or_expression" and tree["children"][1] == _NULL
 
@@ -81,13 +109,16 @@ def _compiled(path: str) -> tuple[str | int, ...] | _Expression | str:
     try:
         # "@" is the output itself, so that whatever may follow a value may follow `id.output`.
         expression = jmespath.compile("@" + path)
+        grown = growth(expression.parsed)
     except RecursionError:
         return "it is nested too deeply"
     except (ValueError, LookupError, TypeError) as error:
         return str(error).splitlines()[0]
     if _returns_expression(expression.parsed):
         return "`&` makes sense only as an argument of a function"
-    return _Expression(expression)
+    if grown.times > MAX_GROWTH or grown.besides > MAX_BESIDES:
+        return f"what it makes can be more than {MAX_GROWTH} times as large as the output; use the tool json.query"
+    return _Expression(expression, grown.times)
 
 
 def _steps(path: str) -> tuple[str | int, ...] | None:

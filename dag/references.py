@@ -7,6 +7,9 @@
 
 What follows ``id.output`` is JMESPath. Ids may hold dots: the longest known id wins. Keys of objects hold no
 references.
+
+A reference must not be a way to fill the memory of whoever resolves it: an expression that could give far more than
+the output is a fault, and all that references put into one value is limited.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import orjson
 from rayloom.dag.errors import Fault, InvalidPlan, UserError
 from rayloom.dag.json_text import escape
 from rayloom.dag.nearest import did_you_mean
-from rayloom.dag.paths import Missing, path_fault, search
+from rayloom.dag.paths import Missing, TooLarge, path_fault, search
 from rayloom.dag.values import Json
 
 REF: Final = "$ref"
@@ -35,6 +38,8 @@ _OUTPUT: Final = re.compile(r"\.output(?![A-Za-z0-9_\-])")
 _OPENING: Final = re.compile(r"\$?\$\{")
 MAX_REFERENCE_CHARS: Final = 2_000
 """``${`` whose brace is farther away than this is plain text."""
+MAX_RESOLVED_CHARS: Final = 256 * 1024 * 1024
+"""All that references put into one value, written as JSON: an output that is used twice counts twice."""
 _SHOWN_CHARS: Final = 100
 
 
@@ -105,28 +110,11 @@ def secrets(value: Json, *, pointer: str = "") -> list[tuple[str, str]]:
 def resolve(value: Json, outputs: Mapping[str, Json], *, pointer: str = "") -> Json:
     """``value`` with every reference replaced; what holds none is given back as it is, not copied.
 
-    Raises UserError ``REFERENCE_MISSING`` where a reference leads nowhere, and ``REFERENCE_INVALID`` where it can't be
-    read (which ``find`` would have told). The values of the outputs are shared, not copied.
+    Raises UserError ``REFERENCE_MISSING`` where a reference leads nowhere, ``REFERENCE_INVALID`` where it can't be
+    read (which ``find`` would have told), and ``REFERENCE_TOO_LARGE`` where it gives too much. The values of the
+    outputs are shared, not copied.
     """
-    if isinstance(value, str):
-        return _resolve_text(value, outputs, pointer) if "${" in value else value
-    if isinstance(value, list):
-        elements = [resolve(item, outputs, pointer=f"{pointer}/{i}") for i, item in enumerate(value)]
-        return elements if any(new is not old for new, old in zip(elements, value, strict=True)) else value
-    if not isinstance(value, dict):
-        return value
-    if not _is_marked(value):
-        members = {key: resolve(item, outputs, pointer=f"{pointer}/{escape(key)}") for key, item in value.items()}
-        return members if any(members[key] is not value[key] for key in value) else value
-    try:
-        marker, content = _marked(value)
-    except ValueError as error:
-        raise UserError("REFERENCE_INVALID", f"{pointer or '/'}: {error}") from None
-    if marker == LITERAL:
-        return value[LITERAL]
-    if marker == REF:
-        return _look_up(content, outputs, pointer)
-    raise UserError("REFERENCE_INVALID", f"{pointer or '/'}: there is no secret `{content}`")
+    return _Resolution(outputs).resolve(value, pointer)
 
 
 def text_of(value: Json) -> str:
@@ -243,22 +231,66 @@ def _split(text: str, known: Collection[str]) -> tuple[str, str]:
     return subtask, path
 
 
-def _resolve_text(text: str, outputs: Mapping[str, Json], pointer: str) -> str:
-    return "".join(
-        piece if isinstance(piece, str) else text_of(_look_up(piece.text, outputs, pointer)) for piece in _pieces(text)
-    )
+class _Resolution:
+    """One value being resolved: what its references may still put into it."""
 
+    def __init__(self, outputs: Mapping[str, Json]) -> None:
+        self._outputs = outputs
+        self._chars_left = MAX_RESOLVED_CHARS
 
-def _look_up(text: str, outputs: Mapping[str, Json], pointer: str) -> Json:
-    try:
-        subtask, path = _split(text, outputs)
-    except ValueError as error:
-        raise UserError("REFERENCE_MISSING", f"{pointer or '/'}: {error}") from None
-    found = search(path, outputs[subtask])
-    if isinstance(found, Missing):
-        message = f"{pointer or '/'}: `{_shown(text)}` leads nowhere in the output of `{subtask}`"
-        raise UserError("REFERENCE_MISSING", message)
-    return found
+    def resolve(self, value: Json, pointer: str) -> Json:
+        if isinstance(value, str):
+            return self._text(value, pointer) if "${" in value else value
+        if isinstance(value, list):
+            elements = [self.resolve(item, f"{pointer}/{i}") for i, item in enumerate(value)]
+            return elements if any(new is not old for new, old in zip(elements, value, strict=True)) else value
+        if not isinstance(value, dict):
+            return value
+        if not _is_marked(value):
+            members = {key: self.resolve(item, f"{pointer}/{escape(key)}") for key, item in value.items()}
+            return members if any(members[key] is not value[key] for key in value) else value
+        try:
+            marker, content = _marked(value)
+        except ValueError as error:
+            raise UserError("REFERENCE_INVALID", f"{pointer or '/'}: {error}") from None
+        if marker == LITERAL:
+            return value[LITERAL]
+        if marker == REF:
+            found = self._look_up(content, pointer)
+            self._count(text_of(found), content, pointer)
+            return found
+        raise UserError("REFERENCE_INVALID", f"{pointer or '/'}: there is no secret `{content}`")
+
+    def _text(self, text: str, pointer: str) -> str:
+        pieces = []
+        for piece in _pieces(text):
+            if isinstance(piece, _Embedded):
+                found = text_of(self._look_up(piece.text, pointer))
+                self._count(found, piece.text, pointer)
+                pieces.append(found)
+            else:
+                pieces.append(piece)
+        return "".join(pieces)
+
+    def _look_up(self, text: str, pointer: str) -> Json:
+        try:
+            subtask, path = _split(text, self._outputs)
+        except ValueError as error:
+            raise UserError("REFERENCE_MISSING", f"{pointer or '/'}: {error}") from None
+        try:
+            found = search(path, self._outputs[subtask])
+        except TooLarge as error:
+            raise UserError("REFERENCE_TOO_LARGE", f"{pointer or '/'}: `{_shown(text)}`: {error}") from None
+        if isinstance(found, Missing):
+            message = f"{pointer or '/'}: `{_shown(text)}` leads nowhere in the output of `{subtask}`"
+            raise UserError("REFERENCE_MISSING", message)
+        return found
+
+    def _count(self, found: str, text: str, pointer: str) -> None:
+        self._chars_left -= len(found)
+        if self._chars_left < 0:
+            message = f"`{_shown(text)}` is one too many: an input is given at most {MAX_RESOLVED_CHARS:,} characters"
+            raise UserError("REFERENCE_TOO_LARGE", f"{pointer or '/'}: {message} of outputs")
 
 
 def _shown(text: str) -> str:

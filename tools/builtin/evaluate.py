@@ -1,13 +1,14 @@
 """Templates, queries and pages: text of strangers that a small machine runs over data.
 
 The functions are pure. What may run long on few bytes (loops in loops, doublings, odd HTML) belongs into a child with
-limits: ``main`` is that child, ``is_plain_template`` and ``is_plain_query`` say what is harmless enough to stay.
+limits: ``main`` is that child, ``is_plain_template`` and ``is_plain_query`` say what is harmless enough to stay, which
+is only what can't make much more than it was given.
 """
 
 from __future__ import annotations
 
 import base64
-import re
+import math
 import sys
 from typing import Any, Final
 
@@ -19,13 +20,18 @@ from jinja2.runtime import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rayloom.dag.errors import RayloomError, Refused, UserError
+from rayloom.dag.growth import growth
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.page import read_page
 
 PLAIN_SOURCE_CHARS: Final = 8_192
 PLAIN_DATA_BYTES: Final = 131_072
-PLAIN_NESTED_DATA_BYTES: Final = 2_048
 PLAIN_GROWTH: Final = 64
+"""How many times as large as a value of its data one value of a template may become."""
+PLAIN_WORK: Final = 2**26
+"""Characters of a template times bytes of its data."""
+PLAIN_RESULT: Final = 2**18
+"""Values of a query's result."""
 MAX_NODES: Final = 1_000_000
 
 _PLAIN_NODES: Final = (
@@ -44,20 +50,17 @@ _PLAIN_NODES: Final = (
     nodes.And,
     nodes.Or,
     nodes.Not,
-    nodes.Add,
     nodes.Sub,
-    nodes.Concat,
-    nodes.For,
     nodes.Filter,
     nodes.Test,
     nodes.Keyword,
 )
-_PLAIN_FILTERS: Final = frozenset(
-    re.findall(
-        r"\w+",
-        "capitalize count d default e escape first float int join last length lower round string title tojson trim "
-        "upper",
-    )
+# What each makes at most out of one character. `e` may be told of its own result again once something has undone its
+# mark, so they multiply.
+_PLAIN_FILTERS: Final = (
+    dict.fromkeys(("count", "d", "default", "first", "float", "int", "last", "length", "trim"), 1)
+    | dict.fromkeys(("capitalize", "lower", "title", "upper"), 3)
+    | dict.fromkeys(("e", "escape", "string"), 6)
 )
 _PLAIN_TESTS: Final = frozenset(["defined", "even", "in", "mapping", "none", "number", "odd", "string", "undefined"])
 
@@ -111,54 +114,40 @@ def search(query: str, data: Json) -> Json:
 
 
 def is_plain_template(template: str, values_bytes: int) -> bool:
-    """Whether rendering takes time in proportion to its input: nothing that repeats, computes or calls."""
+    """Whether rendering takes time and memory in proportion to its input.
+
+    Nothing that repeats, joins, computes or calls: each thing that is written is one value of the data, or text of
+    the template.
+    """
     if len(template) > PLAIN_SOURCE_CHARS or values_bytes > PLAIN_DATA_BYTES:
         return False
+    if len(template) * values_bytes > PLAIN_WORK:
+        return False
     try:
-        tree = _environment().parse(template)
+        return _largest_growth(_environment().parse(template)) <= PLAIN_GROWTH
     except (TemplateError, RecursionError):
         return False
-    loops = _loop_depth(tree)
-    return loops is not None and (loops <= 1 or (loops == 2 and values_bytes <= PLAIN_NESTED_DATA_BYTES))
 
 
-def _loop_depth(node: nodes.Node) -> int | None:
-    if not isinstance(node, _PLAIN_NODES):
-        return None
-    if isinstance(node, nodes.Filter) and node.name not in _PLAIN_FILTERS:
-        return None
-    if isinstance(node, nodes.Test) and node.name not in _PLAIN_TESTS:
-        return None
-    if isinstance(node, nodes.For) and node.recursive:
-        return None
-    deepest = 0
-    for child in node.iter_child_nodes():
-        depth = _loop_depth(child)
-        if depth is None:
-            return None
-        deepest = max(deepest, depth)
-    return deepest + isinstance(node, nodes.For)
+def _largest_growth(node: nodes.Node) -> float:
+    """How large one value becomes at most below a node; infinite where nothing is known about it."""
+    own = 1.0
+    if not isinstance(node, _PLAIN_NODES) or (isinstance(node, nodes.Test) and node.name not in _PLAIN_TESTS):
+        return math.inf
+    if isinstance(node, nodes.Filter):
+        own = _PLAIN_FILTERS.get(node.name, math.inf)
+    return own * max((_largest_growth(child) for child in node.iter_child_nodes()), default=1.0)
 
 
 def is_plain_query(query: str, data_bytes: int) -> bool:
-    """Whether a query's result can't outgrow its data by much."""
+    """Whether a query takes no more memory than a small multiple of its data."""
     if len(query) > PLAIN_SOURCE_CHARS or data_bytes > PLAIN_DATA_BYTES:
         return False
     try:
-        tree: Any = jmespath.compile(query).parsed
+        grown = growth(jmespath.compile(query).parsed)
     except (jmespath.exceptions.JMESPathError, RecursionError, ValueError):
         return False
-    growth = 1
-    waiting = [tree]
-    while waiting:
-        node = waiting.pop()
-        children = [child for child in node["children"] if isinstance(child, dict)]
-        if node["type"] in ("multi_select_list", "multi_select_dict"):
-            growth *= max(len(children), 1)
-        if growth > PLAIN_GROWTH:
-            return False
-        waiting.extend(children)
-    return True
+    return grown.times * data_bytes + grown.besides <= PLAIN_RESULT
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -174,11 +163,14 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
                 value = {"title": page.title, "text": page.text}
     except RayloomError as error:
         return {"code": error.code, "message": error.message, "refused": isinstance(error, Refused)}
-    except MemoryError:
-        return {"code": "EVALUATION_LIMIT", "message": "it needs more memory than its limit", "refused": True}
     return {"value": value}
 
 
 def main() -> None:
     """The child: one request on standard input, one answer on standard output."""
-    sys.stdout.buffer.write(orjson.dumps(answer(orjson.loads(sys.stdin.buffer.read()))))
+    try:
+        text = orjson.dumps(answer(orjson.loads(sys.stdin.buffer.read())))
+    except MemoryError:
+        # Also where the result was made and could not be written out any more.
+        text = b'{"code":"EVALUATION_LIMIT","message":"it needs more memory than its limit","refused":true}'
+    sys.stdout.buffer.write(text)

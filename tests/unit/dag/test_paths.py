@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rayloom.dag.paths import MAX_PATH_CHARS, MISSING, path_fault, search
+from rayloom.dag import paths
+from rayloom.dag.paths import MAX_PATH_CHARS, MISSING, TooLarge, path_fault, search
 from rayloom.dag.values import Json
 
 OUTPUT: Json = {
@@ -81,6 +82,12 @@ def test_a_whole_output_may_be_null() -> None:
         (".a" * MAX_PATH_CHARS + " | b", "longer than"),
         (" | " + "(" * 900, "nested too deeply"),
         ('."\\x"', "Bad|Invalid|escape"),
+        (".nope(@)", "there is no function `nope`"),
+        (" | " + "to_string([" * 70 + "@" + "])" * 70, "`to_string` makes a text"),
+        (" | join(title, a)", "`join` makes a text"),
+        (" | [@,@]" * 40, "more than 64 times as large"),
+        (" | `1`" + " | [@,@]" * 40, "more than 64 times as large"),
+        (".items[*].[" + ",".join("@" * 64) + "]", "more than 64 times as large"),
     ],
 )
 def test_a_path_that_is_no_expression_says_why(path: str, message: str) -> None:
@@ -96,3 +103,27 @@ def test_what_was_found_shares_nothing_that_could_be_changed() -> None:
     assert isinstance(found, list)
     found.clear()
     assert search(".items[*].name", OUTPUT) == ["a", "b"]
+
+
+def test_what_would_grow_is_not_evaluated_on_a_large_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "MAX_GROWN_SIZE", 3_000)
+    path = "[*].[@]"
+    assert path_fault(path) is None
+    with pytest.raises(TooLarge, match=r"3 times as much .* above 1,000 use the tool json\.query"):
+        search(path, [0] * 1_000)
+    assert search(path, [0, 1]) == [[0], [1]]
+    assert search("[-1:]", [0] * 4_000) == [0]
+    assert search(".{t: t, n: n[0], m: m}", {"t": 1, "n": [0] * 4_000, "m": 2}) == {"t": 1, "n": 0, "m": 2}
+
+
+def test_what_is_deeper_than_json_is_written_is_too_large() -> None:
+    with pytest.raises(TooLarge, match="nested deeper than 250"):
+        search(" | [[[[[" + "@" + "]]]]]", _nested(246))
+    search(" | [[[[@]]]]", _nested(246))
+
+
+def _nested(levels: int) -> Json:
+    value: Json = 1
+    for _ in range(levels):
+        value = [value]
+    return value

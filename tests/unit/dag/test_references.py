@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rayloom.dag import paths, references
 from rayloom.dag.errors import InvalidPlan, UserError
 from rayloom.dag.references import MAX_REFERENCE_CHARS, Reference, find, literal, plain_text, resolve, secrets, text_of
 from rayloom.dag.values import Json
@@ -206,3 +207,28 @@ def test_values_stand_in_text_as_compact_json() -> None:
 def test_many_open_braces_are_no_work() -> None:
     text = "${a.output" * 20_000
     assert resolve(text, OUTPUTS) == text
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["${a.output.b}" * 11, [{"$ref": "a.output.b"}] * 11, ["${a.output}", "${x-1.output}", {"$ref": "fetch.output"}]],
+)
+def test_references_fill_no_more_than_their_room(monkeypatch: pytest.MonkeyPatch, value: Json) -> None:
+    monkeypatch.setattr(references, "MAX_RESOLVED_CHARS", 10)
+    with pytest.raises(UserError, match="is one too many: an input is given at most 10 characters") as refused:
+        resolve(value, OUTPUTS)
+    assert refused.value.code == "REFERENCE_TOO_LARGE"
+    assert resolve(["${a.output.b}" * 10, "text is not counted"], OUTPUTS) == ["1" * 10, "text is not counted"]
+
+
+def test_a_reference_that_can_grow_too_much_is_refused_and_one_that_would_is_the_users_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(paths, "MAX_GROWN_SIZE", 3_000)
+    with pytest.raises(InvalidPlan) as refused:
+        find({"x": ["${a.output | to_string([@, @])}"]}, {"a"}, pointer="/in")
+    assert [fault.pointer for fault in refused.value.faults] == ["/in/x/0"]
+    assert "`to_string` makes a text that may be far larger than the output" in refused.value.faults[0].message
+    with pytest.raises(UserError, match=r"^/q: `a\.output\[\*\]\.\[@\]`: it can give 3 times") as told:
+        resolve({"q": {"$ref": "a.output[*].[@]"}}, {"a": [0] * 1_000})
+    assert told.value.code == "REFERENCE_TOO_LARGE"

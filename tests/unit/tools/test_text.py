@@ -31,9 +31,8 @@ async def query(query: str, data: Json, **settings: Any) -> Any:
     ("template", "text"),
     [
         ("Hi {{ who }}!\n", "Hi Ann!\n"),
-        ("{% for x in xs %}{{ loop.index }}:{{ x.n }} {% endfor %}", "1:1 2:2 "),
+        ("{{ who|upper }}{{ xs[0].n - 1 }}", "ANN0"),
         ("{% if xs|length > 1 %}many{% else %}few{% endif %}", "many"),
-        ("{{ xs|join(',', attribute='n') }}", "1,2"),
         ("{{ missing|default('none') }}", "none"),
         ("<{{ tag }}>", "<<b>>"),
     ],
@@ -46,6 +45,10 @@ async def test_plain_templates(template: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("template", "text"),
     [
+        ("{% for x in xs %}{{ loop.index }}:{{ x.n }} {% endfor %}", "1:1 2:2 "),
+        ("{{ xs|join(',', attribute='n') }}", "1,2"),
+        ("{{ 'a' ~ xs[0].n }}", "a1"),
+        ("{{ xs[0]|tojson }}", '{"n": 1}'),
         ("{% for i in range(3) %}{{ i * 2 }}{% endfor %}", "024"),
         ("{% macro m(x) %}[{{ x }}]{% endmacro %}{{ m('a') }}", "[a]"),
         ("{% set n = 1 %}{{ n }}{{ 'ü' }}", "1ü"),
@@ -114,12 +117,78 @@ async def test_queries_that_are_wrong(asked: str) -> None:
     assert error.value.code == "QUERY_INVALID"
 
 
-async def test_a_query_that_doubles_and_doubles_is_stopped() -> None:
-    doubling = "[@,@][]" + "|[@,@][]" * 40
-    assert not is_plain_query(doubling, 10)
+DOUBLING = "[@,@][]" + "|[@,@][]" * 40
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        DOUBLING,
+        "to_string([" * 40 + "@" + ", @])" * 40,
+        "join(@[0], map(&'x', @)) | join(@, [@, @, @])" + " | join(@, [@, @, @])" * 20,
+    ],
+)
+async def test_a_query_that_grows_and_grows_is_stopped(asked: str) -> None:
+    assert not is_plain_query(asked, 10)
+    with pytest.raises((Refused, UserError)) as error:
+        await query(asked, ["1"], evaluation_cpu_s=2, evaluation_memory_mb=256)
+    assert error.value.code in ("EVALUATION_LIMIT", "OUTPUT_TOO_LARGE", "QUERY_INVALID")
+
+
+@pytest.mark.parametrize("asked", ["to_string(@)", "join(',', @)", "nope(@)", "[*].[@,@,@,@,@]"])
+def test_queries_that_can_grow_run_in_a_child(asked: str) -> None:
+    assert not is_plain_query(asked, 131_000)
+
+
+def test_a_query_that_grows_a_little_stays_where_there_is_little_data() -> None:
+    assert is_plain_query("[*].{a: a, b: b}", 10_000)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ l|join(s) }}",
+        "{{ x|tojson" + "|tojson" * 40 + " }}",
+        "{{ " + "a~" * 3_000 + "a }}",
+        "{{ " + "a+" * 3_000 + "a }}",
+        "{{ a * 9 }}",
+        "{{ '%9999999s' % a }}",
+        "{{ '%9999999s'|format(a) }}",
+        "{{ a|replace('', l) }}",
+        "{{ a|indent(99999999) }}",
+        "{{ a|center(99999999) }}",
+        "{{ 1.5|round(99999999, 'ceil') }}",
+        "{{ a" + "|e|title" * 20 + " }}",
+        "{% for x in l %}{{ l }}{% endfor %}",
+        "{% set a %}{{ l }}{{ l }}{% endset %}{{ a }}",
+        "{% filter upper %}{{ l }}{{ l }}{% endfilter %}",
+        "{{ l|map('upper')|list }}",
+        "{{ [l, l] }}",
+        "{{ {'a': l} }}",
+    ],
+)
+def test_templates_that_can_grow_run_in_a_child(template: str) -> None:
+    assert not is_plain_template(template, 100)
+
+
+def test_a_long_template_over_much_data_runs_in_a_child() -> None:
+    assert is_plain_template("{{ a }}" * 1_000, 1_000)
+    assert not is_plain_template("{{ a }}" * 1_000, 100_000)
+    assert not is_plain_template("{{ a }}", 200_000)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ l|join(s) }}", "{{ s" + "|tojson" * 30 + " }}", "{{ " + "s~" * 3_000 + "s }}"]
+)
+async def test_templates_that_grow_and_grow_are_stopped(template: str) -> None:
     with pytest.raises(Refused) as error:
-        await query(doubling, [1], evaluation_cpu_s=2, evaluation_memory_mb=256)
-    assert error.value.code == "EVALUATION_LIMIT"
+        await render(
+            template,
+            {"l": ["x"] * 9_000, "s": '"' * 50_000},
+            evaluation_cpu_s=2,
+            evaluation_memory_mb=128,
+        )
+    assert error.value.code in ("EVALUATION_LIMIT", "OUTPUT_TOO_LARGE")
 
 
 def test_a_result_that_shares_its_parts_is_counted_as_written_out() -> None:
