@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 
@@ -13,12 +14,14 @@ from rayloom.actors.backlog import Backlog
 from rayloom.actors.flight import Flying
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.decision import RetryPolicy, decide
-from rayloom.dag.errors import ErrorInfo
+from rayloom.dag.errors import ErrorInfo, Transient
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.ports import Finished
+from rayloom.dag.states import SubtaskEvent, SubtaskStatus
 from rayloom.db import attempts, leases
 from rayloom.db.attempts import Committed, Ending
 from rayloom.db.engine import Line
+from rayloom.db.refusals import tell_refusal
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +83,26 @@ class Commits:
                 Finished(sub_task_id=claimed.sub_task_id, user_id=claimed.user_id, tokens=outcome.tokens_used)
             )
         await self._backlog.add(committed.queued + released, tasks=committed.touched)
+        settled = committed.accepted.union(item.sub_task_id for item in released)
+        late = [(flying, outcome) for flying, outcome in batch if flying.claimed.sub_task_id not in settled]
+        if late:
+            await self._tell_late(late)
         return committed
+
+    async def _tell_late(self, late: Sequence[tuple[Flying, Outcome]]) -> None:
+        """Tell which outcomes came to subtasks that had moved on."""
+        now: dict[str, str] = {}
+        # What was written stands, and is not to be written again only because this can't be looked up.
+        with suppress(Transient):
+            now = await attempts.statuses(self._line, [flying.claimed.sub_task_id for flying, _ in late])
+        for flying, outcome in late:
+            claimed = flying.claimed
+            status = now.get(claimed.sub_task_id)
+            if outcome.verdict == "cancelled" and status == SubtaskStatus.CANCELLED:
+                # It was stopped because of that.
+                continue
+            event = SubtaskEvent.SUCCEEDED if outcome.verdict == "succeeded" else SubtaskEvent.ATTEMPT_FAILED
+            tell_refusal(event, source=status, task_id=claimed.task_id, subtask=claimed.key, attempt=claimed.attempt)
 
     def _batch(self) -> list[tuple[Flying, Outcome]]:
         """What goes into one commit: a bounded number, of bounded size. PostgreSQL takes no message of 1 GiB."""

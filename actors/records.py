@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from rayloom.actors.order import AttemptOrder
 from rayloom.actors.settings import WorkerSettings
 from rayloom.dag.log_line import LogLine
-from rayloom.dag.states import Phase
+from rayloom.dag.states import Phase, SubtaskEvent
 from rayloom.dag.values import Json
 from rayloom.db import attempts
 from rayloom.db.engine import make_engine
 from rayloom.db.files import TaskFiles
 from rayloom.db.log_lines import append
 from rayloom.db.queue import REDIS_AWAY, Signals, make_redis
+from rayloom.db.refusals import tell_refusal
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,13 @@ class WorkerRecords:
 
     async def begin(self, order: AttemptOrder) -> bool:
         """The attempt has begun. False: its lease is gone."""
-        return await attempts.begin(self._engine, order.sub_task_id, order.attempt, self._worker_id)
+        begun = await attempts.begin(self._engine, order.sub_task_id, order.attempt, self._worker_id)
+        if not begun:
+            # Where it is instead is not for this role to know.
+            tell_refusal(
+                SubtaskEvent.STARTED, source=None, task_id=order.task_id, subtask=order.key, attempt=order.attempt
+            )
+        return begun
 
     async def tell_phase(self, order: AttemptOrder, phase: Phase) -> bool:
         """The attempt has come to a phase. False: it is no longer current."""

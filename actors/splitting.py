@@ -84,6 +84,7 @@ class Splitting:
             except Transient as error:
                 _log.warning("split.again", extra={"task_id": str(task.task_id), "error": error.message})
             except Stale:
+                # The task has moved on without us. Who refused has told so.
                 return
             except Exception as error:  # noqa: BLE001 - a plan that breaks us must end its own task, and no other
                 _log.exception("split.failed", extra={"task_id": str(task.task_id)})

@@ -187,6 +187,13 @@ def queued_of(rows: Sequence[asyncpg.Record]) -> tuple[Queued, ...]:
     )
 
 
+async def statuses(engine: Source, ids: Sequence[str]) -> dict[str, str]:
+    """Where these subtasks are now, by their ids."""
+    async with driver(engine) as connection:
+        rows = await connection.fetch("SELECT id, status FROM sub_tasks WHERE id = ANY ($1::uuid[])", list(ids))
+    return {str(row["id"]): row["status"] for row in rows}
+
+
 async def begin(engine: AsyncEngine, sub_task_id: str, attempt: int, worker_id: str) -> bool:
     """A worker begins an attempt that was handed over as demand. False: the lease is gone, don't run it."""
     async with driver(engine) as connection:

@@ -12,13 +12,14 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
-from rayloom.dag.errors import Refused, Stale
+from rayloom.dag.errors import Refused
 from rayloom.dag.order import queue_score
 from rayloom.dag.states import SubtaskEvent, SubtaskStatus, TaskEvent, TaskStatus, move_subtask, move_task
 from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.verify import VerifiedPlan
 from rayloom.db.engine import driver, dump, dump_sorted
 from rayloom.db.queue import Queued
+from rayloom.db.task_moves import must_be_splitting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,13 +104,7 @@ async def accept_plan(
     """
     now = datetime.now(UTC)
     async with driver(engine) as connection, connection.transaction():
-        row = await connection.fetchrow(
-            "SELECT user_id, priority, created_at FROM tasks "
-            "WHERE id = $1 AND status = 'SPLITTING' AND incarnation = $2 FOR NO KEY UPDATE",
-            task_id, incarnation,
-        )  # fmt: skip
-        if row is None:
-            raise Stale("TASK_MOVED_ON", "the task is no longer being split here")
+        row = await must_be_splitting(connection, task_id, incarnation, TaskEvent.PLAN_ACCEPTED)
         events: list[tuple[Any, ...]] = []
         target = _Target(task_id, row["user_id"], row["priority"], row["created_at"])
         queued = await _write_plan(connection, target, plan, meta, events, now)

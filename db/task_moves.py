@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
+import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.dag.errors import ErrorInfo, Stale
 from rayloom.dag.output import clean_text
+from rayloom.dag.states import TaskEvent, TaskStatus
 from rayloom.dag.values import JsonObject
 from rayloom.db.engine import driver, dump_error
+from rayloom.db.refusals import tell_refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +51,10 @@ async def end_task(
 
     ``splitter``: end it only while this incarnation is splitting it. Raises Stale (``TASK_MOVED_ON``) when it is not.
     """
+    event = TaskEvent.CANCEL if status == "CANCELLED" else TaskEvent.GAVE_UP
     async with driver(engine) as connection, connection.transaction():
-        if splitter is not None and not await connection.fetchval(
-            "SELECT true FROM tasks WHERE id = $1 AND status = 'SPLITTING' AND incarnation = $2 FOR NO KEY UPDATE",
-            task_id,
-            splitter,
-        ):
-            raise Stale("TASK_MOVED_ON", "the task is no longer being split here")
+        if splitter is not None:
+            await must_be_splitting(connection, task_id, splitter, event)
         rows = await connection.fetch(
             "SELECT * FROM end_task($1, $2, $3, $4)",
             task_id,
@@ -63,8 +63,26 @@ async def end_task(
             clean_text(reason),
         )
     refused = next((row["detail"] for row in rows if row["what"] == "refused"), None)
+    if refused not in (None, status):
+        tell_refusal(event, source=refused, task_id=task_id)
     stopped = tuple((str(row["sub_task_id"]), int(row["detail"])) for row in rows if row["what"] == "stopped")
     return Ended(found=bool(rows), refused_status=refused, stopped=stopped)
+
+
+async def must_be_splitting(
+    connection: asyncpg.Connection[Any], task_id: UUID, incarnation: UUID, event: TaskEvent
+) -> asyncpg.Record:
+    """Lock a task for what its splitter does to it; gives its row (user_id, priority, created_at).
+
+    Raises Stale (``TASK_MOVED_ON``) when the task is no longer SPLITTING by this incarnation.
+    """
+    row = await connection.fetchrow(
+        "SELECT status, incarnation, user_id, priority, created_at FROM tasks WHERE id = $1 FOR NO KEY UPDATE", task_id
+    )
+    if row is None or row["status"] != TaskStatus.SPLITTING or row["incarnation"] != incarnation:
+        tell_refusal(event, source=None if row is None else row["status"], task_id=task_id)
+        raise Stale("TASK_MOVED_ON", "the task is no longer being split here")
+    return row
 
 
 async def expired_tasks(engine: AsyncEngine, *, limit: int = 100) -> tuple[UUID, ...]:

@@ -19,7 +19,10 @@ SHAPE = '{"cpus":1.0,"custom":{},"gpus":0.0,"labels":{},"memory_bytes":0}'
 
 @dataclass
 class MemoryRecord:
-    """``queued``: what may be claimed. ``away``: nothing answers. ``unstorable``: outputs that it refuses."""
+    """``queued``: what may be claimed. ``moved_on``: the statuses of subtasks whose outcomes come too late.
+
+    ``away``: nothing answers. ``unstorable``: outputs that it refuses.
+    """
 
     queued: dict[str, Queued] = field(default_factory=dict)
     attempt: dict[str, int] = field(default_factory=dict)
@@ -29,12 +32,14 @@ class MemoryRecord:
     released: list[str] = field(default_factory=list)
     known: dict[str, Queued] = field(default_factory=dict)
     unstorable: set[str] = field(default_factory=set)
+    moved_on: dict[str, str] = field(default_factory=dict)
     away: bool = False
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> MemoryRecord:
         """From now on the statements of the engine come here."""
         monkeypatch.setattr(attempts, "claim", self.claim)
         monkeypatch.setattr(attempts, "complete", self.complete)
+        monkeypatch.setattr(attempts, "statuses", self.statuses)
         monkeypatch.setattr(leases, "release", self.release)
         monkeypatch.setattr(leases, "queued_page", self.queued_page)
         return self
@@ -85,12 +90,21 @@ class MemoryRecord:
         refused = [one for one in endings if (one.outcome.output or "") in self.unstorable]
         taken = [one for one in endings if one not in refused]
         self.endings += taken
-        accepted = {one.sub_task_id for one in taken if self.running.get(one.sub_task_id) or one.outcome.ray_task_id}
+        accepted = {
+            one.sub_task_id
+            for one in taken
+            if (self.running.get(one.sub_task_id) or one.outcome.ray_task_id) and one.sub_task_id not in self.moved_on
+        }
         waits = [one.retry_in_s for one in taken if one.retry_in_s is not None]
         return Committed(
             accepted=frozenset(accepted), touched=frozenset({"task"} if taken else ()),
             retry_in_s=min(waits, default=None), refused=tuple((one, "it can't be stored") for one in refused),
         )  # fmt: skip
+
+    async def statuses(self, _engine: Any, ids: Sequence[str]) -> dict[str, str]:
+        """See `attempts.statuses`; of those that have moved on."""
+        self._answer()
+        return {id_: self.moved_on[id_] for id_ in ids if id_ in self.moved_on}
 
     async def release(self, _engine: Any, given: Sequence[tuple[str, int]]) -> tuple[Queued, ...]:
         """See `leases.release`."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable
 from typing import Any
 
+import pytest
+
 from rayloom.dag.errors import ErrorInfo
 from rayloom.db import attempts, events, leases, task_moves
 from rayloom.db.incarnations import begin_incarnation
+from tests.fakes.refusals import refusals
 from tests.integration.db.spine import BROKEN, Spine, outcome
 
 ROUNDS = 40
@@ -153,3 +157,22 @@ async def test_a_task_is_cancelled_once(spine: Spine) -> None:
         spine.engine, spine.incarnation, status="CANCELLED", error=None, reason="no such task"
     )
     assert not absent.found
+
+
+async def test_an_end_that_comes_too_late_is_told_once(spine: Spine, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    made = await spine.submit({"a": []})
+    await spine.succeed((await spine.claim(made.task_id))["a"])
+    for error in (None, LATE, None):
+        ended = await task_moves.end_task(
+            spine.engine, made.task_id, status="FAILED" if error else "CANCELLED", error=error, reason="too late"
+        )
+        assert ended.refused_status == "COMPLETED"
+    told = {"task_id": str(made.task_id), "from": "COMPLETED"}
+    assert refusals(caplog) == [told | {"event": event} for event in ("cancel", "gave_up", "cancel")]
+    # To cancel what is cancelled asks for no transition.
+    caplog.clear()
+    other = await spine.submit({"a": []})
+    for _ in range(2):
+        await task_moves.end_task(spine.engine, other.task_id, status="CANCELLED", error=None, reason="no more")
+    assert refusals(caplog) == []

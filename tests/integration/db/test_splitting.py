@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
@@ -22,6 +23,7 @@ from rayloom.db.submit import NewTask, submit_task
 from rayloom.db.task_moves import claim_tasks
 from rayloom.tools.builtin.catalogue import BUILTINS
 from tests.fakes.memory_queue import MemoryQueue
+from tests.fakes.refusals import refusals
 from tests.integration.db.spine import NODES, Spine
 
 PLAN: JsonObject = {
@@ -178,8 +180,14 @@ async def _taken_over(spine: Spine, slow: Bench) -> tuple[UUID, UUID]:
     return task_id, heir
 
 
-@pytest.mark.parametrize("answer", [PLAN, UserError("UNCLEAR", "what?"), ZeroDivisionError("a bug")])
-async def test_a_splitter_that_lost_its_task_changes_nothing_any_more(spine: Spine, answer: Any) -> None:
+@pytest.mark.parametrize(
+    ("answer", "event"),
+    [(PLAN, "plan_accepted"), (UserError("UNCLEAR", "what?"), "gave_up"), (ZeroDivisionError("a bug"), "gave_up")],
+)
+async def test_a_splitter_that_lost_its_task_changes_nothing_any_more(
+    spine: Spine, answer: Any, event: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     slow = _bench(spine, answer)
     task_id, _ = await _taken_over(spine, slow)
     slow.parser.go.set()
@@ -189,6 +197,7 @@ async def test_a_splitter_that_lost_its_task_changes_nothing_any_more(spine: Spi
             await slow.room.wait()
     assert (await spine.task(task_id))["status"] == "PROCESSING"
     assert await spine.statuses(task_id) == {"a": "QUEUED", "b": "READY"}
+    assert refusals(caplog) == [{"task_id": str(task_id), "from": "PROCESSING", "event": event}]
 
 
 async def test_a_closed_splitter_leaves_its_tasks_to_the_next(spine: Spine) -> None:

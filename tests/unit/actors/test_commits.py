@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import ErrorInfo, Transient
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.resources import ResourceShape
+from rayloom.db import attempts
 from rayloom.db.attempts import Claimed
 from tests.fakes.memory_queue import MemoryQueue
 from tests.fakes.memory_record import SHAPE, MemoryRecord
+from tests.fakes.refusals import refusals
 
 NOTHING: Any = None
 GOOD = Outcome(verdict="succeeded", output="1", ray_task_id="r", tokens_used=3)
@@ -196,4 +199,50 @@ async def test_without_redis_the_commit_stands(commits: Commits, record: MemoryR
     queue.away = True
     _add(commits, record, "a")
     assert (await commits.turn()).accepted == {"a"}
+    assert len(commits) == 0
+
+
+@pytest.mark.parametrize(
+    ("outcome", "event"),
+    [(GOOD, "succeeded"), (Outcome(verdict="failed", error=WORKER_DIED, ray_task_id="r"), "attempt_failed")],
+)
+async def test_an_outcome_that_comes_too_late_is_told_in_one_line(
+    commits: Commits, record: MemoryRecord, caplog: pytest.LogCaptureFixture, outcome: Outcome, event: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    record.moved_on = {"late": "CANCELLED"}
+    _add(commits, record, "a")
+    _add(commits, record, "late", outcome)
+    await commits.turn()
+    assert refusals(caplog) == [
+        {"task_id": "task", "subtask": "late", "attempt": 1, "from": "CANCELLED", "event": event}
+    ]
+    assert len(commits.finished) == 2
+
+
+async def test_what_was_stopped_because_it_is_cancelled_and_what_was_given_back_is_no_refusal(
+    commits: Commits, record: MemoryRecord, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    record.moved_on = {"stopped": "CANCELLED"}
+    stop = ErrorInfo(code="CANCELLED", error_class="refused", message="stopped", retryable=False)
+    _add(commits, record, "stopped", Outcome(verdict="cancelled", error=stop, ray_task_id="r"))
+    _add(commits, record, "handed", Outcome(verdict="lost", error=WORKER_DIED), running=False)
+    await commits.turn()
+    assert record.released == ["handed"]
+    assert refusals(caplog) == []
+
+
+async def test_a_late_outcome_is_told_also_when_nobody_can_say_where_its_subtask_is(
+    commits: Commits, record: MemoryRecord, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: Any) -> dict[str, str]:
+        raise Transient("DATABASE_UNAVAILABLE", "away")
+
+    monkeypatch.setattr(attempts, "statuses", away)
+    caplog.set_level(logging.INFO)
+    record.moved_on = {"late": "RUNNING"}
+    _add(commits, record, "late")
+    await commits.turn()
+    assert [told["from"] for told in refusals(caplog)] == [None]
     assert len(commits) == 0
