@@ -50,6 +50,8 @@ class Surroundings(Protocol):
     """What an attempt needs of the process that it runs in."""
 
     settings: WorkerSettings
+    worker_id: str
+    node_id: str
 
     async def tool(self, name: str, registry_version: int) -> Tool:
         """The tool, as the registry knows it at this version or later. Raises Refused, UserError."""
@@ -69,10 +71,15 @@ class Surroundings(Protocol):
 
 @dataclass(slots=True)
 class _Record:
-    """What is known of the attempt so far."""
+    """What is known of the attempt so far.
+
+    ``limit``: of its text so many characters are kept. ``by``: the worker, the node and the Ray task that run it.
+    """
 
     started_at: float
     clock: Callable[[], float]
+    limit: int
+    by: tuple[str, str, str]
     spans: list[JsonObject] = field(default_factory=list)
     result: ToolResult | None = None
 
@@ -99,27 +106,33 @@ class _Record:
             }
         )
 
-    def outcome(self, verdict: Verdict, *, error: ErrorInfo | None = None, limit: int = 0) -> Outcome:
-        result = self.result
+    def outcome(self, verdict: Verdict, *, error: ErrorInfo | None = None, output: str | None = None) -> Outcome:
+        result, (worker_id, node_id, ray_task_id) = self.result, self.by
         return Outcome(
             verdict=verdict,
+            output=output,
+            output_size=0 if output is None else len(output.encode()),
             error=error,
             started_at=self.started_at,
             finished_at=self.clock(),
-            stdout=_head(result.stdout, limit) if result else "",
-            stderr=_head(result.stderr, limit) if result else "",
+            stdout=_head(result.stdout, self.limit) if result else "",
+            stderr=_head(result.stderr, self.limit) if result else "",
             tokens_used=result.tokens_used if result else 0,
             spans=orjson.dumps(self.spans).decode(),
+            worker_id=worker_id,
+            node_id=node_id,
+            ray_task_id=ray_task_id,
         )
 
 
 async def run_attempt(
-    order: AttemptOrder, surroundings: Surroundings, *, clock: Callable[[], float] = time.time
+    order: AttemptOrder, surroundings: Surroundings, *, ray_task_id: str = "", clock: Callable[[], float] = time.time
 ) -> Outcome:
     """Run one attempt within its timeout. Whatever happens is in the outcome; only cancellation of the whole passes."""
-    record = _Record(started_at=clock(), clock=clock)
-    reporter = surroundings.reporter(order)
     limit = surroundings.settings.engine.output_text_chars
+    by = (surroundings.worker_id, surroundings.node_id, ray_task_id)
+    record = _Record(started_at=clock(), clock=clock, limit=limit, by=by)
+    reporter = surroundings.reporter(order)
     task = asyncio.current_task()
     assert task is not None
     deadline = asyncio.timeout(order.timeout_s)
@@ -131,19 +144,19 @@ async def run_attempt(
         if not deadline.expired():
             said = f"something that the attempt waited for took too long: {failure}"
         error = ErrorInfo(code="TIMED_OUT", error_class="transient", message=said, retryable=True)
-        outcome = record.outcome("timed_out" if deadline.expired() else "failed", error=error, limit=limit)
+        outcome = record.outcome("timed_out" if deadline.expired() else "failed", error=error)
     except asyncio.CancelledError as failure:
         if task.cancelling():
             said = "the attempt was stopped"
             error = ErrorInfo(code="CANCELLED", error_class="refused", message=said, retryable=False)
-            outcome = record.outcome("cancelled", error=error, limit=limit)
+            outcome = record.outcome("cancelled", error=error)
         else:
             # Nobody asked for it: the tool let a cancellation of its own out. A stop would spend no retry, for ever.
-            outcome = record.outcome("failed", error=ErrorInfo.from_exception(failure), limit=limit)
+            outcome = record.outcome("failed", error=ErrorInfo.from_exception(failure))
     except Exception as failure:  # noqa: BLE001 - the one place where an attempt's exceptions become values
-        outcome = record.outcome("failed", error=ErrorInfo.from_exception(failure), limit=limit)
+        outcome = record.outcome("failed", error=ErrorInfo.from_exception(failure))
     else:
-        outcome = _succeeded(record.outcome("succeeded", limit=limit), text)
+        outcome = record.outcome("succeeded", output=text)
     await _last_words(reporter.close)
     log = reporter.text(limit)
     return replace(outcome, log=log) if log else outcome
@@ -186,10 +199,6 @@ async def _phases(order: AttemptOrder, surroundings: Surroundings, reporter: Rep
             largest = surroundings.settings.engine.output_max_bytes
             raise UserError("OUTPUT_TOO_LARGE", f"the output has {len(text)} bytes; at most {largest} are kept")
     return text
-
-
-def _succeeded(outcome: Outcome, text: str) -> Outcome:
-    return replace(outcome, output=text, output_size=len(text.encode()))
 
 
 async def _last_words(close: Callable[[], Awaitable[None]]) -> None:

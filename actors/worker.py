@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rayloom.actors.attempt import run_attempt
@@ -81,17 +80,16 @@ class Worker:
         wakeup = signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
         handler = signal.signal(signal.SIGINT, _heard_elsewhere)
         try:
-            outcome = self._loop.run_until_complete(self._attempt(order))
+            return self._loop.run_until_complete(self._attempt(order, ray_task_id))
         finally:
             signal.signal(signal.SIGINT, handler)
             signal.set_wakeup_fd(wakeup)
             self._die_at = None
-        return replace(outcome, worker_id=self.worker_id, node_id=self.node_id, ray_task_id=ray_task_id)
 
-    async def _attempt(self, order: AttemptOrder) -> Outcome:
+    async def _attempt(self, order: AttemptOrder, ray_task_id: str) -> Outcome:
         self._current = asyncio.current_task()
         try:
-            return await run_attempt(order, self)
+            return await run_attempt(order, self, ray_task_id=ray_task_id)
         finally:
             self._current = None
 

@@ -19,6 +19,9 @@ from rayloom.tools.tool import Tool, ToolContext, ToolResult
 
 MAX_FAULTS = 10
 MAX_FAULT_CHARS = 300
+MAX_VALIDATORS = 512
+
+_known: dict[int, tuple[Mapping[str, Json], Validator]] = {}
 
 
 async def call_tool(tool: Tool, input: Json, context: ToolContext) -> ToolResult:
@@ -64,7 +67,7 @@ async def run_tool(tool: Tool, input: dict[str, Json], context: ToolContext) -> 
 
 def schema_faults(schema: Mapping[str, Json], value: Json, *, of: str) -> list[str]:
     """The faults of a value, each as ``pointer: message``. Raises Bug (``TOOL_SCHEMA_INVALID``)."""
-    validator = _validator(orjson.dumps(schema), of)
+    validator = _validator_of(schema, of)
     try:
         return [
             f"{_pointer(error)}: {error.message[:MAX_FAULT_CHARS]}"
@@ -74,7 +77,17 @@ def schema_faults(schema: Mapping[str, Json], value: Json, *, of: str) -> list[s
         raise Bug("TOOL_SCHEMA_INVALID", f"the schema of {of} refers to what it does not hold: {error}") from None
 
 
-@lru_cache(maxsize=512)
+def _validator_of(schema: Mapping[str, Json], of: str) -> Validator:
+    """A tool's schema is the same object from call to call; what is kept with it keeps it alive."""
+    known = _known.get(id(schema))
+    if known is None:
+        if len(_known) >= MAX_VALIDATORS:
+            _known.clear()
+        known = _known.setdefault(id(schema), (schema, _validator(orjson.dumps(schema), of)))
+    return known[1]
+
+
+@lru_cache(maxsize=MAX_VALIDATORS)
 def _validator(schema_json: bytes, of: str) -> Validator:
     schema = orjson.loads(schema_json)
     try:

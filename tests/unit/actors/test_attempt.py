@@ -72,6 +72,8 @@ class Place:
     log: Reporter = field(default_factory=Reporter)
     refuses: Exception | None = None
     has_lease: bool = True
+    worker_id: str = "w"
+    node_id: str = "n"
     schema: JsonObject = field(default_factory=lambda: {"type": "object"})
     begun: list[int] = field(default_factory=list)
 
