@@ -263,7 +263,7 @@ END $$
 -- FAILED subtasks whose retries are spent become BLOCKED, and everything that waits for them SKIPPED. Only by index:
 -- the planner can't know how little a turn finds, and would read the whole table in each.
 CREATE FUNCTION block_subtasks(p_ids uuid[]) RETURNS void LANGUAGE plpgsql
-AS $$
+SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     v_turn uuid[];
 BEGIN
