@@ -2,7 +2,8 @@
 
 The same plain-Ray code may vary fourfold over an hour on a shared machine, so only ratios of one run say anything:
 each repetition measures rayloom, then plain Ray, and medians of the repetitions are compared. While one is measured
-the other is stopped; a rayloom given by --url stays up, idle. Every repetition is verified (each node ran exactly
+the other is stopped; a rayloom given by --url stays up, idle. Each side gets a warm-up, and what it starts then may
+finish before the clock runs. Every repetition is verified (each node ran exactly
 once, none before its dependencies had ended, the value at the sink is right); one that is wrong ends the run.
 """
 
@@ -19,6 +20,7 @@ from bench.over_rest import OverRest
 from bench.plain_ray import PlainRay
 from bench.report import SIDES, Report
 from bench.server import Server
+from bench.settled import settle
 from bench.shapes import BrokenRun, Side, Workload, fan, workloads
 
 # What core.noop asks for when a plan doesn't say.
@@ -64,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(side: Side, name: str, selected: Sequence[Workload], report: Report, repetition: str) -> None:
     side.run([WARM_UP])
+    settle()
     for workload in selected:
         figures = workload.measure(side)
         for part, value in figures.items():

@@ -22,7 +22,7 @@ from rayloom.serve.sse import Chunk, event_stream, frame
 router = APIRouter(prefix="/api/v1/tasks/{task_id}/events", tags=["events"])
 BATCH: Final = 500
 BUSY: Final = 16
-BUSY_PAUSE_S: Final = 0.1
+BUSY_PAUSE_S: Final = 0.05
 MAX_ID: Final = 2**63 - 1
 
 
