@@ -6,6 +6,7 @@ import heapq
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from uuid import UUID
 
 import orjson
@@ -18,6 +19,12 @@ from rayloom.db.queue import REDIS_AWAY, Queued, ReadyQueue
 _log = logging.getLogger(__name__)
 
 SWEEP_ROWS = 5_000
+KNOWN_SHAPES = 1_024
+
+
+@lru_cache(maxsize=KNOWN_SHAPES)
+def _shape(key: str) -> ResourceShape:
+    return ResourceShape.from_json(orjson.loads(key))
 
 
 class Backlog:
@@ -25,7 +32,6 @@ class Backlog:
 
     def __init__(self, engine: AsyncEngine, queue: ReadyQueue) -> None:
         self._engine, self._queue = engine, queue
-        self._shapes: dict[str, ResourceShape] = {}
         self._held: list[tuple[float, str, Queued]] = []
         self._sweep_after: tuple[float, UUID] | None = None
         self.waiting: dict[str, int] = {}
@@ -35,10 +41,7 @@ class Backlog:
 
     def shape(self, key: str) -> ResourceShape:
         """The resource shape that a key stands for: its JSON text."""
-        shape = self._shapes.get(key)
-        if shape is None:
-            shape = self._shapes.setdefault(key, ResourceShape.from_json(orjson.loads(key)))
-        return shape
+        return _shape(key)
 
     async def add(self, items: Sequence[Queued], *, tasks: Iterable[str] = ()) -> None:
         """These have become QUEUED, and something happened to these tasks."""

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -38,6 +38,7 @@ COLLECT_S = 0.04
 """How long ends are collected while there is plenty in flight."""
 LOOK_AGAIN_S = 0.01
 """How soon a new attempt is seen by the thread that waits for the end of earlier ones."""
+KNOWN_SHAPES = 1_024
 YOUNG_S = 0.5
 """An attempt that lasts longer is one that Ray calls back for."""
 
@@ -66,21 +67,22 @@ class OwnLane:
 
         attempt.__name__ = attempt.__qualname__ = "rayloom_attempt"
         self._task: Any = ray.remote(max_retries=0, max_calls=0)(attempt)
-        self._options: dict[ResourceShape, Mapping[str, Any]] = {}
+        self._options = lru_cache(maxsize=KNOWN_SHAPES)(self._checked_options)
         self._ends = _Ends(asyncio.get_running_loop())
         self._warming: list[Any] = []
 
     def start(self, order: AttemptOrder, shape: ResourceShape, done: Callable[[Outcome], None]) -> Running:
         """Hand an attempt to Ray."""
-        options = self._options.get(shape)
-        if options is None:
-            options = ray_options(shape)
-            self._task.options(**options)  # raises if Ray can't take them
-            self._options[shape] = options
+        options = self._options(shape)
         # What .options(...).remote(...) comes to, without making and checking a class for every attempt.
         ref = self._task._remote(args=(order.pack(),), kwargs={}, name=order.ray_name, **options)
         self._ends.watch(_Watched(ref, done, time.time()))
         return _RayAttempt(ref)
+
+    def _checked_options(self, shape: ResourceShape) -> Mapping[str, Any]:
+        options = ray_options(shape)
+        self._task.options(**options)  # raises if Ray can't take them
+        return options
 
     def can_spare(self, count: int) -> None:
         """As long as more than ``count`` attempts are in flight, nobody waits for the end of the next one."""

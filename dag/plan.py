@@ -19,6 +19,10 @@ from rayloom.dag.nearest import did_you_mean
 from rayloom.dag.values import Json, JsonObject
 
 MAX_SUBTASKS: Final = 100_000
+MAX_EDGES: Final = 500_000
+"""Dependencies of a plan in all, explicit and implied, each pair once: five for each of that many subtasks."""
+MAX_SHAPES: Final = 64
+"""Different resource requests in one plan. Ray looks for workers anew for each, and the scheduler keeps room for it."""
 MAX_FAULTS: Final = 100
 """More faults than this are not listed: nobody mends a plan by reading them all."""
 MAX_RETRIES: Final = 100

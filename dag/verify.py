@@ -17,7 +17,7 @@ from rayloom.dag.errors import Fault, InvalidPlan
 from rayloom.dag.input_check import InputCheck
 from rayloom.dag.kinds import kind_faults, needs_model, tool_of
 from rayloom.dag.nearest import did_you_mean
-from rayloom.dag.plan import MAX_FAULTS, NO_WISHES, Plan, Resources, Subtask
+from rayloom.dag.plan import MAX_EDGES, MAX_FAULTS, MAX_SHAPES, NO_WISHES, Plan, Resources, Subtask
 from rayloom.dag.references import scan
 from rayloom.dag.resources import NodeShape, ResourceShape, effective, fits, largest
 from rayloom.dag.tool_view import Lane, ToolView
@@ -109,6 +109,7 @@ class _Verification:
         self.default_shapes: dict[str, ResourceShape] = {}
         self.shapes: dict[ResourceShape, ResourceShape] = {}
         self.shape_faults: dict[ResourceShape, str | None] = {}
+        self.edges = 0
 
     def run(self) -> VerifiedPlan:
         self._number_ids()
@@ -118,6 +119,7 @@ class _Verification:
                 raise InvalidPlan(self.faults[:MAX_FAULTS])
             where = f"{self.pointer}/subtasks/{ordinal}"
             dependencies.append(self._dependencies(ordinal, subtask, where))
+            self._count_edges(len(dependencies[-1]), subtask, where)
             self._check_subtask(subtask, where)
         layers = self._levels(dependencies)
         if self.faults:
@@ -160,6 +162,14 @@ class _Verification:
                     found.add(self.ordinals[reference.subtask])
         return tuple(sorted(found))
 
+    def _count_edges(self, count: int, subtask: Subtask, where: str) -> None:
+        """Raises InvalidPlan at once where there are too many: the work that they make is what must not be done."""
+        self.edges += count
+        if self.edges > MAX_EDGES:
+            field = "depends_on" if subtask.depends_on else "input"
+            self._fault(f"{where}/{field}", f"a plan has at most {MAX_EDGES:,} dependencies, and here it has more")
+            raise InvalidPlan(self.faults[-MAX_FAULTS:])
+
     def _check_subtask(self, subtask: Subtask, where: str) -> None:
         for field, message in kind_faults(subtask, model_available=self.model_available):
             self._fault(f"{where}/{field}", message)
@@ -171,8 +181,12 @@ class _Verification:
                 return
             if not needs_model(subtask):
                 self.faults.extend(self._input_check(name).faults(subtask.input, pointer=f"{where}/input"))
+        known = len(self.shapes)
         fault = self._shape_fault(self._shape(name, subtask.resources))
-        if fault is not None:
+        if known == MAX_SHAPES < len(self.shapes):
+            message = f"a plan asks for at most {MAX_SHAPES} different sets of resources, and this is one more"
+            self._fault(f"{where}/resources", message)
+        elif fault is not None:
             self._fault(f"{where}/resources", fault)
 
     def _tool_fault(self, name: str) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rayloom.actors.backlog import Backlog
+from rayloom.actors.backlog import KNOWN_SHAPES, Backlog
 from tests.fakes.memory_queue import MemoryQueue
 from tests.fakes.memory_record import SHAPE, MemoryRecord
 
@@ -34,6 +34,14 @@ def test_a_key_stands_for_its_shape_once(backlog: Backlog) -> None:
     shape = backlog.shape(GPU)
     assert (shape.cpus, shape.gpus) == (1.0, 1.0)
     assert backlog.shape(GPU) is shape
+
+
+def test_shapes_that_nobody_asks_for_any_more_are_forgotten(backlog: Backlog) -> None:
+    first = backlog.shape(GPU)
+    for gpus in range(2, KNOWN_SHAPES + 2):
+        backlog.shape(SHAPE.replace('"gpus":0.0', f'"gpus":{gpus}.0'))
+    assert backlog.shape(GPU) == first
+    assert backlog.shape(GPU) is not first
 
 
 async def test_what_is_popped_is_best_first_and_no_more_than_there_is_room_for(

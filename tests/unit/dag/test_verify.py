@@ -8,7 +8,7 @@ import pytest
 
 from rayloom.dag.errors import InvalidPlan
 from rayloom.dag.kinds import UNSUPPORTED
-from rayloom.dag.plan import MAX_FAULTS, Subtask, parse_plan
+from rayloom.dag.plan import MAX_EDGES, MAX_FAULTS, MAX_SHAPES, Subtask, parse_plan
 from rayloom.dag.resources import NodeShape, ResourceShape
 from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import Json
@@ -252,3 +252,29 @@ def test_thousands_of_subtasks_are_verified() -> None:
     assert len(plan.subtasks) == 3_000
     assert plan.subtasks[2_999].dependencies == (1_499,)
     assert len(plan.critical_path) == 13
+
+
+def test_a_plan_asks_for_a_bounded_number_of_resource_shapes() -> None:
+    asked = [_noop(f"n{i}", resources={"num_cpus": (1 + i % (MAX_SHAPES + 3)) / 100}) for i in range(200)]
+    assert len(_verify(*asked[:MAX_SHAPES], *[dict(asked[0], id="again")]).subtasks) == MAX_SHAPES + 1
+    message = "a plan asks for at most 64 different sets of resources, and this is one more"
+    assert _faults(*asked) == [("64/resources", message)]
+    with_defaults = [*asked[:MAX_SHAPES], _noop("plain", tool="http.request", input={"url": "x"})]
+    assert _faults(
+        *[dict(each, resources={**each.get("resources", {}), "memory_mb": 1}) for each in asked[:MAX_SHAPES]],
+        with_defaults[-1],
+    ) == [("64/resources", message)]
+
+
+def test_a_plan_has_a_bounded_number_of_dependencies() -> None:
+    width = 500
+    assert width * width * 2 == MAX_EDGES
+    names = [f"a{i}" for i in range(width)]
+    layers = [[_noop(name) for name in names]]
+    layers.append([_noop(f"b{i}", *names) for i in range(width)])
+    layers.append([_noop(f"c{i}", *(subtask["id"] for subtask in layers[1])) for i in range(width)])
+    allowed = [subtask for layer in layers for subtask in layer]
+    assert _verify(*allowed).width == width
+    message = "a plan has at most 500,000 dependencies, and here it has more"
+    assert _faults(*allowed, _noop("d", "a0", "a1")) == [("1500/depends_on", message)]
+    assert _faults(*allowed, _echo("d", {"$ref": "a1.output"})) == [("1500/input", message)]
