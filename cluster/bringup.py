@@ -7,9 +7,10 @@ import hashlib
 import inspect
 import logging
 import os
+import signal
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from rayloom.actors.settings import EngineSettings, WorkerSettings
 from rayloom.cluster.checks import StartRefused
 from rayloom.cluster.home import Home
 from rayloom.cluster.node_types import node_types
+from rayloom.cluster.running import RunningCluster, end_singletons
 from rayloom.cluster.settings import Settings
 from rayloom.dag.errors import Transient
 from rayloom.db.engine import make_engine
@@ -39,42 +41,16 @@ OBJECT_STORE_BYTES = 512 * 1024 * 1024
 """Outputs are kept in PostgreSQL; Ray's object store only carries them there."""
 
 
-@dataclass(slots=True)
-class RunningCluster:
-    """Ray and Serve, started."""
-
-    urls: Mapping[str, str]
-    api_key: str
-    settings: WorkerSettings
-    owns_ray: bool
-
-    async def stop(self) -> None:
-        """Drain Serve, end the scheduler's life in order, then end Ray if we started it."""
-        import ray
-        from ray import serve
-
-        from rayloom.actors.scheduler_actor import RayScheduler
-
-        await asyncio.to_thread(serve.shutdown)
-        try:
-            await asyncio.wait_for(RayScheduler(self.settings.engine).close(), timeout=10)
-        except Exception as error:  # noqa: BLE001 - it is being ended either way; its leases run out by themselves
-            _log.warning("scheduler.close_failed", extra={"error": str(error)})
-        _end_singletons(self.settings.engine)
-        ray.shutdown()
-
-
 async def start(
     settings: Settings, database: DatabaseSettings, redis: RedisSettings, *, exclusive: bool
 ) -> RunningCluster:
     """Start everything above the services. ``exclusive``: no other scheduler can use this database.
 
-    Raises StartRefused, with one line that says what to do.
+    Raises StartRefused, with one line that says what to do. Whatever it is that ends it early, cancellation too: what
+    it had started on Ray is taken away again.
     """
     home = Home(settings.home)
     database, api_key = await _prepare_database(settings, home, database)
-    _environment(settings)
-    dashboard = _start_ray(settings)
     engine = EngineSettings(
         retry_initial_s=settings.retry_initial_s,
         retry_max_s=settings.retry_max_s,
@@ -87,18 +63,28 @@ async def start(
     worker_settings = WorkerSettings(
         engine=engine, database=database, redis=redis, tools=settings.tools_for(_without_passwords(database))
     )
-    owns_ray = not settings.ray_address
-    if not owns_ray:
-        # They were started with the settings of an earlier `up`, which may have been other ones.
-        _end_singletons(engine)
-    _start_singletons(worker_settings, home)
-    await asyncio.to_thread(_start_serve, settings, worker_settings)
+    _environment(settings)
+    with _signals_kept():
+        dashboard = _start_ray(settings)
     running = RunningCluster(
-        urls=_urls(settings, dashboard), api_key=api_key, settings=worker_settings, owns_ray=owns_ray
+        urls=_urls(settings, dashboard), api_key=api_key, settings=worker_settings, owns_ray=not settings.ray_address
     )
-    await _until_ready(settings.api_url)
-    if owns_ray:
-        await _warm_workers(settings, engine)
+    deploying: asyncio.Future[None] | None = None
+    try:
+        if not running.owns_ray:
+            # They were started with the settings of an earlier `up`, which may have been other ones.
+            end_singletons(engine)
+            running.owns_serve = not await asyncio.to_thread(_serve_runs)
+        _start_singletons(worker_settings, home)
+        deploying = asyncio.ensure_future(asyncio.to_thread(_start_serve, settings, worker_settings))
+        await asyncio.shield(deploying)
+        await _until_deployed()
+        await _until_ready(settings.api_url)
+        if running.owns_ray:
+            await _warm_workers(settings, engine)
+    except BaseException:
+        await running.undo(deploying)
+        raise
     return running
 
 
@@ -134,8 +120,8 @@ def _environment(settings: Settings) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not settings.ray_address:
         # Ray ends workers beyond one a CPU that have been idle for a second; ours hold fractions of one, and take a
-        # second of CPU to start again. (Not RAY_num_workers_soft_limit: Ray takes that for the number of free CPUs, too,
-        # and starts so many workers for whatever waits, whether they could run or not.)
+        # second of CPU to start again. (Not RAY_num_workers_soft_limit: Ray takes that for the number of free CPUs,
+        # too, and starts so many workers for whatever waits, whether they could run or not.)
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(WORKER_IDLE_MS))
         # Despite its name, this is how Ray is told to stay on the loopback instead of the machine's own address.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -145,6 +131,17 @@ def _environment(settings: Settings) -> None:
     path = os.environ.get("PATH", "").split(os.pathsep)
     if path[0] != scripts:
         os.environ["PATH"] = os.pathsep.join([scripts, *path])
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray ends its process by itself on SIGTERM, which is not for it to decide."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _cpus(settings: Settings) -> int:
@@ -205,17 +202,11 @@ def _start_singletons(settings: WorkerSettings, home: Home) -> None:
     start_scheduler(settings, cluster=str(home.path))
 
 
-def _end_singletons(engine: EngineSettings) -> None:
-    import ray
+def _serve_runs() -> bool:
+    from ray import serve
 
-    from rayloom.actors.callers import REGISTRY_NAME, TOKENS_NAME
-    from rayloom.actors.scheduler_actor import SCHEDULER_NAME
-
-    for name in (SCHEDULER_NAME, REGISTRY_NAME, TOKENS_NAME):
-        try:
-            ray.kill(ray.get_actor(name, namespace=engine.namespace), no_restart=True)
-        except ValueError:
-            _log.debug("singleton.absent: %s", name)
+    # Without a Serve it has no proxies; a Serve has them as soon as it runs.
+    return bool(serve.status().proxies)
 
 
 def _start_serve(settings: Settings, worker_settings: WorkerSettings) -> None:
@@ -232,7 +223,31 @@ def _start_serve(settings: Settings, worker_settings: WorkerSettings) -> None:
     application = bind(
         settings.serve, worker_settings.database, worker_settings.redis, partial(ray_ports, worker_settings.engine)
     )
-    serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
+    # Not `serve.run`: it waits as long as it takes, and nothing can end that.
+    serve.run_many(
+        [serve.RunTarget(target=application, name=APPLICATION, route_prefix="/")],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+
+
+async def _until_deployed() -> None:
+    from ray import serve
+
+    from rayloom.actors.parsing import APPLICATION
+
+    deadline = asyncio.get_running_loop().time() + READY_TIMEOUT_S
+    while True:
+        status = await asyncio.to_thread(serve.status)
+        ours = status.applications.get(APPLICATION)
+        if ours is not None and ours.status == "RUNNING":
+            return
+        said = "it is not known to Serve" if ours is None else f"{ours.status} {ours.message}".strip()
+        if ours is not None and ours.status == "DEPLOY_FAILED":
+            raise StartRefused(f"Serve can't run the API: {said}")
+        if asyncio.get_running_loop().time() > deadline:
+            raise StartRefused(f"Serve did not bring up the API within {READY_TIMEOUT_S:.0f} s: {said}")
+        await asyncio.sleep(0.1)
 
 
 async def _warm_workers(settings: Settings, engine: EngineSettings) -> None:

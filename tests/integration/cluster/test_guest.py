@@ -1,0 +1,96 @@
+"""On a Ray cluster that is not ours: we take away what we brought, also half way, and nothing of anybody else's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.fake_autoscaling import FakeAutoscalingCluster
+from tests.integration.instance import PROGRAM, STOP_S, Instance, given_services, running
+from tests.integration.waiting import wait_until
+
+PROGRAM_OF_THEIRS = Path(__file__).with_name("neighbour.py")
+NOTHING_OF_OURS = {"actors": [], "applications": ["theirs"]}
+
+
+class Neighbour:
+    """Who uses the cluster besides us."""
+
+    def __init__(self, cluster: FakeAutoscalingCluster) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(PROGRAM_OF_THEIRS), cluster.address],
+            env={**os.environ, **cluster.environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def asked(self, command: str) -> Any:
+        """The answer to a command."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def leave(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[FakeAutoscalingCluster]:
+    with FakeAutoscalingCluster((), head_cpus=2) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def neighbour(cluster: FakeAutoscalingCluster) -> Iterator[Neighbour]:
+    started = Neighbour(cluster)
+    yield started
+    started.leave()
+
+
+def environ(cluster: FakeAutoscalingCluster) -> dict[str, str]:
+    return {**cluster.environment, "RAYLOOM_RAY_ADDRESS": cluster.address}
+
+
+def test_the_applications_of_others_outlive_us(cluster: FakeAutoscalingCluster, neighbour: Neighbour) -> None:
+    with running(**environ(cluster)):
+        assert neighbour.asked("deploy") == "still here"
+        assert neighbour.asked("seen")["applications"] == ["rayloom", "theirs"]
+    assert neighbour.asked("seen") == NOTHING_OF_OURS
+    assert neighbour.asked("ask") == "still here"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_start_that_is_stopped_half_way_leaves_nothing(
+    cluster: FakeAutoscalingCluster, neighbour: Neighbour, number: int
+) -> None:
+    """Serve keeps the port that the first test gave it, so this one waits in vain for its API to become ready."""
+    assert neighbour.asked("ask") == "still here"
+    with given_services() as services:
+        instance = Instance(Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp")), services, environ(cluster))
+        try:
+            with instance.log.open("wb") as sink:
+                process = subprocess.Popen(
+                    [*PROGRAM, "up"], cwd=instance.folder, env=instance.environ, stdout=sink, stderr=sink
+                )
+            wait_until(lambda: neighbour.asked("seen")["applications"] == ["rayloom", "theirs"], within_s=STOP_S)
+            assert len(neighbour.asked("seen")["actors"]) == 3
+            process.send_signal(number)
+            assert process.wait(STOP_S) == 0, instance.said()
+        finally:
+            instance.destroy()
+    assert neighbour.asked("seen") == NOTHING_OF_OURS
+    assert neighbour.asked("ask") == "still here"
