@@ -27,10 +27,16 @@ _SHELL: Final = frozenset({"bash", "sh", "shell"})
 _JSON: Final = frozenset({"json", ""})
 _RETRIEVING: Final = frozenset({FETCH_TOOL, "sql.query", "files.read", "files.list"})
 
+# Where an address ends although no space does: Chinese is written without any. Scripts from the CJK radicals to the
+# compatibility forms, full-width forms, and the quotes, dashes and ellipses that stand beside them.
+_NOT_IN_URL: Final = (
+    r"\s<>\"'`\\^{}|()\[\]\u2010-\u206f\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef"
+    r"\U00020000-\U0003ffff"
+)
 _NAME: Final = r"[A-Za-z][A-Za-z0-9_\-]*(?:\.[A-Za-z0-9_\-]+)*"
 _SPAN: Final = re.compile(
     rf"""(?<![A-Za-z0-9_.@/])@(?P<tool>{_NAME})
-      | (?P<url>https?://[^\s<>"'`\\^{{}}|()\[\]（）【】「」《》，。；、！？]+)""",
+      | (?P<url>https?://(?:(?![,;]https?://)[^{_NOT_IN_URL}])+)""",
     re.VERBOSE,
 )
 

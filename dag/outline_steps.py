@@ -101,6 +101,8 @@ class Steps:
                 call = self._call(span)
                 if call is None:
                     continue
+                if span.url.endswith(("/", "=")) and is_chinese(part[span.end : span.end + 1]):
+                    self._notes.append(f"{span.url[:200]} is read as ending there: write what belongs to it as %XX")
                 residue.append(part[end : span.start])
                 end = span.end
                 if span.url and groups and groups[-1][-1].tool == FETCH_TOOL:

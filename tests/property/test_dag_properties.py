@@ -332,7 +332,16 @@ words = st.sampled_from(
         *("1. ", "2. ", "- ", "- [x] ", "* ", "  ", "    ", "\n", "\n\n", "# ", "\0", "\ud800"),
         *("then ", ", then ", "finally ", "meanwhile ", "combine the results ", "if ", "load ", ":"),
         *("先", "然后", "，同时", "最后", "汇总", "。", "：", "下载 "),
-        *("```\n", "```python\n", "```json\n", "@core.echo ", "@core.noop ", "@no.tool ", "https://a.org/x "),
+        *(
+            "```\n",
+            "```python\n",
+            "```json\n",
+            "@core.echo ",
+            "@core.noop ",
+            "@no.tool ",
+            "https://a.org/x ",
+            "https://a.org/x",
+        ),
         *("{}", '{"value": ', '{"value": 1}', "[", "}", "${load.output}", '{"$ref": "load.output"}', "$${"),
         '{"$secret": "x"}',
     ]
@@ -347,6 +356,23 @@ def test_every_prompt_has_an_outline_that_passes_verification(prompt: str) -> No
     assert all(needed < s.ordinal for s in plan.subtasks for needed in s.dependencies)
     assert outline.language in {"en", "zh", "und"}
     assert all(outline.notes)
+
+
+endings = st.sampled_from(["，", ",", "、", "。", "；", "”", "…", "的内容", "的內容，", "（主页）", "。\n"])
+after_words = st.tuples(endings, st.sampled_from(["然后", "接着", "随后"])).map("".join)
+addresses = st.from_regex(
+    r"https?://[a-z]{1,9}\.example(:[0-9]{2,4})?(/[a-z0-9~%._-]*[a-z0-9])?(\?[a-z]=[0-9]{1,3})?", fullmatch=True
+)
+
+
+@given(st.lists(st.tuples(after_words, addresses), min_size=1, max_size=8), addresses)
+def test_addresses_in_chinese_running_text_are_fetched_as_written_and_in_order(
+    rest: list[tuple[str, str]], first: str
+) -> None:
+    prompt = f"先抓取{first}" + "".join(f"{words}抓取{url}" for words, url in rest)
+    fetches = [s for s in split(prompt, VIEWS).plan.subtasks if s.tool == "http.fetch_text"]
+    assert [s.input["url"] for s in fetches] == [first, *(url for _, url in rest)]
+    assert [s.depends_on for s in fetches] == [(), *((s.id,) for s in fetches[:-1])]
 
 
 @given(st.lists(words, max_size=20).map("".join))

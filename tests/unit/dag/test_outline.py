@@ -345,7 +345,58 @@ def test_an_address_is_fetched() -> None:
     assert (step.type, step.tool) == ("DATA_RETRIEVAL", "http.fetch_text")
     assert step.input == {"url": "https://example.com/a?b=1"}
     assert _only("https://www.example.com").id == "fetch-example-com"
-    assert _only("抓取 https://example.com/数据。").input == {"url": "https://example.com/数据"}
+
+
+A, B = "https://example.com/a", "https://example.com/b"
+
+
+def _fetches(prompt: str) -> list[tuple[object, list[object]]]:
+    """The addresses that are fetched, each with those that it waits for."""
+    steps = _steps(prompt)
+    urls = {step.id: step.input["url"] for step in steps if step.tool == "http.fetch_text"}
+    return [(urls[step.id], [urls[needed] for needed in step.depends_on]) for step in steps if step.id in urls]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        f"先抓取{A}然后抓取{B}", f"先抓取{A}，然后抓取{B}。", f"先抓取{A},然后抓取{B}", f"首先下载{A};接着下载{B}!",
+        f"1. 抓取{A}的内容\n2. 抓取{B}的内容", f"1、读取“{A}”\n2、读取「{B}」", f"先打开{A}、随后打开{B}……",
+        f"First fetch {A}, then fetch {B}.", f"先访问{A}（首页），再访问{B}（详情）",
+    ],
+)  # fmt: skip
+def test_addresses_in_chinese_text_end_where_the_text_goes_on(prompt: str) -> None:
+    assert _fetches(prompt) == [(A, []), (B, [A])]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        f"抓取{A}和{B}", f"抓取{A}，{B}", f"抓取{A},{B}", f"fetch {A};{B}", f"抓取{A}、{B}", f"抓取“{A}”“{B}”",
+        f"抓取《{A}》及『{B}』", f"- 抓取{A}——主页\n- 抓取{B}…", f"取得{A}の内容と{B}の内容",
+        f"{A}와 {B}를 가져오기", f"抓取{A}𠀀{B}", f"抓取{A}＠{B}",
+    ],
+)  # fmt: skip
+def test_addresses_side_by_side_are_told_apart(prompt: str) -> None:
+    assert _fetches(prompt) == [(A, []), (B, [])]
+
+
+def test_a_call_beside_an_address_stays_a_call() -> None:
+    address, noop = _steps(f"先抓取{B},同时运行 @core.noop {{}}")
+    assert (address.input, address.depends_on) == ({"url": B}, ())
+    assert (noop.tool, noop.depends_on) == ("core.noop", ())
+
+
+@pytest.mark.parametrize("url", [f"{A}?q=1,2;3&x=%E6%99%B4#z", "https://example.com/é/ü?a=я", "http://localhost:8000"])
+def test_an_address_keeps_what_belongs_to_it(url: str) -> None:
+    assert _only(f"抓取{url}的内容").input == {"url": url}
+
+
+def test_what_might_have_belonged_to_an_address_is_noted() -> None:
+    outline = _split("抓取https://example.com/数据。")
+    assert outline.plan.subtasks[0].input == {"url": "https://example.com/"}
+    assert outline.notes == ("https://example.com/ is read as ending there: write what belongs to it as %XX",)
+    assert _split(f"抓取{A}的内容").notes == ()
 
 
 def test_addresses_in_a_row_are_fetched_side_by_side_and_handed_on() -> None:
