@@ -22,6 +22,7 @@ from rayloom.dag.outcome import Outcome
 from rayloom.dag.values import Json, JsonObject
 from rayloom.db import keys, leases
 from rayloom.db.attempts import Claimed, Ending, claim, complete
+from rayloom.db.incarnations import begin_incarnation
 from rayloom.db.queue import Signals
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.serve.app import build_app
@@ -55,6 +56,7 @@ class World:
         self.signals = Signals(deps.backends.redis)
         self._make = make
         self.incarnation = uuid7()
+        self._has_begun = False
 
     async def user(self, role: keys.Role = "user") -> Person:
         """A new user with a key."""
@@ -68,6 +70,9 @@ class World:
 
     async def claimed(self, task_id: str) -> list[Claimed]:
         """Take the leases of all that is QUEUED of a task, and start it."""
+        if not self._has_begun:
+            await begin_incarnation(self.engine, self.incarnation, actor="a test", exclusive=False)
+            self._has_begun = True
         queued = await leases.queued_page(self.engine, after=None, limit=10_000)
         taken = await claim(self.engine, [(item.sub_task_id, True) for item in queued], incarnation=self.incarnation)
         return [item for item in taken if item.task_id == task_id]
