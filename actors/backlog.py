@@ -19,6 +19,9 @@ from rayloom.db.queue import REDIS_AWAY, Queued, ReadyQueue
 _log = logging.getLogger(__name__)
 
 SWEEP_ROWS = 5_000
+PAGE_ROWS = 1_000
+COUNT_SHARE = 0.05
+"""Without Redis, counting what waits may take so much of the time."""
 KNOWN_SHAPES = 1_024
 
 
@@ -34,6 +37,7 @@ class Backlog:
         self._engine, self._queue = engine, queue
         self._held: list[tuple[float, str, Queued]] = []
         self._sweep_after: tuple[float, UUID] | None = None
+        self._count_again_at = 0.0
         self.waiting: dict[str, int] = {}
         self.redis_away = False
         self.dirty = True
@@ -83,18 +87,33 @@ class Backlog:
 
     async def _pop_from_database(self, room: Mapping[str, int]) -> tuple[Queued, ...]:
         # PostgreSQL's claim decides; here we only look, so a second look may see the same rows again.
+        await self._count()
         held = {item.sub_task_id for _, _, item in self._held}
-        left = dict(room)
-        taken = []
-        page = await leases.queued_page(self._engine, after=None, limit=1_000)
-        self.waiting = {}
-        for item in page:
-            self.waiting[item.shape] = self.waiting.get(item.shape, 0) + 1
-            if left.get(item.shape, 0) > 0 and item.sub_task_id not in held:
-                left[item.shape] -= 1
-                self.waiting[item.shape] -= 1
-                taken.append(item)
+        left = {shape: count for shape, count in room.items() if count > 0}
+        taken: list[Queued] = []
+        after: tuple[float, UUID] | None = None
+        # Only what has room is looked at: else a shape without any would hide what is queued behind it.
+        while left:
+            page = await leases.queued_page(self._engine, after=after, limit=PAGE_ROWS, shapes=list(left))
+            for item in page:
+                if left.get(item.shape, 0) > 0 and item.sub_task_id not in held:
+                    left[item.shape] -= 1
+                    taken.append(item)
+            if len(page) < PAGE_ROWS:
+                break
+            after = page[-1].score, UUID(page[-1].sub_task_id)
+            left = {shape: count for shape, count in left.items() if count > 0}
+        for item in taken:
+            self.waiting[item.shape] = max(self.waiting.get(item.shape, 0) - 1, 0)
         return tuple(taken)
+
+    async def _count(self) -> None:
+        """Find out what waits, of every shape: that is also how a shape becomes known."""
+        began_at = time.monotonic()
+        if began_at >= self._count_again_at:
+            self.waiting = await leases.queued_counts(self._engine)
+            ended_at = time.monotonic()
+            self._count_again_at = ended_at + (ended_at - began_at) / COUNT_SHARE
 
     async def sweep(self) -> None:
         """Tell Redis a bounded part of what is QUEUED, going on next time where this stops: it may have lost it."""
@@ -109,4 +128,5 @@ class Backlog:
             _log.warning("redis.away", extra={"error": f"{type(error).__name__}: {error}"})
             # What was known of it is to be looked for in PostgreSQL: now, and then whenever the scheduler looks.
             self.dirty = True
+            self._count_again_at = 0.0
         self.redis_away = True

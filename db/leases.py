@@ -54,18 +54,34 @@ async def leases_of(engine: AsyncEngine, incarnation: UUID) -> frozenset[tuple[s
     return frozenset((str(row["id"]), row["attempt"]) for row in rows)
 
 
-async def queued_page(engine: AsyncEngine, *, after: tuple[float, UUID] | None, limit: int) -> tuple[Queued, ...]:
-    """A page of what is QUEUED and not leased, in queue order; ``after`` is the (score, id) of the last one seen."""
+async def queued_page(
+    engine: AsyncEngine, *, after: tuple[float, UUID] | None, limit: int, shapes: Sequence[str] | None = None
+) -> tuple[Queued, ...]:
+    """A page of what is QUEUED and not leased, in queue order; ``after`` is the (score, id) of the last one seen.
+
+    ``shapes``: of these resource shapes only.
+    """
     score, last = after if after is not None else (float("-inf"), UUID(int=0))
+    of_shapes = "" if shapes is None else "AND shape = ANY ($4::text[]) "
     async with driver(engine) as connection:
         rows = await connection.fetch(
             "SELECT id, user_id, shape, score FROM sub_tasks WHERE status = 'QUEUED' AND incarnation IS NULL "
-            "AND (score, id) > ($1, $2) ORDER BY score, id LIMIT $3",
+            f"AND (score, id) > ($1, $2) {of_shapes}ORDER BY score, id LIMIT $3",
             score,
             last,
             limit,
+            *([] if shapes is None else [list(shapes)]),
         )
     return tuple(Queued(str(row["id"]), str(row["user_id"]), row["shape"], row["score"]) for row in rows)
+
+
+async def queued_counts(engine: AsyncEngine) -> dict[str, int]:
+    """How many are QUEUED and not leased, by resource shape. Reads all of them."""
+    async with driver(engine) as connection:
+        rows = await connection.fetch(
+            "SELECT shape, count(*) AS n FROM sub_tasks WHERE status = 'QUEUED' AND incarnation IS NULL GROUP BY shape"
+        )
+    return {row["shape"]: row["n"] for row in rows}
 
 
 async def held_leases(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,8 @@ SHAPE = '{"cpus":1.0,"custom":{},"gpus":0.0,"labels":{},"memory_bytes":0}'
 class MemoryRecord:
     """``queued``: what may be claimed. ``moved_on``: the statuses of subtasks whose outcomes come too late.
 
-    ``away``: nothing answers. ``unstorable``: outputs that it refuses.
+    ``counted``: how often what is queued was counted. ``away``: nothing answers. ``unstorable``: outputs that it
+    refuses.
     """
 
     queued: dict[str, Queued] = field(default_factory=dict)
@@ -33,6 +35,7 @@ class MemoryRecord:
     known: dict[str, Queued] = field(default_factory=dict)
     unstorable: set[str] = field(default_factory=set)
     moved_on: dict[str, str] = field(default_factory=dict)
+    counted: int = 0
     away: bool = False
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> MemoryRecord:
@@ -42,6 +45,7 @@ class MemoryRecord:
         monkeypatch.setattr(attempts, "statuses", self.statuses)
         monkeypatch.setattr(leases, "release", self.release)
         monkeypatch.setattr(leases, "queued_page", self.queued_page)
+        monkeypatch.setattr(leases, "queued_counts", self.queued_counts)
         return self
 
     def add(self, *ids: str, user_id: str = "ann", shape: str = SHAPE) -> list[Queued]:
@@ -114,10 +118,20 @@ class MemoryRecord:
         self.queued |= free
         return tuple(free.values())
 
-    async def queued_page(self, _engine: Any, *, after: Any, limit: int) -> tuple[Queued, ...]:
-        """See `leases.queued_page`; the first page is all there is."""
+    async def queued_page(
+        self, _engine: Any, *, after: Any, limit: int, shapes: Sequence[str] | None = None
+    ) -> tuple[Queued, ...]:
+        """See `leases.queued_page`."""
         self._answer()
-        return tuple(sorted(self.queued.values(), key=lambda item: item.score))[:limit] if after is None else ()
+        seen = float("-inf") if after is None else after[0]
+        found = [q for q in self.queued.values() if q.score > seen and (shapes is None or q.shape in shapes)]
+        return tuple(sorted(found, key=lambda item: item.score)[:limit])
+
+    async def queued_counts(self, _engine: Any) -> dict[str, int]:
+        """See `leases.queued_counts`."""
+        self._answer()
+        self.counted += 1
+        return dict(Counter(item.shape for item in self.queued.values()))
 
     def _answer(self) -> None:
         if self.away:

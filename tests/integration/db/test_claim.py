@@ -206,6 +206,17 @@ async def test_the_queue_is_read_in_order_page_by_page(spine: Spine) -> None:
     assert len(set(seen)) == len(seen) >= 10
 
 
+async def test_the_queue_is_read_and_counted_by_shape(spine: Spine) -> None:
+    made = await spine.submit({f"s{n}": [] for n in range(9)} | {"later": ["s0"]})
+    await spine.rows("UPDATE sub_tasks SET shape = $2 WHERE parent_id = $1 AND key < 's3'", made.task_id, "a shape")
+    await spine.claim(made.task_id, "s0")
+    ids = await spine.ids(made.task_id)
+    page = await leases.queued_page(spine.engine, after=None, limit=5, shapes=["a shape", "none's"])
+    assert {item.sub_task_id for item in page} == {ids["s1"], ids["s2"]}
+    assert await leases.queued_page(spine.engine, after=None, limit=5, shapes=[]) == ()
+    assert (await leases.queued_counts(spine.engine))["a shape"] == 2
+
+
 async def test_a_failed_attempt_tells_its_error(spine: Spine) -> None:
     made = await spine.submit({"a": []})
     claimed = (await spine.claim(made.task_id))["a"]

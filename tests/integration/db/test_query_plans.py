@@ -170,6 +170,11 @@ QUERIES: dict[str, tuple[Asked, set[str]]] = {
         lambda e: leases.queued_page(e, after=(float(QUEUED), UUID(_subtask(QUEUED))), limit=1000),
         {"ix_sub_tasks_queued"},
     ),
+    "what is queued of some shapes": (
+        lambda e: leases.queued_page(e, after=None, limit=1000, shapes=["a", "b"]),
+        {"ix_sub_tasks_queued"},
+    ),
+    "how much is queued": (leases.queued_counts, {"ix_sub_tasks_queued"}),
     "leases of the dead": (incarnations.dead_with_leases, {"ix_sub_tasks_leased"}),
     "leases of a user": (lambda e: QuotaStore(e).leased([str(USER)]), {"ix_sub_tasks_leased"}),
     "leases that we hold": (

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from typing import Any
+from uuid import UUID
 
 import pytest
 
+from rayloom.actors import backlog as module
 from rayloom.actors.backlog import KNOWN_SHAPES, Backlog
+from rayloom.db import leases
 from tests.fakes.memory_queue import MemoryQueue
 from tests.fakes.memory_record import SHAPE, MemoryRecord
 
@@ -73,6 +76,63 @@ async def test_postgresql_stands_in_for_redis(backlog: Backlog, record: MemoryRe
     assert backlog.waiting == {SHAPE: 1, GPU: 1}
     # What was looked at and not claimed is seen again: the record decides.
     assert [item.sub_task_id for item in await backlog.pop({SHAPE: 1, GPU: 1})] == ["a", "g"]
+
+
+def _numbered(first: int, count: int) -> list[str]:
+    """Ids as the database has them."""
+    return [str(UUID(int=n)) for n in range(first, first + count)]
+
+
+@pytest.mark.parametrize("room", [{SHAPE: 0}, {SHAPE: 1}, {SHAPE: 7}, {SHAPE: 30}, {}])
+async def test_without_redis_no_shape_hides_what_is_queued_behind_it(
+    backlog: Backlog, record: MemoryRecord, queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch, room: dict[str, int]
+) -> None:
+    monkeypatch.setattr(module, "PAGE_ROWS", 5)
+    queue.away = True
+    many, behind = _numbered(1, 24), _numbered(100, 2)
+    record.add(*many)
+    record.add(*behind, shape=GPU)
+    taken = await backlog.pop(room | {GPU: 9})
+    assert [item.sub_task_id for item in taken] == many[: room.get(SHAPE, 0)] + behind
+    assert backlog.waiting == {SHAPE: max(24 - room.get(SHAPE, 0), 0), GPU: 0}
+
+
+async def test_without_redis_who_is_held_back_hides_nobody(
+    backlog: Backlog, record: MemoryRecord, queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAGE_ROWS", 5)
+    queue.away = True
+    items = record.add(*_numbered(1, 12))
+    for item in items[:11]:
+        backlog.hold(item, 5.0)
+    assert await backlog.pop({SHAPE: 2}) == (items[11],)
+
+
+async def test_without_redis_counting_takes_a_small_part_of_the_time(
+    backlog: Backlog, record: MemoryRecord, queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 100.0
+    count = record.queued_counts
+
+    async def slowly(engine: Any) -> dict[str, int]:
+        nonlocal now_s
+        now_s += 0.1
+        return await count(engine)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(leases, "queued_counts", slowly)
+    queue.away = True
+    record.add(*_numbered(1, 3))
+    for _ in range(50):
+        await backlog.pop({SHAPE: 0})
+        now_s += 0.1
+    assert 2 <= record.counted <= 4
+    # A new outage begins with a new count: what was known was known from Redis.
+    counted = record.counted
+    for queue.away in (False, True):
+        await backlog.pop({})
+    assert record.counted == counted + 1
+    assert backlog.waiting == {SHAPE: 3}
 
 
 async def test_a_redis_that_stays_away_is_not_asked_again_and_again(backlog: Backlog, queue: MemoryQueue) -> None:
