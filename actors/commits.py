@@ -13,12 +13,13 @@ from itertools import islice
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.flight import Flying
 from rayloom.actors.settings import EngineSettings
+from rayloom.actors.suspects import Suspects
 from rayloom.dag.decision import RetryPolicy, decide
 from rayloom.dag.errors import ErrorInfo, Transient
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.ports import Finished
 from rayloom.dag.states import SubtaskEvent, SubtaskStatus
-from rayloom.db import attempts, leases
+from rayloom.db import attempts, engine, leases
 from rayloom.db.attempts import Committed, Ending
 from rayloom.db.engine import Line
 from rayloom.db.refusals import tell_refusal
@@ -27,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 BATCH_BYTES = 64 * 1024 * 1024
 MAX_TOKENS = 2**48
+MAX_AT = 2**40
+"""In seconds since 1970: PostgreSQL has a date for it."""
 
 
 class Commits:
@@ -43,6 +46,7 @@ class Commits:
         self._line, self._backlog, self._settings, self._jitter = line, backlog, settings, jitter
         self._policy = RetryPolicy(initial_s=settings.retry_initial_s, max_s=settings.retry_max_s)
         self._ended: deque[tuple[Flying, Outcome]] = deque()
+        self._suspects = Suspects()
         self.finished: list[Finished] = []
         """What the token controller has still to be told."""
 
@@ -65,10 +69,7 @@ class Commits:
         batch = self._batch()
         if not batch:
             return Committed()
-        committed = await attempts.complete(self._line, [self._ending(flying, outcome) for flying, outcome in batch])
-        for ending, why in committed.refused:
-            _log.error("outcome.refused", extra={"sub_task_id": ending.sub_task_id, "why": why})
-            committed = committed.joined(await self._record_refusal(ending, why))
+        committed = await self._write([self._ending(flying, outcome) for flying, outcome in batch])
         # Handed over, never begun, and dead: the lease is simply given back.
         unbegun = [
             (flying.claimed.sub_task_id, flying.claimed.attempt)
@@ -87,6 +88,28 @@ class Commits:
         late = [(flying, outcome) for flying, outcome in batch if flying.claimed.sub_task_id not in settled]
         if late:
             await self._tell_late(late)
+        return committed
+
+    async def _write(self, endings: Sequence[Ending]) -> Committed:
+        if self._suspects.alert and not await engine.takes_writes(self._line):
+            raise Transient("DATABASE_UNAVAILABLE", "the database takes no writes")
+        try:
+            committed = await self._with_refusals(await attempts.complete(self._line, endings))
+        except Transient as error:
+            if self._suspects.failed(len(endings)):
+                # The others must not wait for it, and it must not come again: its refusal waits in its place.
+                flying, outcome = self._ended.popleft()
+                why = f"{error.message}: {error.__cause__}"
+                _log.error("outcome.given_up", extra={"sub_task_id": flying.claimed.sub_task_id, "why": why})
+                self._ended.append((flying, _unstorable(outcome, why)))
+            raise
+        self._suspects.written(len(endings))
+        return committed
+
+    async def _with_refusals(self, committed: Committed) -> Committed:
+        for ending, why in committed.refused:
+            _log.error("outcome.refused", extra={"sub_task_id": ending.sub_task_id, "why": why})
+            committed = committed.joined(await self._record_refusal(ending, why))
         return committed
 
     async def _tell_late(self, late: Sequence[tuple[Flying, Outcome]]) -> None:
@@ -108,7 +131,7 @@ class Commits:
         """What goes into one commit: a bounded number, of bounded size. PostgreSQL takes no message of 1 GiB."""
         batch: list[tuple[Flying, Outcome]] = []
         size = 0
-        for flying, outcome in islice(self._ended, self._settings.batch_max):
+        for flying, outcome in islice(self._ended, self._suspects.limit(self._settings.batch_max)):
             size += outcome.output_size + len(outcome.stdout) + len(outcome.stderr) + len(outcome.log)
             if batch and size > BATCH_BYTES:
                 break
@@ -136,20 +159,27 @@ class Commits:
 
     async def _record_refusal(self, ending: Ending, why: str) -> Committed:
         """PostgreSQL would not take this outcome even alone: the attempt fails, and says why."""
-        error = ErrorInfo(
-            code="OUTPUT_UNSTORABLE",
-            error_class="user",
-            message=f"the database refused the output: {why.replace(chr(0), ' ')[:500]}",
-            retryable=False,
-        )
-        was = ending.outcome
-        # Only what is surely storable: if this were refused too, the attempt would never end.
-        outcome = Outcome(
-            verdict="failed", error=error, tokens_used=min(max(was.tokens_used, 0), MAX_TOKENS),
-            started_at=was.started_at, finished_at=was.finished_at, worker_id=was.worker_id, node_id=was.node_id,
-            ray_task_id=was.ray_task_id,
-        )  # fmt: skip
-        return await attempts.complete(self._line, [replace(ending, outcome=outcome, retry_in_s=None)])
+        outcome = _unstorable(ending.outcome, why)
+        recorded = await attempts.complete(self._line, [replace(ending, outcome=outcome, retry_in_s=None)])
+        if recorded.refused:
+            raise Transient("DATABASE_UNAVAILABLE", f"the refusal of an output was refused: {recorded.refused[0][1]}")
+        return recorded
+
+
+def _unstorable(was: Outcome, why: str) -> Outcome:
+    """A failure in the place of an outcome. Only what is surely storable: else the attempt would never end."""
+    error = ErrorInfo(
+        code="OUTPUT_UNSTORABLE",
+        error_class="user",
+        message=f"the database refused the output: {why.replace(chr(0), ' ')[:500]}",
+        retryable=False,
+    )
+    has_times = 0 <= was.started_at <= was.finished_at <= MAX_AT
+    return Outcome(
+        verdict="failed", error=error, tokens_used=min(max(was.tokens_used, 0), MAX_TOKENS),
+        started_at=was.started_at if has_times else 0.0, finished_at=was.finished_at if has_times else 0.0,
+        worker_id=was.worker_id, node_id=was.node_id, ray_task_id=was.ray_task_id,
+    )  # fmt: skip
 
 
 def _overran(flying: Flying, outcome: Outcome, grace_s: float) -> bool:

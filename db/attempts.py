@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.values import Json
-from rayloom.db.engine import Source, driver, dump_error, is_unavailable
+from rayloom.db.engine import DRIVER_ERRORS, Source, driver, dump_error, is_refusal, unavailable
 from rayloom.db.queue import Queued
 
 INLINE_BYTES = 256 * 1024
@@ -143,8 +143,8 @@ def _error(ending: Ending) -> str | None:
 async def complete(engine: Source, endings: Sequence[Ending]) -> Committed:
     """Record a batch of endings in one commit.
 
-    A batch that PostgreSQL refuses is halved until the culprit stands alone; that one is answered as ``refused`` and
-    the others are recorded. Raises Transient when the database is away.
+    A batch with data that PostgreSQL refuses is halved until the culprit stands alone; that one is answered as
+    ``refused`` and the others are recorded. Raises Transient for every other error: no outcome is to blame for it.
     """
     if not endings:
         return Committed()
@@ -156,9 +156,9 @@ async def complete(engine: Source, endings: Sequence[Ending]) -> Committed:
                 *_columns(endings),
                 INLINE_BYTES,
             )
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, TypeError, OverflowError) as error:
-        if is_unavailable(error):
-            raise
+    except (*DRIVER_ERRORS, ValueError, TypeError, OverflowError) as error:
+        if not is_refusal(error):
+            raise unavailable(error) from error
         if len(endings) == 1:
             return Committed(refused=((endings[0], f"{type(error).__name__}: {error}"),))
         half = len(endings) // 2

@@ -7,7 +7,7 @@ straight to the asyncpg connection under a pooled SQLAlchemy connection: one rou
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncpg
@@ -20,6 +20,7 @@ from rayloom.dag.errors import ErrorInfo, Transient
 from rayloom.dag.output import sanitise
 
 CONNECT_TIMEOUT_S = 10.0
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 def make_engine(url: str, *, pool_size: int, max_overflow: int, name: str) -> AsyncEngine:
@@ -78,7 +79,7 @@ async def driver(source: Source) -> AsyncIterator[asyncpg.Connection[asyncpg.Rec
             raise
         if isinstance(source, Line):
             await source.drop()
-        raise Transient("DATABASE_UNAVAILABLE", f"the database did not answer: {type(error).__name__}") from error
+        raise unavailable(error) from error
 
 
 async def _raw(connection: AsyncConnection) -> asyncpg.Connection[asyncpg.Record]:
@@ -87,9 +88,25 @@ async def _raw(connection: AsyncConnection) -> asyncpg.Connection[asyncpg.Record
     return raw
 
 
-# Classes of SQLSTATE: connection exception, transaction rollback (a deadlock: the same statement may be sent again),
-# insufficient resources, operator intervention (shutting down, starting up).
-_AWAY_STATES = ("08", "40", "53", "57P")
+def unavailable(error: BaseException) -> Transient:
+    """What to say of an error that is nobody's but the database's."""
+    return Transient("DATABASE_UNAVAILABLE", f"the database did not answer: {type(error).__name__}")
+
+
+async def takes_writes(source: Source) -> bool:
+    """Whether a connection can be had, answers, and may write."""
+    with suppress(Transient):
+        async with driver(source) as connection:
+            return bool(await connection.fetchval("SELECT current_setting('transaction_read_only') = 'off'"))
+    return False
+
+
+# SQLSTATEs, or their classes: connection exception, a primary that has become read-only, a transaction that idled or
+# lasted too long, transaction rollback (a deadlock: the same statement may be sent again), insufficient resources,
+# lock and statement timeouts, operator intervention (shutting down, starting up), system and internal errors.
+_AWAY_STATES = ("08", "25006", "25P03", "25P04", "40", "53", "55P03", "57014", "57P", "58", "XX")
+# Data exceptions (the driver gives its own the same class), violated constraints, exceeded limits.
+_REFUSED_STATES = ("22", "23", "54")
 
 
 def is_unavailable(error: BaseException) -> bool:
@@ -102,6 +119,13 @@ def is_unavailable(error: BaseException) -> bool:
         return not isinstance(error, ValueError)
     state = getattr(error, "sqlstate", None) or ""
     return isinstance(error, OSError | PoolTimeout) or state.startswith(_AWAY_STATES)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether an error says that these very data can't be stored, now or ever."""
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "").startswith(_REFUSED_STATES)
+    return isinstance(error, ValueError | TypeError | OverflowError)
 
 
 def dump(value: Any) -> str:

@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from rayloom.dag.errors import Transient
-from rayloom.db import attempts, leases
+from rayloom.db import attempts, engine, leases
 from rayloom.db.attempts import Claimed, Committed, Ending
 from rayloom.db.queue import Queued
 
@@ -37,12 +37,15 @@ class MemoryRecord:
     moved_on: dict[str, str] = field(default_factory=dict)
     counted: int = 0
     away: bool = False
+    read_only: bool = False
+    deadly: set[str] = field(default_factory=set)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> MemoryRecord:
         """From now on the statements of the engine come here."""
         monkeypatch.setattr(attempts, "claim", self.claim)
         monkeypatch.setattr(attempts, "complete", self.complete)
         monkeypatch.setattr(attempts, "statuses", self.statuses)
+        monkeypatch.setattr(engine, "takes_writes", self.takes_writes)
         monkeypatch.setattr(leases, "release", self.release)
         monkeypatch.setattr(leases, "queued_page", self.queued_page)
         monkeypatch.setattr(leases, "queued_counts", self.queued_counts)
@@ -91,6 +94,8 @@ class MemoryRecord:
         """See `attempts.complete`."""
         self._answer()
         self.batches.append(len(endings))
+        if self.read_only or any((one.outcome.output or "") in self.deadly for one in endings):
+            raise Transient("DATABASE_UNAVAILABLE", "the database did not answer")
         refused = [one for one in endings if (one.outcome.output or "") in self.unstorable]
         taken = [one for one in endings if one not in refused]
         self.endings += taken
@@ -109,6 +114,10 @@ class MemoryRecord:
         """See `attempts.statuses`; of those that have moved on."""
         self._answer()
         return {id_: self.moved_on[id_] for id_ in ids if id_ in self.moved_on}
+
+    async def takes_writes(self, _source: Any) -> bool:
+        """See `engine.takes_writes`."""
+        return not (self.away or self.read_only)
 
     async def release(self, _engine: Any, given: Sequence[tuple[str, int]]) -> tuple[Queued, ...]:
         """See `leases.release`."""

@@ -170,6 +170,31 @@ async def test_an_output_that_the_database_refuses_ends_its_own_attempt(spine: S
     assert (await spine.subtask(made.task_id, "bad"))["error"]["code"] == "OUTPUT_UNSTORABLE"
 
 
+async def test_an_output_that_ends_every_connection_ends_its_own_attempt(spine: Spine, running: Running) -> None:
+    await spine.rows(
+        "CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END'"
+    )
+    await spine.rows(
+        "CREATE TRIGGER die BEFORE UPDATE ON sub_tasks FOR EACH ROW "
+        "WHEN (NEW.output_result = '\"deadly\"') EXECUTE FUNCTION die()"
+    )
+
+    def run(order: AttemptOrder) -> Outcome:
+        if order.key == "deadly":
+            return Outcome(verdict="succeeded", output='"deadly"', ray_task_id="inline")
+        return succeeded(order)
+
+    async with running(InlineLane(run)) as scheduler:
+        made = await spine.submit({f"s{n}": [] for n in range(5)} | {"deadly": []})
+        await scheduler.wake()
+        assert await _ended(spine, made.task_id) == "FAILED"
+    await spine.rows("DROP TRIGGER die ON sub_tasks")
+    await spine.rows("DROP FUNCTION die()")
+    assert await spine.statuses(made.task_id) == {f"s{n}": "COMPLETED" for n in range(5)} | {"deadly": "BLOCKED"}
+    assert (await spine.subtask(made.task_id, "deadly"))["error"]["code"] == "OUTPUT_UNSTORABLE"
+
+
 async def test_two_schedulers_share_the_work(spine: Spine, running: Running) -> None:
     lanes = InlineLane(), InlineLane()
     async with running(lanes[0], actor="one") as one, running(lanes[1], actor="two") as two:

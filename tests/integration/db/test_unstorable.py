@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from rayloom.dag.errors import ErrorInfo
+from rayloom.dag.errors import ErrorInfo, Transient
 from rayloom.db import attempts
+from rayloom.db.engine import Line, driver, takes_writes
 from tests.integration.db.spine import BROKEN, Spine, outcome
 
 UNSTORABLE: dict[str, dict[str, Any]] = {
@@ -63,6 +64,37 @@ async def test_a_connection_goes_on_after_a_refusal(spine: Spine) -> None:
     assert await spine.statuses(made.task_id) == {"a": "RUNNING", "b": "BLOCKED"}
     pids = await spine.rows("SELECT count(*) AS idle_in FROM pg_stat_activity WHERE state LIKE 'idle in%'")
     assert pids[0]["idle_in"] == 0
+
+
+TROUBLES = ["statement_timeout = 100", "lock_timeout = 100", "default_transaction_read_only = on"]
+
+
+@pytest.mark.parametrize("setting", TROUBLES)
+async def test_an_output_is_not_to_blame_for_timeouts_and_failovers(spine: Spine, setting: str) -> None:
+    made = await spine.submit({"a": [], "b": []})
+    claimed = await spine.claim(made.task_id)
+    endings = [spine.ending(one, outcome(1)) for one in claimed.values()]
+    line = Line(spine.engine)
+    async with driver(line) as connection:
+        await connection.execute(f"SET {setting}")
+    async with driver(spine.engine) as other, other.transaction():
+        await other.execute("SELECT 1 FROM tasks WHERE id = $1 FOR UPDATE", made.task_id)
+        with pytest.raises(Transient) as told:
+            await attempts.complete(line, endings)
+    assert told.value.code == "DATABASE_UNAVAILABLE"
+    assert await spine.statuses(made.task_id) == {"a": "RUNNING", "b": "RUNNING"}
+    # The line is made anew: after a failover the name leads to the new primary.
+    assert await takes_writes(line)
+    assert len((await attempts.complete(line, endings)).accepted) == 2
+    await line.drop()
+
+
+async def test_a_database_that_only_reads_takes_no_writes(spine: Spine) -> None:
+    line = Line(spine.engine)
+    async with driver(line) as connection:
+        await connection.execute("SET default_transaction_read_only = on")
+    assert not await takes_writes(line)
+    await line.drop()
 
 
 @pytest.mark.long

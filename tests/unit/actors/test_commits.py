@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -131,6 +133,65 @@ async def test_an_output_that_the_database_refuses_fails_its_attempt_for_good(
     assert (outcome.verdict, outcome.output, outcome.stdout, outcome.spans) == ("failed", None, "", "[]")
     assert outcome.tokens_used < 2**63
     assert (outcome.started_at, outcome.finished_at, outcome.worker_id, outcome.ray_task_id) == (1.0, 2.0, "w", "r")
+
+
+async def _turn_again(commits: Commits, times: int) -> None:
+    """So many turns, whatever becomes of them."""
+    for _ in range(times):
+        with suppress(Transient):
+            await commits.turn()
+
+
+async def test_an_output_on_which_the_database_fails_each_time_is_found_and_given_up(
+    commits: Commits, record: MemoryRecord
+) -> None:
+    record.deadly = {"deadly"}
+    for n in range(9):
+        _add(commits, record, f"s{n}", replace(GOOD, output="deadly") if n == 2 else GOOD)
+    # The first failure may be anything; three more of the same; then halves; then three more alone; then its refusal.
+    await _turn_again(commits, 4 + 3 + 3 + 4)
+    assert len(commits) == 0
+    assert record.batches[:6] == [4, 4, 4, 4, 2, 2]
+    ended = {ending.sub_task_id: ending for ending in record.endings}
+    assert {id_ for id_, ending in ended.items() if ending.outcome == GOOD} == {f"s{n}" for n in range(9)} - {"s2"}
+    error = ended["s2"].outcome.error
+    assert error is not None
+    assert (error.code, ended["s2"].retry_in_s) == ("OUTPUT_UNSTORABLE", None)
+    assert len(commits.finished) == 9
+
+
+@pytest.mark.parametrize("how", ["away", "read_only"])
+async def test_as_long_as_the_database_takes_no_writes_no_output_is_to_blame(
+    commits: Commits, record: MemoryRecord, how: str
+) -> None:
+    _add(commits, record, "a")
+    setattr(record, how, True)
+    await _turn_again(commits, 50)
+    # Told once that it can't write, it is not sent everything again each time.
+    assert len(record.batches) <= 1
+    setattr(record, how, False)
+    await commits.turn()
+    assert [ending.outcome for ending in record.endings] == [GOOD]
+
+
+async def test_a_refusal_that_is_refused_loses_nothing(commits: Commits, record: MemoryRecord) -> None:
+    record.unstorable = {"bad", ""}
+    _add(commits, record, "bad", replace(GOOD, output="bad"))
+    with pytest.raises(Transient):
+        await commits.turn()
+    assert (len(commits), commits.finished) == (1, [])
+    record.unstorable = {"bad"}
+    assert (await commits.turn()).accepted == {"bad"}
+    assert len(commits.finished) == 1
+
+
+async def test_a_refusal_holds_no_time_that_is_none(commits: Commits, record: MemoryRecord) -> None:
+    record.unstorable = {"bad"}
+    nan = float("nan")
+    _add(commits, record, "bad", replace(GOOD, output="bad", started_at=nan, finished_at=nan))
+    await commits.turn()
+    outcome = record.endings[-1].outcome
+    assert (outcome.started_at, outcome.finished_at) == (0.0, 0.0)
 
 
 async def test_a_lease_that_nobody_began_is_given_back(
