@@ -15,6 +15,7 @@ import stat
 import struct
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -109,7 +110,9 @@ class Home:
     def release(self) -> None:
         """Stop being its owner; does nothing for who is not."""
         if self._lock is not None:
-            self.run_file.unlink(missing_ok=True)
+            # A file that can't be removed is seen as what a killed owner left.
+            with suppress(OSError):
+                self.run_file.unlink()
             os.close(self._lock)
             self._lock = None
 

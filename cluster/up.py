@@ -7,11 +7,14 @@ supervisor that is killed takes its servers with it: the kernel tells them.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,7 +156,9 @@ class _Supervisor:
             await self._stop.wait()
         finally:
             self._say("stopping (Ctrl-C again: at once)")
-            self._tell("stopping")
+            # A disk may be full, and that must not keep us from stopping in order.
+            with suppress(OSError):
+                self._tell("stopping")
             await running.stop()
         return 0
 
@@ -229,7 +234,14 @@ class _Supervisor:
         self._say("serving until Ctrl-C")
 
     def _say(self, line: str) -> None:
-        typer.echo(line, err=self._as_json)
+        """Tell people; that they can't be told, on a full disk or a closed terminal, is no reason to do otherwise."""
+        try:
+            typer.echo(line, err=self._as_json)
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO):
+                # Nobody will ever hear us there; what is kept for them would make the end of the process an error.
+                with Path(os.devnull).open("w") as nowhere:
+                    os.dup2(nowhere.fileno(), (sys.stderr if self._as_json else sys.stdout).fileno())
 
     def _tell(self, state: State) -> None:
         self._home.write_run(self._told(state))
@@ -247,7 +259,7 @@ class _Supervisor:
 
 
 class _Interrupts:
-    """SIGINT and SIGTERM: the first asks to stop, the second ends the process, and with it its servers."""
+    """SIGINT, SIGTERM and a closed terminal: the first asks to stop, the second ends the process, and its servers."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
         self._loop = loop
@@ -258,11 +270,16 @@ class _Interrupts:
         """Take the signals, also from a library that has taken them since."""
         signal.signal(signal.SIGINT, self._on_signal)
         signal.signal(signal.SIGTERM, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            # Not under `nohup`.
+            signal.signal(signal.SIGHUP, self._on_signal)
 
     def release(self) -> None:
         """Give the signals back to Python."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         if self._asked:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,6 +20,7 @@ from rayloom.cluster.home import Home
 from tests.integration.cluster.owner import Owner, me
 from tests.integration.cluster.waiting import has_ended, until_gone
 from tests.integration.ports import free_ports
+from tests.integration.waiting import wait_until
 
 PROGRAM = Path(__file__).with_name("upping.py")
 
@@ -26,12 +28,14 @@ PROGRAM = Path(__file__).with_name("upping.py")
 class Up:
     """A `rayloom up` that a test can talk to."""
 
+    stdout: int = subprocess.PIPE
+
     def __init__(self, home: Path, how: str = "serve", **environ: str) -> None:
         self.home = home
         port, dashboard = free_ports(2)
         self.process = subprocess.Popen(
             [sys.executable, str(PROGRAM), how],
-            stdout=subprocess.PIPE,
+            stdout=self.stdout,
             stderr=subprocess.PIPE,
             text=True,
             cwd=home.parent,
@@ -58,7 +62,7 @@ class Up:
     def end(self) -> tuple[int, list[str], list[str]]:
         """Exit code and the rest of what it says on both streams."""
         out, errors = self.process.communicate(timeout=60)
-        return self.process.returncode, out.splitlines(), errors.splitlines()
+        return self.process.returncode, (out or "").splitlines(), errors.splitlines()
 
     def servers(self) -> list[int]:
         """The processes of PostgreSQL and Redis."""
@@ -100,6 +104,37 @@ def test_it_serves_until_it_is_told_to_stop(home: Path, number: int) -> None:
     assert said == ["stopping (Ctrl-C again: at once)", "stand-in stopped", "stopping the services"]
     assert all(has_ended(pid) for pid in servers)
     assert not (home / "run.json").exists()
+    assert Home(home).owner() is None
+
+
+def test_a_full_disk_does_not_keep_it_from_stopping_in_order(home: Path) -> None:
+    with Path("/dev/full").open("w") as full, mock.patch.object(Up, "stdout", full.fileno()):
+        up = Up(home)
+    wait_until(lambda: (told := Home(home).read_run()) is not None and told.state == "serving", within_s=30)
+    servers = up.servers()
+    # Nothing can be put in its place, as on a full disk.
+    (home / "run.json").unlink()
+    (home / "run.json").mkdir()
+    up.process.terminate()
+    up.end()
+    assert (home / "stopped").exists()
+    assert all(has_ended(pid) for pid in servers)
+    assert Home(home).owner() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_closed_terminal_does_not_keep_it_from_stopping_in_order(home: Path, number: int) -> None:
+    up = Up(home)
+    up.until("serving until")
+    servers = up.servers()
+    assert up.process.stdout is not None
+    up.process.stdout.close()
+    up.process.stdout = None
+    up.process.send_signal(number)
+    code, _, errors = up.end()
+    assert (code, errors) == (0, [])
+    assert (home / "stopped").exists()
+    assert all(has_ended(pid) for pid in servers)
     assert Home(home).owner() is None
 
 
