@@ -20,6 +20,9 @@ from rayloom.dag.errors import ErrorInfo, Transient
 from rayloom.dag.output import sanitise
 
 CONNECT_TIMEOUT_S = 10.0
+COMMAND_TIMEOUT_S = 60.0
+"""No statement takes so long (migrations have engines of their own): a server that is silent longer is away, even when
+its connections still stand."""
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
@@ -34,7 +37,11 @@ def make_engine(url: str, *, pool_size: int, max_overflow: int, name: str) -> As
         pool_timeout=30,
         json_serializer=lambda value: orjson.dumps(value).decode(),
         json_deserializer=orjson.loads,
-        connect_args={"timeout": CONNECT_TIMEOUT_S, "server_settings": {"application_name": name, "jit": "off"}},
+        connect_args={
+            "timeout": CONNECT_TIMEOUT_S,
+            "command_timeout": COMMAND_TIMEOUT_S,
+            "server_settings": {"application_name": name, "jit": "off"},
+        },
     )
 
 
@@ -72,7 +79,7 @@ async def driver(source: Source) -> AsyncIterator[asyncpg.Connection[asyncpg.Rec
         if isinstance(source, Line):
             yield await _raw(await source.open())
         else:
-            async with source.connect() as connection:
+            async with source.connect() as connection, cut_when_silent(connection):
                 yield await _raw(connection)
     except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         if not is_unavailable(error):
@@ -80,6 +87,16 @@ async def driver(source: Source) -> AsyncIterator[asyncpg.Connection[asyncpg.Rec
         if isinstance(source, Line):
             await source.drop()
         raise unavailable(error) from error
+
+
+@asynccontextmanager
+async def cut_when_silent(connection: AsyncConnection) -> AsyncIterator[None]:
+    """A connection on which an answer is overdue does not go back to the pool: the next user would wait for it, too."""
+    try:
+        yield
+    except TimeoutError:
+        await connection.invalidate()
+        raise
 
 
 async def _raw(connection: AsyncConnection) -> asyncpg.Connection[asyncpg.Record]:

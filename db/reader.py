@@ -11,7 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rayloom.dag.errors import Transient
-from rayloom.db.engine import is_unavailable
+from rayloom.db.engine import cut_when_silent, is_unavailable
 
 RETRY_AFTER_S = 2.0
 
@@ -23,7 +23,7 @@ async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     Raises Transient (``DATABASE_UNAVAILABLE``) when the database is away or every connection is taken.
     """
     try:
-        async with engine.connect() as connection:
+        async with engine.connect() as connection, cut_when_silent(connection):
             yield connection
     except PoolTimeout as error:
         raise _away("every connection to the database is in use") from error

@@ -1,0 +1,93 @@
+"""A PostgreSQL that falls silent, though every connection stands: each wait ends, and what follows finds it again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rayloom.dag.errors import Transient
+from rayloom.db import engine as module
+from rayloom.db.engine import Line, driver, make_engine
+from rayloom.db.reader import reading
+from rayloom.db.settings import DatabaseSettings
+from tests.integration.silence import Way
+
+TIMEOUT_S = 0.5
+PATIENCE_S = 15.0
+
+
+@pytest.fixture
+async def way(database: DatabaseSettings) -> AsyncIterator[Way]:
+    url = make_url(database.primary_dsn())
+    assert url.host is not None
+    async with Way(url.host, url.port or 5432).open() as way:
+        yield way
+
+
+@pytest.fixture
+async def far(database: DatabaseSettings, way: Way, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AsyncEngine]:
+    """An engine with one connection, over that way."""
+    monkeypatch.setattr(module, "COMMAND_TIMEOUT_S", TIMEOUT_S)
+    monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", TIMEOUT_S)
+    url = make_url(database.primary_dsn()).set(host="127.0.0.1", port=way.port)
+    engine = make_engine(url.render_as_string(hide_password=False), pool_size=1, max_overflow=0, name="test")
+    yield engine
+    await engine.dispose()
+
+
+async def _on_a_line(line: Line) -> None:
+    async with driver(line) as connection:
+        assert await connection.fetchval("SELECT 1") == 1
+
+
+async def _straight(engine: AsyncEngine) -> None:
+    async with driver(engine) as connection:
+        assert await connection.fetchval("SELECT 1") == 1
+
+
+async def _read(engine: AsyncEngine) -> None:
+    async with reading(engine) as connection:
+        assert await connection.scalar(text("SELECT 1")) == 1
+
+
+@pytest.mark.parametrize("how", ["a line", "straight", "a read"])
+async def test_a_wait_for_a_silent_server_ends(far: AsyncEngine, way: Way, how: str) -> None:
+    line = Line(far)
+
+    async def ask() -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            if how == "a line":
+                await _on_a_line(line)
+            else:
+                await (_straight if how == "straight" else _read)(far)
+
+    await ask()
+    way.silent = True
+    for _ in range(3):
+        with pytest.raises(Transient) as told:
+            await ask()
+        assert told.value.code == "DATABASE_UNAVAILABLE"
+    way.silent = False
+    await ask()
+    await line.drop()
+
+
+@pytest.mark.parametrize("open_connection", [driver, reading])
+async def test_a_server_that_falls_silent_in_the_middle_of_a_connection(
+    far: AsyncEngine, way: Way, open_connection: Any
+) -> None:
+    async def fall_silent() -> None:
+        async with open_connection(far) as connection:
+            way.silent = True
+            await connection.execute("SELECT 1" if open_connection is driver else text("SELECT 1"))
+
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(Transient):
+            await fall_silent()
+        way.silent = False
+        await _straight(far)
