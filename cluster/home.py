@@ -134,6 +134,23 @@ class Home:
         held = struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK
         return (self._holder() or 0) if held else None
 
+    def is_held_by(self, pid: int) -> bool:
+        """Whether this process has the lock's file open, as its owner has.
+
+        Its number alone is only what the file says: of an owner before, or of another container that shares the folder,
+        and here it may be anybody's. Raises PermissionError for a process that we may not look into.
+        """
+        lock = self._lock_file.stat()
+        try:
+            descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        for descriptor in descriptors:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(descriptor.stat(), lock):
+                    return True
+        return False
+
     def _holder(self) -> int | None:
         try:
             return int(self._lock_file.read_text())

@@ -37,6 +37,9 @@ def run_down(*, as_json: bool = False) -> int:
     try:
         if home.owner() != pid:
             return _down(output, home, None, f"process {pid} has just ended")
+        if not home.is_held_by(pid):
+            complain(f"{home.path} is in use, but not by process {pid}, which it names: stop it where it was started")
+            return ExitCode.ERROR
         signal.pidfd_send_signal(process, signal.SIGTERM)
         ended, _, _ = select.select([process], [], [], DOWN_TIMEOUT_S)
     except PermissionError:
@@ -96,7 +99,7 @@ def read_status(settings: Settings) -> dict[str, Any]:
 
 def _ready(url: str) -> dict[str, Any]:
     try:
-        answer = httpx2.get(f"{url}/readyz", timeout=_READY_TIMEOUT_S)
+        answer = httpx2.get(f"{url}/readyz", timeout=_READY_TIMEOUT_S, trust_env=False)
         said = answer.json()
     except (httpx2.HTTPError, ValueError) as error:
         return {"state": "down", "detail": f"{url} does not answer ({type(error).__name__})"}

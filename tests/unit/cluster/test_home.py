@@ -75,6 +75,16 @@ def test_looking_for_the_owner_never_takes_its_place(home: Home) -> None:
     assert Home(home.path).owner() is None
 
 
+def test_a_number_is_believed_only_of_who_has_the_lock_open(home: Home) -> None:
+    home.acquire()
+    assert home.is_held_by(os.getpid())
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as stranger:
+        assert not home.is_held_by(stranger.pid)
+    assert not home.is_held_by(stranger.pid)
+    home.release()
+    assert not home.is_held_by(os.getpid())
+
+
 def test_an_owner_that_is_killed_leaves_nothing_to_clean_up(home: Home) -> None:
     program = (
         "import pathlib, sys; from rayloom.cluster.home import Home, RunningInstance; import os\n"
