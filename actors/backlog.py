@@ -12,6 +12,7 @@ from uuid import UUID
 import orjson
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from rayloom.actors.bound import Bound
 from rayloom.dag.resources import ResourceShape
 from rayloom.db import leases
 from rayloom.db.queue import REDIS_AWAY, Queued, ReadyQueue
@@ -34,7 +35,7 @@ class Backlog:
     """The ready queue with its safety net. ``redis_away`` says that PostgreSQL stands in for Redis."""
 
     def __init__(self, engine: AsyncEngine, queue: ReadyQueue) -> None:
-        self._engine, self._queue = engine, queue
+        self._engine, self._queue, self._calls = engine, queue, Bound()
         self._held: list[tuple[float, str, Queued]] = []
         self._sweep_after: tuple[float, UUID] | None = None
         self._count_again_at = 0.0
@@ -52,7 +53,7 @@ class Backlog:
         if items:
             self.dirty = True
         try:
-            await self._queue.push(items, wake=False, tasks=tasks)
+            await self._calls.call(lambda: self._queue.push(items, wake=False, tasks=tasks))
             self.redis_away = False
         except REDIS_AWAY as error:
             self._away(error)
@@ -77,7 +78,7 @@ class Backlog:
         """Take the best of each shape, at most as many as it has room for; best first."""
         self.dirty = False
         try:
-            popped = await self._queue.pop(room)
+            popped = await self._calls.call(lambda: self._queue.pop(room))
         except REDIS_AWAY as error:
             self._away(error)
             return await self._pop_from_database(room)
