@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import inspect
 import logging
 import os
@@ -20,14 +19,12 @@ from sqlalchemy import make_url
 
 from rayloom.actors.settings import EngineSettings, WorkerSettings
 from rayloom.cluster.checks import StartRefused
+from rayloom.cluster.first_rows import prepare_database
 from rayloom.cluster.home import Home
 from rayloom.cluster.node_types import node_types
 from rayloom.cluster.running import RunningCluster, end_singletons
 from rayloom.cluster.settings import Settings
 from rayloom.dag.errors import Transient
-from rayloom.db.engine import make_engine
-from rayloom.db.keys import ensure_admin
-from rayloom.db.migrate import ensure_worker_role, upgrade
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.tools.tool import LIGHT
 
@@ -50,7 +47,7 @@ async def start(
     it had started on Ray is taken away again.
     """
     home = Home(settings.home)
-    database, api_key = await _prepare_database(settings, home, database)
+    database, api_key = await prepare_database(settings, home, database)
     engine = EngineSettings(
         retry_initial_s=settings.retry_initial_s,
         retry_max_s=settings.retry_max_s,
@@ -86,29 +83,6 @@ async def start(
         await running.undo(deploying)
         raise
     return running
-
-
-async def _prepare_database(settings: Settings, home: Home, database: DatabaseSettings) -> tuple[DatabaseSettings, str]:
-    """Schema, the workers' role, the first key. Answers the settings with the workers' URL, and the key."""
-    await upgrade(database.primary_dsn())
-    if database.worker_url is None:
-        password = home.secret("worker_password")
-        # Homes that share a database must not change each other's password.
-        role = "rayloom_worker_" + hashlib.sha256(password.encode()).hexdigest()[:8]
-        url = await ensure_worker_role(
-            database.primary_dsn(), role=role, password=hashlib.sha256(password.encode()).hexdigest()
-        )
-        if url is None:
-            _log.warning("worker_role.not_made: workers use the role of RAYLOOM_DATABASE_URL")
-        else:
-            database = database.model_copy(update={"worker_url": SecretStr(url)})
-    api_key = settings.api_key.get_secret_value() or home.secret("api_key")
-    engine = make_engine(database.primary_dsn(), pool_size=1, max_overflow=0, name="rayloom-up")
-    try:
-        await ensure_admin(engine, key=api_key)
-    finally:
-        await engine.dispose()
-    return database, api_key
 
 
 def _environment(settings: Settings) -> None:

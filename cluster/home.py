@@ -176,8 +176,10 @@ class Home:
     def secret(self, name: Secret) -> str:
         """A secret of this home, made (0600) when asked for first. Raises HomeError when it can't be kept."""
         existing = self.read_secret(name)
-        if existing is not None:
-            return existing
+        return self.new_secret(name) if existing is None else existing
+
+    def new_secret(self, name: Secret) -> str:
+        """The same, made anew in the place of the one before."""
         value = _MAKERS[name]()
         try:
             write_private(self.path / name, value + "\n")

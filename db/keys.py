@@ -87,9 +87,13 @@ async def create_key(engine: AsyncEngine, *, user: str, role: Role, key: str) ->
     return KeyRow(id=row.id, user_id=row.user_id, user=row.name, role=row.role, created_at=row.created_at)
 
 
-async def ensure_admin(engine: AsyncEngine, *, key: str, user: str = "admin") -> KeyRow:
-    """Make sure that ``key`` opens the door for an admin; called at every start with the key kept on disk."""
-    return await create_key(engine, user=user, role="admin", key=key)
+async def ensure_admin(engine: AsyncEngine, *, key: str, user: str = "admin") -> bool:
+    """Make sure that ``key`` opens the door for an admin; called at every start with the first key.
+
+    False for a key that was revoked: it stays so.
+    """
+    await create_key(engine, user=user, role="admin", key=key)
+    return await identify(engine, key) is not None
 
 
 async def _user(connection: AsyncConnection, name: str) -> UUID:

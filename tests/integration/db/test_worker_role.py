@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import asyncpg
 import pytest
+from sqlalchemy import Engine, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
@@ -14,7 +16,7 @@ from rayloom.dag.log_line import LogLine
 from rayloom.db import attempts, log_lines
 from rayloom.db.engine import driver, make_engine
 from rayloom.db.files import TaskFiles
-from rayloom.db.migrate import ensure_worker_role
+from rayloom.db.migrate import WorkerRoleError, ensure_worker_role, upgrade
 from rayloom.db.settings import DatabaseSettings
 from tests.integration.db.conftest import administer
 from tests.integration.db.spine import Spine
@@ -134,6 +136,59 @@ async def test_a_worker_can_not_slip_tables_of_its_own_under_the_functions_of_th
 async def test_a_role_that_may_make_no_roles_is_told_so(worker: AsyncEngine) -> None:
     url = worker.url.render_as_string(hide_password=False)
     assert await ensure_worker_role(url, role="rl_nobody", password="x") is None
+
+
+async def test_it_is_made_and_renewed_by_who_is_no_superuser(database: DatabaseSettings) -> None:
+    ours, theirs, name = f"rl_{uuid7().hex}", f"rl_worker_{uuid7().hex}", f"rl_{uuid7().hex}"
+    await administer(
+        database.primary_dsn(),
+        f"CREATE ROLE {ours} LOGIN CREATEROLE CREATEDB PASSWORD 'ours'",
+        f"GRANT {ours} TO CURRENT_USER",
+        f"CREATE DATABASE {name} OWNER {ours}",
+    )
+    url = make_url(database.primary_dsn()).set(username=ours, password="ours", database=name)
+    as_ours = url.render_as_string(hide_password=False)
+    try:
+        await upgrade(as_ours)
+        for password in ("first", "second"):
+            assert await ensure_worker_role(as_ours, role=theirs, password=password)
+            plain = url.set(drivername="postgresql", username=theirs, password=password)
+            connection = await asyncpg.connect(plain.render_as_string(hide_password=False))
+            await connection.close()
+    finally:
+        await administer(
+            database.primary_dsn(),
+            f"DROP DATABASE {name} WITH (FORCE)",
+            f"DROP ROLE IF EXISTS {theirs}",
+            f"DROP OWNED BY {ours}",
+            f"DROP ROLE {ours}",
+        )
+
+
+async def test_the_password_is_in_no_statement_and_in_no_error(database: DatabaseSettings) -> None:
+    sent: list[str] = []
+    password = uuid7().hex
+
+    def keep(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        sent.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", keep)
+    try:
+        with pytest.raises(WorkerRoleError, match="reserved") as caught:
+            await ensure_worker_role(database.primary_dsn(), role="pg_rayloom", password=password)
+    finally:
+        event.remove(Engine, "before_cursor_execute", keep)
+    assert [each for each in sent if each.startswith("CREATE ROLE")], "it got as far as the password"
+    assert not [each for each in sent if password in each]
+    told = "".join(traceback.format_exception(caught.value))
+    assert password not in told
+    assert "SCRAM" not in told
+
+
+async def test_nobody_is_let_in_by_another_password(worker: AsyncEngine) -> None:
+    url = worker.url.set(drivername="postgresql", password="first").render_as_string(hide_password=False)
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await asyncpg.connect(url)
 
 
 @pytest.mark.parametrize(("role", "password"), [("a;b", "x"), ("a", "it's"), ("", "x")])
