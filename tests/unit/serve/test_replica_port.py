@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import ray
-from ray.serve._private import replica
+from ray.serve._private import replica as replica_module
 
 from rayloom.serve import replica_port
 from rayloom.serve.replica_port import stay_on_node_address
 
+replica: Any = replica_module
 asked: list[str] = []
 
 
