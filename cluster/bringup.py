@@ -97,6 +97,8 @@ def _environment(settings: Settings) -> None:
         # second of CPU to start again. (Not RAY_num_workers_soft_limit: Ray takes that for the number of free CPUs,
         # too, and starts so many workers for whatever waits, whether they could run or not.)
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(WORKER_IDLE_MS))
+        # Counts and times of its event loops, for debugging Ray itself; they cost each call some microseconds.
+        os.environ.setdefault("RAY_event_stats", "0")
         # Despite its name, this is how Ray is told to stay on the loopback instead of the machine's own address.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Jobs and batches find us, and the Python that has us installed.
