@@ -1,9 +1,11 @@
 """The token controller: who may start how much, per user. A cache of the record, rebuilt from it at any time.
 
-Users without limits have no account here and cost one look into a dictionary. The record decides in the end: every
-few seconds the attempts that count are compared with the leases in the database, so that a scheduler which died
-before it could say ``finished`` leaks nothing for long, and attempts that this controller forgot in a restart are
-counted again.
+Users without limits have no account here and cost one look into a dictionary. A user whose limits are known, but not
+yet what counts against them, waits until the record has told; nobody else waits for that.
+
+The record decides in the end: every few seconds the attempts that count are compared with the leases in the database,
+so that a scheduler which died before it could say ``finished`` leaks nothing for long, and attempts that this
+controller forgot in a restart are counted again.
 
 A scheduler tells of an end only after it is in the database, and asks before it takes a lease.
 """
@@ -31,6 +33,11 @@ GRACE_S: Final = 15.0
 """An admitted attempt without a lease counts for so long: its lease may be about to be taken."""
 START_PATIENCE_S: Final = 10.0
 WINDOW_READ_S: Final = float(WINDOW_S + 1)
+STANDING_UNKNOWN: Final = "standing_unknown"
+"""Stands for the limit in the answer to a user whose standing was not read yet."""
+UNKNOWN_ASK_AGAIN_S: Final = 1.0
+FAILED_READINGS_MAX: Final = 3
+"""After so many users who could not be read, one by one, the rest waits for the next turn."""
 
 
 class Accounts(Protocol):
@@ -92,6 +99,14 @@ class _Account:
         return len(lost)
 
 
+@dataclass(slots=True, eq=False)
+class _Unread:
+    """A user with limits whose standing was not read yet. ``ended``: what was told meanwhile."""
+
+    quota: Quota
+    ended: list[Finished] = field(default_factory=list)
+
+
 class TokenController:
     """Admits what may start. Implements ``TokenPort``; ``clock`` counts seconds and never goes back."""
 
@@ -99,6 +114,8 @@ class TokenController:
         self._record = accounts
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
+        self._unread: dict[str, _Unread] = {}
+        self._miscounted: set[str] = set()
         # Admissions and readings of the record take turns: what was read is applied to the state it was read for.
         self._turn = asyncio.Lock()
         self._rebuilt = asyncio.Event()
@@ -109,16 +126,22 @@ class TokenController:
         return RECONCILE_EVERY_S
 
     async def reconcile(self) -> None:
-        """Bring quotas and counts in line with the record. The first time this is the rebuilding after a start."""
+        """Bring quotas and counts in line with the record. The first time this is the rebuilding after a start.
+
+        Raises Transient when it is not known who has limits, or what holds a lease.
+        """
         async with self._turn:
             quotas = await self._record.limited()
             for user_id in self._accounts.keys() - quotas.keys():
                 del self._accounts[user_id]
-            for user_id, account in self._accounts.items():
-                account.quota = quotas[user_id]
-            await self._open({user_id: quotas[user_id] for user_id in quotas.keys() - self._accounts.keys()})
-            await self._compare()
+            for user_id in self._unread.keys() - quotas.keys():
+                del self._unread[user_id]
+            for user_id, quota in quotas.items():
+                self._limit(user_id, quota)
             self._rebuilt.set()
+        await self._read(list(self._unread))
+        async with self._turn:
+            await self._compare()
 
     async def admit(self, asked: Sequence[Ask], finished: Sequence[Finished]) -> Sequence[Held]:
         """Which of a batch must wait; the order of ``asked`` is the order in which places are given.
@@ -128,18 +151,22 @@ class TokenController:
         """
         await self._ready()
         async with self._turn:
-            if not self._accounts:
+            if not self._accounts and not self._unread:
                 return ()
             now_s = self._clock()
             for end in finished:
                 account = self._accounts.get(end.user_id)
                 if account is not None:
                     account.end(end.sub_task_id, end.tokens, now_s=now_s)
+                elif end.user_id in self._unread:
+                    self._unread[end.user_id].ended.append(end)
             held: list[Held] = []
             ahead: Counter[str] = Counter()
             for ask in asked:
                 account = self._accounts.get(ask.user_id)
                 if account is None:
+                    if ask.user_id in self._unread:
+                        held.append(_held(ask, STANDING_UNKNOWN, UNKNOWN_ASK_AGAIN_S))
                     continue
                 if ask.sub_task_id in account.running:
                     account.running[ask.sub_task_id] = now_s
@@ -149,7 +176,7 @@ class TokenController:
                     account.start(ask.sub_task_id, now_s=now_s)
                     continue
                 ahead[ask.user_id] += 1
-                held.append(Held(sub_task_id=ask.sub_task_id, limit=wait.limit, ask_again_in_s=wait.ask_again_in_s))
+                held.append(_held(ask, wait.limit, wait.ask_again_in_s))
             return held
 
     async def quota(self, user_id: str) -> Quota:
@@ -164,20 +191,19 @@ class TokenController:
         await self._ready()
         async with self._turn:
             user_id = await self._record.write(user_id, quota)
-            account = self._accounts.get(user_id)
-            if not is_limited(quota):
-                self._accounts.pop(user_id, None)
-            elif account is not None:
-                account.quota = quota
+            if is_limited(quota):
+                self._limit(user_id, quota)
             else:
-                await self._open({user_id: quota})
+                self._accounts.pop(user_id, None)
+                self._unread.pop(user_id, None)
+        await self._read([user_id])
 
     async def health(self) -> Health:
         """Alive; ``ok`` once the record was read. Touches no lock: it is asked from another event loop."""
         accounts = tuple(self._accounts.values())
         return {
             "ok": self._rebuilt.is_set(),
-            "limited_users": len(accounts),
+            "limited_users": len(accounts) + len(self._unread),
             "attempts": sum(len(account.running) for account in accounts),
         }
 
@@ -192,13 +218,46 @@ class TokenController:
                 "TOKENS_STARTING", "the token controller waits for the database", retry_after_s=1.0
             ) from error
 
-    async def _open(self, quotas: Mapping[str, Quota]) -> None:
-        if not quotas:
+    def _limit(self, user_id: str, quota: Quota) -> None:
+        known = self._accounts.get(user_id) or self._unread.setdefault(user_id, _Unread(quota))
+        known.quota = quota
+
+    async def _read(self, users: Sequence[str]) -> None:
+        """Open the accounts of those who are still unread, all at once or, where that fails, each by itself.
+
+        No turn is taken while the record is read: nothing of theirs is admitted meanwhile, and ends are noted down.
+        """
+        unread = {user_id: self._unread[user_id] for user_id in users if user_id in self._unread}
+        if not unread or await self._open(unread) or len(unread) == 1:
             return
-        standings = await self._record.standings(tuple(quotas), window_s=WINDOW_READ_S)
-        now_s = self._clock()
-        for user_id, quota in quotas.items():
-            self._accounts[user_id] = _Account.of(quota, standings[user_id], now_s=now_s)
+        failed = 0
+        for user_id, each in unread.items():
+            if not await self._open({user_id: each}):
+                failed += 1
+                if failed == FAILED_READINGS_MAX:
+                    return
+
+    async def _open(self, unread: Mapping[str, _Unread]) -> bool:
+        try:
+            standings = await self._record.standings(tuple(unread), window_s=WINDOW_READ_S)
+        except Transient as error:
+            log.warning("tokens.standing_unknown", extra={"users": len(unread), "error": error.message})
+            async with self._turn:
+                for user_id, each in unread.items():
+                    if self._unread.get(user_id) is each:
+                        # To the end of the row: the next turn begins with others.
+                        self._unread[user_id] = self._unread.pop(user_id)
+            return False
+        async with self._turn:
+            now_s = self._clock()
+            for user_id, each in unread.items():
+                # Not one whose limits were taken away and set again meanwhile: its ends were not all noted down.
+                if self._unread.get(user_id) is each:
+                    del self._unread[user_id]
+                    account = self._accounts[user_id] = _Account.of(each.quota, standings[user_id], now_s=now_s)
+                    for end in each.ended:
+                        account.end(end.sub_task_id, end.tokens, now_s=now_s)
+        return True
 
     async def _compare(self) -> None:
         if not self._accounts:
@@ -210,10 +269,16 @@ class TokenController:
             for user_id, account in self._accounts.items()
             if (count := account.compare(leased.get(user_id, frozenset()), now_s=now_s))
         }
-        if not lost:
-            return
-        log.info("tokens.ends_recovered", extra={"users": len(lost), "attempts": sum(lost.values())})
-        # Nobody told us what they used.
-        standings = await self._record.standings(tuple(lost), window_s=WINDOW_READ_S)
-        for user_id, standing in standings.items():
-            self._accounts[user_id].take_tokens(standing, now_s=self._clock())
+        if lost:
+            log.info("tokens.ends_recovered", extra={"users": len(lost), "attempts": sum(lost.values())})
+        # Nobody told us what they used; as long as that can't be read, it is asked for again.
+        self._miscounted = (self._miscounted | lost.keys()) & self._accounts.keys()
+        if self._miscounted:
+            standings = await self._record.standings(tuple(self._miscounted), window_s=WINDOW_READ_S)
+            for user_id, standing in standings.items():
+                self._accounts[user_id].take_tokens(standing, now_s=self._clock())
+            self._miscounted.clear()
+
+
+def _held(ask: Ask, limit: str, ask_again_in_s: float) -> Held:
+    return Held(sub_task_id=ask.sub_task_id, limit=limit, ask_again_in_s=ask_again_in_s)

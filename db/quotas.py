@@ -33,34 +33,39 @@ _WRITE: Final = f"""
 """
 # The first condition is that of the index on leases: as many rows as attempts are under way, whatever the table holds.
 _LEASED: Final = "SELECT user_id, id FROM sub_tasks WHERE incarnation IS NOT NULL AND user_id = ANY ($1::uuid[])"
-_TOTALS: Final = """
-    SELECT user_id, sum(tokens_used)::bigint AS tokens FROM tasks
-    WHERE user_id = ANY ($1::uuid[]) AND tokens_used > 0 GROUP BY user_id
-"""
-# An attempt that waits for a worker will start later: until then it counts as if it started now.
+_TOTALS: Final = "SELECT user_id, tokens_used FROM token_totals WHERE user_id = ANY ($1::uuid[])"
+# Both go by an index on the time: they read what started, or used tokens and ended, in the window, whatever the tables
+# hold. OFFSET 0 has each of their tasks looked up by its id, rather than all the tasks of a user read. An attempt that
+# waits for a worker will start later: until then it counts as if it started now.
 _STARTS: Final = """
-    SELECT user_id, age_s, count(*) AS amount FROM (
-        SELECT t.user_id, greatest(floor(extract(epoch FROM clock_timestamp() - l.start_time)), 0)::int AS age_s
-        FROM execution_logs l JOIN tasks t ON t.id = l.task_id
-        WHERE l.start_time > now() - make_interval(secs => $2) AND t.user_id = ANY ($1::uuid[])
+    WITH recent AS MATERIALIZED (
+        SELECT l.task_id, greatest(floor(extract(epoch FROM clock_timestamp() - l.start_time)), 0)::int AS age_s,
+            count(*) AS amount
+        FROM execution_logs l WHERE l.start_time > now() - make_interval(secs => $2) GROUP BY 1, 2
+    )
+    SELECT user_id, age_s, sum(amount)::bigint AS amount FROM (
+        SELECT t.user_id, r.age_s, r.amount FROM recent r
+        CROSS JOIN LATERAL (SELECT user_id FROM tasks WHERE id = r.task_id OFFSET 0) t
+        WHERE t.user_id = ANY ($1::uuid[])
         UNION ALL
         SELECT s.user_id, CASE WHEN s.status = 'RUNNING'
-            THEN greatest(floor(extract(epoch FROM clock_timestamp() - s.started_at)), 0)::int ELSE 0 END
+            THEN greatest(floor(extract(epoch FROM clock_timestamp() - s.started_at)), 0)::int ELSE 0 END, 1
         FROM sub_tasks s
         WHERE s.incarnation IS NOT NULL AND s.user_id = ANY ($1::uuid[])
             AND (s.status <> 'RUNNING' OR s.started_at > now() - make_interval(secs => $2))
     ) starts GROUP BY user_id, age_s
 """
-# Bounded by the index on start_time: of an attempt that took longer than $3 the last minute is forgiven.
 _RECENT: Final = """
-    SELECT t.user_id, greatest(floor(extract(epoch FROM clock_timestamp() - l.end_time)), 0)::int AS age_s,
-        sum(l.tokens_used)::bigint AS amount
-    FROM execution_logs l JOIN tasks t ON t.id = l.task_id
-    WHERE l.start_time > now() - make_interval(secs => $3) AND l.end_time > now() - make_interval(secs => $2)
-        AND l.tokens_used > 0 AND t.user_id = ANY ($1::uuid[])
-    GROUP BY 1, 2
+    WITH recent AS MATERIALIZED (
+        SELECT l.task_id, greatest(floor(extract(epoch FROM clock_timestamp() - l.end_time)), 0)::int AS age_s,
+            sum(l.tokens_used) AS amount
+        FROM execution_logs l
+        WHERE l.end_time > now() - make_interval(secs => $2) AND l.tokens_used > 0 GROUP BY 1, 2
+    )
+    SELECT t.user_id, r.age_s, sum(r.amount)::bigint AS amount
+    FROM recent r CROSS JOIN LATERAL (SELECT user_id FROM tasks WHERE id = r.task_id OFFSET 0) t
+    WHERE t.user_id = ANY ($1::uuid[]) GROUP BY 1, 2
 """
-_RECENT_ATTEMPT_S: Final = 3600.0
 
 Ages = tuple[tuple[int, int], ...]
 """Pairs of age in whole seconds and amount."""
@@ -129,8 +134,8 @@ class QuotaStore:
         ):
             leased = await _leased(connection, users)
             starts = _by_user(await _fetch(connection, _STARTS, users, window_s))
-            recent = _by_user(await _fetch(connection, _RECENT, users, window_s, _RECENT_ATTEMPT_S))
-            totals = {str(row["user_id"]): row["tokens"] for row in await _fetch(connection, _TOTALS, users)}
+            recent = _by_user(await _fetch(connection, _RECENT, users, window_s))
+            totals = {str(row["user_id"]): row["tokens_used"] for row in await _fetch(connection, _TOTALS, users)}
         return {
             user: Standing(
                 leased=leased.get(user, frozenset()),

@@ -85,6 +85,7 @@ quotas = Table(
     Column("max_concurrent", Integer),
     _at("updated_at", nullable=False, default="now()"),
 )
+totals = Table("token_totals", metadata, Column("user_id", Uuid, primary_key=True), _count("tokens_used", big=True))
 
 tools = Table(
     "tools",
@@ -221,6 +222,7 @@ execution_logs = Table(
 )
 Index("ix_execution_logs_task_id", execution_logs.c.task_id, execution_logs.c.start_time)
 Index("ix_execution_logs_start_time", execution_logs.c.start_time)
+Index("ix_execution_logs_tokens", execution_logs.c.end_time, postgresql_where=text("tokens_used > 0"))
 
 task_events = Table(
     "task_events",

@@ -211,6 +211,14 @@ BEGIN
             o.stdout, o.stderr, o.log, o.error::jsonb ->> 'message', o.error::jsonb, o.spans::jsonb, o.worker, o.node, o.ray_task
         FROM o JOIN sub_tasks s ON s.id = o.id AND s.attempt = o.attempt AND s.status IN ('RUNNING', 'CANCELLED')
         ON CONFLICT DO NOTHING
+        RETURNING task_id, tokens_used
+    ), spent AS (
+        -- In the order of users, as every writer: so none waits for another in a circle.
+        INSERT INTO token_totals AS t (user_id, tokens_used)
+        SELECT k.user_id, least(sum(l.tokens_used), 9223372036854775807)::bigint
+        FROM logged l JOIN tasks k ON k.id = l.task_id WHERE l.tokens_used > 0 GROUP BY k.user_id ORDER BY k.user_id
+        ON CONFLICT (user_id) DO UPDATE
+            SET tokens_used = least(t.tokens_used::numeric + excluded.tokens_used, 9223372036854775807)::bigint
     ), counted AS (
         SELECT d.id, count(*) AS n FROM done, unnest(done.dependents) AS d (id) WHERE done.status = 'COMPLETED' GROUP BY d.id
     ), waiting AS (

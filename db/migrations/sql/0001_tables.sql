@@ -26,6 +26,12 @@ CREATE TABLE quotas (
     updated_at timestamptz NOT NULL DEFAULT now()
 )
 ----
+-- What each user's attempts have used in all, cancelled ones too: summing them up takes longer with every task.
+CREATE TABLE token_totals (
+    user_id uuid PRIMARY KEY,
+    tokens_used bigint NOT NULL DEFAULT 0
+)
+----
 CREATE TABLE tools (
     id uuid PRIMARY KEY,
     name text NOT NULL CONSTRAINT uq_tools_name UNIQUE,
@@ -187,6 +193,8 @@ CREATE TABLE execution_logs (
 CREATE INDEX ix_execution_logs_task_id ON execution_logs (task_id, start_time)
 ----
 CREATE INDEX ix_execution_logs_start_time ON execution_logs (start_time)
+----
+CREATE INDEX ix_execution_logs_tokens ON execution_logs (end_time) WHERE tokens_used > 0
 ----
 -- Append-only. Every writer holds the lock of the task's row first, so the ids of a task's events become visible
 -- in their order, and a reader that resumes after an id misses none.

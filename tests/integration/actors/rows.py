@@ -28,6 +28,11 @@ class Rows:
             "VALUES ($1, $2, 'a task', 'PROCESSING', 5, $3)",
             task_id, user_id, tokens,
         )  # fmt: skip
+        await self._write(
+            "INSERT INTO token_totals AS t VALUES ($1, $2) "
+            "ON CONFLICT (user_id) DO UPDATE SET tokens_used = t.tokens_used + excluded.tokens_used",
+            user_id, tokens,
+        )  # fmt: skip
         return str(task_id)
 
     async def subtask(self, user_id: str, task_id: str, *, status: str = "RUNNING", started_s_ago: float = 0) -> str:

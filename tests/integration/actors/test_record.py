@@ -183,6 +183,7 @@ async def test_what_counts_against_a_user_is_found_in_the_record(quotas: QuotaSt
     other = await rows.subtask(bob, theirs)
     await rows.attempt(task, started_s_ago=20, ended_s_ago=10, tokens=5)
     await rows.attempt(task, started_s_ago=2000, ended_s_ago=15, tokens=6)
+    await rows.attempt(task, started_s_ago=90_000, ended_s_ago=25, tokens=9)
     await rows.attempt(task, started_s_ago=200, ended_s_ago=100, tokens=7)
     await rows.attempt(theirs, started_s_ago=20, ended_s_ago=10, tokens=8)
 
@@ -195,7 +196,7 @@ async def test_what_counts_against_a_user_is_found_in_the_record(quotas: QuotaSt
     assert found.tokens_total == 42
     # A second may pass between the writing and the reading.
     assert [(age_s // 5, amount) for age_s, amount in sorted(found.starts)] == [(0, 1), (4, 2)]
-    assert [(age_s // 5, amount) for age_s, amount in sorted(found.tokens)] == [(2, 5), (3, 6)]
+    assert [(age_s // 5, amount) for age_s, amount in sorted(found.tokens)] == [(2, 5), (3, 6), (5, 9)]
 
 
 async def test_the_controller_admits_by_the_record(quotas: QuotaStore, rows: Rows) -> None:

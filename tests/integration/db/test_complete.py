@@ -30,21 +30,20 @@ async def test_a_batch_with_every_kind_of_end(spine: Spine) -> None:
     await leases.requeue_due(spine.engine)
     current = (await spine.claim(made.task_id, "stale"))["stale"]
 
-    committed = await attempts.complete(
-        spine.engine,
-        [
-            spine.ending(
-                claimed["good"],
-                outcome({"n": 1}, tokens_used=5, stdout="out", stderr="err", log="said", worker_id="w"),
-            ),
-            spine.ending(claimed["again"], outcome(error=BROKEN, tokens_used=2), retry_in_s=7.5),
-            spine.ending(claimed["spent"], outcome(error=BROKEN, tokens_used=1)),
-            spine.ending(claimed["stale"], outcome("late")),
-            spine.ending(claimed["lost"], outcome(error=BROKEN, verdict="lost"), retry_in_s=0, spends=False),
-            spine.ending(handed, outcome("quick")),
-            spine.ending(gone, outcome("too late", tokens_used=9)),
-        ],
-    )
+    ends = [
+        spine.ending(
+            claimed["good"],
+            outcome({"n": 1}, tokens_used=5, stdout="out", stderr="err", log="said", worker_id="w"),
+        ),
+        spine.ending(claimed["again"], outcome(error=BROKEN, tokens_used=2), retry_in_s=7.5),
+        spine.ending(claimed["spent"], outcome(error=BROKEN, tokens_used=1)),
+        spine.ending(claimed["stale"], outcome("late")),
+        spine.ending(claimed["lost"], outcome(error=BROKEN, verdict="lost"), retry_in_s=0, spends=False),
+        spine.ending(handed, outcome("quick")),
+        spine.ending(gone, outcome("too late", tokens_used=9)),
+    ]
+    committed = await attempts.complete(spine.engine, ends)
+    assert (await attempts.complete(spine.engine, ends)).accepted == frozenset()
     ids = await spine.ids(made.task_id)
     assert committed.accepted == {ids[key] for key in ("good", "again", "spent", "lost", "handed")}
     assert [queued.sub_task_id for queued in committed.queued] == [ids["below"]]
@@ -56,6 +55,8 @@ async def test_a_batch_with_every_kind_of_end(spine: Spine) -> None:
     retries = {key: (await spine.subtask(made.task_id, key))["retry_count"] for key in ("again", "spent", "lost")}
     assert retries == {"again": 1, "spent": 0, "lost": 0}
     assert (await spine.task(made.task_id))["tokens_used"] == 8
+    (total,) = await spine.rows("SELECT tokens_used FROM token_totals WHERE user_id = $1", spine.user_id)
+    assert total["tokens_used"] == 17, "what a cancelled attempt used is used"
     assert await spine.events(made.task_id, "handed") == [
         ("PENDING", "READY"), ("READY", "QUEUED"), ("QUEUED", "RUNNING"), ("RUNNING", "COMPLETED"),
     ]  # fmt: skip

@@ -53,9 +53,10 @@ FILL = (
             WHEN n % 200 < 42 THEN 'RUNNING' WHEN n % 200 < 44 THEN 'FAILED' WHEN n % 200 < 46 THEN 'BLOCKED'
             ELSE 'READY' END AS status) x""",
     f"""
-    INSERT INTO execution_logs (sub_task_id, attempt, task_id, status, start_time, end_time, duration)
-    SELECT {SUBTASK.format("n")}, 1, {TASK.format("1 + n / 200")}, 'COMPLETED', now(), now(), 1
-    FROM generate_series(0, {TASKS * 200 - 1}, 3) n""",
+    INSERT INTO execution_logs (sub_task_id, attempt, task_id, status, start_time, end_time, duration, tokens_used)
+    SELECT {SUBTASK.format("n")}, 1, {TASK.format("1 + n / 200")}, 'COMPLETED', x.at, x.at, 1, n % 2
+    FROM generate_series(0, {TASKS * 200 - 1}, 3) n
+    CROSS JOIN LATERAL (SELECT now() - make_interval(secs => ({TASKS * 200} - n) / 10.0) AS at) x""",
     f"""
     INSERT INTO task_events (task_id, kind, subtask, from_status, to_status, attempt)
     SELECT {TASK.format("1 + n / 200")}, 'subtask', 's' || n % 200, 'RUNNING', 'COMPLETED', 1
@@ -177,6 +178,10 @@ QUERIES: dict[str, tuple[Asked, set[str]]] = {
     "how much is queued": (leases.queued_counts, {"ix_sub_tasks_queued"}),
     "leases of the dead": (incarnations.dead_with_leases, {"ix_sub_tasks_leased"}),
     "leases of a user": (lambda e: QuotaStore(e).leased([str(USER)]), {"ix_sub_tasks_leased"}),
+    "what counts against a user": (
+        lambda e: QuotaStore(e).standings([str(USER)], window_s=61),
+        {"ix_execution_logs_start_time", "ix_execution_logs_tokens", "ix_sub_tasks_leased", "tasks_pkey"},
+    ),
     "leases that we hold": (
         lambda e: leases.held_leases(e, [(_subtask(RUNNING), 1)], incarnation=LIFE, grace_s=1),
         {"sub_tasks_pkey"},

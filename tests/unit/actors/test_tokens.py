@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
 from rayloom.actors import tokens
-from rayloom.actors.tokens import GRACE_S, TokenController
+from rayloom.actors.tokens import FAILED_READINGS_MAX, GRACE_S, TokenController
 from rayloom.dag.errors import Transient
 from rayloom.dag.limits import is_limited
 from rayloom.dag.ports import Ask, Finished, Quota
@@ -25,7 +25,9 @@ class Record:
         self.quotas = dict(quotas)
         self.standing: dict[str, Standing] = {}
         self.away = False
+        self.unreadable: set[str] = set()
         self.readings = 0
+        self.while_reading: Callable[[], Awaitable[object]] | None = None
 
     async def limited(self) -> Mapping[str, Quota]:
         self._answer()
@@ -47,7 +49,12 @@ class Record:
     async def standings(self, users: Sequence[str], *, window_s: float) -> Mapping[str, Standing]:
         self._answer()
         assert window_s >= 60
-        return {user: self._of(user) for user in users}
+        if self.unreadable.intersection(users):
+            raise Transient("DATABASE_UNAVAILABLE", "too slow")
+        standings = {user: self._of(user) for user in users}
+        if self.while_reading is not None:
+            await self.while_reading()
+        return standings
 
     def lease(self, user: str, *ids: str) -> None:
         self.standing[user] = replace(self._of(user), leased=frozenset(ids))
@@ -258,3 +265,88 @@ async def test_many_callers_at_once_never_pass_the_limit() -> None:
     readings = [controller.reconcile() for _ in range(5)]
     answers = (await asyncio.gather(*calls, *readings))[:50]
     assert sum(10 - len(held or ()) for held in answers) == 7
+
+
+async def test_a_user_who_can_not_be_read_holds_up_nobody_else() -> None:
+    record = Record(ann=Quota(max_concurrent=1), bob=Quota(max_concurrent=1))
+    record.standing[BOB] = Standing(leased=frozenset({"b0"}))
+    record.unreadable = {ANN}
+    controller = TokenController(record, clock=Clock())
+    assert await controller.step() > 0
+    assert (await controller.health()) == {"ok": True, "limited_users": 2, "attempts": 1}
+    held = await controller.admit(_asks(ANN, "a1") + _asks(BOB, "b1") + _asks(CID, "c1"), ())
+    assert [(one.sub_task_id, one.limit) for one in held] == [("a1", "standing_unknown"), ("b1", "max_concurrent")]
+    assert all(one.ask_again_in_s > 0 for one in held)
+    record.unreadable = set()
+    await controller.reconcile()
+    assert await _held(controller, _asks(ANN, "a1", "a2")) == ["a2"]
+
+
+async def test_when_many_can_not_be_read_the_next_turn_begins_with_others() -> None:
+    bad = [f"bad{number}" for number in range(FAILED_READINGS_MAX + 1)]
+    record = Record(**dict.fromkeys([*bad, ANN], Quota(max_concurrent=1)))
+    record.unreadable = set(bad)
+    controller = TokenController(record, clock=Clock())
+    await controller.reconcile()
+    assert await _held(controller, _asks(ANN, "a1", "a2")) == ["a1", "a2"]
+    await controller.reconcile()
+    assert await _held(controller, _asks(ANN, "a1", "a2")) == ["a2"]
+
+
+async def test_a_limit_holds_before_the_standing_of_its_user_can_be_read() -> None:
+    record = Record()
+    controller = await _controller(record)
+    record.unreadable = {ANN}
+    await controller.set_quota(ANN, Quota(max_concurrent=5))
+    assert await _held(controller, _asks(ANN, "a1")) == ["a1"]
+    await controller.set_quota(ANN, Quota())
+    assert await _held(controller, _asks(ANN, "a1")) == []
+    await controller.set_quota(ANN, Quota(max_concurrent=5))
+    record.quotas.clear()
+    await controller.reconcile()
+    assert await _held(controller, _asks(ANN, "a1")) == []
+
+
+async def test_an_end_while_the_standing_is_read_counts_once() -> None:
+    record = Record(ann=Quota(max_concurrent=2, max_tokens=10))
+    record.standing[ANN] = Standing(leased=frozenset({"a1", "a2"}), tokens_total=1)
+    controller = TokenController(record, clock=Clock())
+
+    async def end() -> None:
+        record.while_reading = None
+        record.lease(ANN, "a2")
+        assert await _held(controller, _asks(ANN, "a3"), [_end(ANN, "a1", 8), _end(ANN, "a0", 8)]) == ["a3"]
+
+    record.while_reading = end
+    await controller.reconcile()
+    # Nine tokens are spent and one place is free: a0 had ended before, and is in the total.
+    assert await _held(controller, _asks(ANN, "a3", "a4")) == ["a4"]
+
+
+async def test_a_limit_that_is_set_anew_meanwhile_is_read_anew() -> None:
+    record = Record(ann=Quota(max_concurrent=2))
+    controller = TokenController(record, clock=Clock())
+
+    async def set_anew() -> None:
+        record.while_reading = None
+        await controller.set_quota(ANN, Quota())
+        record.lease(ANN, "a1")
+        await controller.set_quota(ANN, Quota(max_concurrent=1))
+
+    record.while_reading = set_anew
+    await controller.reconcile()
+    assert await _held(controller, _asks(ANN, "a2")) == ["a2"]
+
+
+async def test_tokens_of_lost_ends_are_asked_for_until_they_are_known() -> None:
+    record, clock = Record(ann=Quota(max_tokens=10)), Clock()
+    controller = await _controller(record, clock)
+    assert await _held(controller, _asks(ANN, "a1")) == []
+    clock.now_s += GRACE_S + 1
+    record.standing[ANN] = Standing(tokens_total=10)
+    record.unreadable = {ANN}
+    with pytest.raises(Transient, match="too slow"):
+        await controller.reconcile()
+    record.unreadable = set()
+    await controller.reconcile()
+    assert await _held(controller, _asks(ANN, "a2")) == ["a2"]
