@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
+from time import monotonic
 from uuid import UUID
 
 from rayloom.actors.backlog import Backlog
@@ -94,7 +94,7 @@ class Dispatch:
 
     def _note_hopeless(self) -> None:
         """Give a shape up once no node could have run it for some time: the cluster may just be coming up."""
-        now = time.monotonic()
+        now = monotonic()
         hopeless = {key for key in self._backlog.waiting if self.window.is_hopeless(self._backlog.shape(key))}
         self._hopeless_since = {key: self._hopeless_since.get(key, now) for key in hopeless}
         self._given_up = frozenset(key for key, since in self._hopeless_since.items() if now - since > GIVE_UP_S)

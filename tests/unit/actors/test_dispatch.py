@@ -235,7 +235,7 @@ async def test_after_quick_ends_slow_ones_are_not_handed_over_beyond_a_nodes_wor
 
 async def test_what_no_node_can_run_fails_after_some_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(module, "monotonic", lambda: now)
     huge = SHAPE.replace('"cpus":1.0', '"cpus":99.0')
     await desk.queue.push(desk.record.add("a", "b", shape=huge))
     await desk.turns()
@@ -253,7 +253,7 @@ async def test_what_no_node_can_run_fails_after_some_time(desk: Desk, monkeypatc
 
 async def test_what_grows_up_in_time_is_not_given_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(module, "monotonic", lambda: now)
     huge = SHAPE.replace('"cpus":1.0', '"cpus":99.0')
     await desk.queue.push(desk.record.add("a", shape=huge))
     await desk.turns()
