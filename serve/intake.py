@@ -67,7 +67,7 @@ def read_submission(document: JsonObject) -> Submission:
         faults.append(Fault("/prompt", "is blank"))
     if (submission.budget.deadline_s or 0) > MAX_DEADLINE_S:
         faults.append(Fault("/budget/deadline_s", f"must be at most {MAX_DEADLINE_S:,} seconds"))
-    later = unsupported(submission.budget)
+    later: list[Fault] = []
     if submission.require_approval:
         later.append(Fault("/require_approval", "approval is not supported by this version: leave it false"))
     webhook = [name for name in ("callback_url", "callback_secret") if document.get(name) is not None]
@@ -77,11 +77,10 @@ def read_submission(document: JsonObject) -> Submission:
     return submission
 
 
-def unsupported(budget: Budget) -> list[Fault]:
-    """What a budget limits that nothing uses before models come: it would be a promise that nobody keeps."""
+def unspent(budget: Budget) -> list[str]:
+    """What to say of limits of which nothing can be used before there are models."""
     limits = {"max_tokens": budget.max_tokens, "max_cost_usd": budget.max_cost_usd}
-    message = "is not supported by this version, which uses no models: leave it out"
-    return [Fault(f"/budget/{name}", message) for name, limit in limits.items() if limit is not None]
+    return [f"budget.{name}: this version uses no models, so nothing of it is spent" for name in limits if limits[name]]
 
 
 def fingerprint_of(document: JsonObject) -> bytes:

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field, StringConstraints
 from starlette.responses import Response
 
-from rayloom.dag.errors import Fault
 from rayloom.dag.ports import Quota
 from rayloom.db import keys
 from rayloom.db.keys import KeyRow
@@ -20,7 +19,7 @@ from rayloom.serve.bodies import Body, read_body, schema_of
 from rayloom.serve.cursors import Cursor, Limit
 from rayloom.serve.deps import ask, deps_of
 from rayloom.serve.json_answer import json_answer
-from rayloom.serve.problems import invalid, not_found
+from rayloom.serve.problems import not_found
 
 router = APIRouter(prefix="/api/v1", tags=["people"])
 
@@ -36,7 +35,7 @@ class QuotaBody(Body):
     """The body of ``PUT /api/v1/quotas/{user_id}``; what is null or left out has no limit."""
 
     max_tokens: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
-    max_cost_usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    max_cost_usd: Annotated[float, Field(ge=0, le=1e12)] | None = None
     tokens_per_min: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     requests_per_min: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     max_concurrent: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
@@ -97,9 +96,6 @@ async def put_quota(request: Request, me: Admin, user_id: str) -> Response:
     deps = deps_of(request)
     id_ = cursors.uuid_of(user_id, "this user")
     body = await read_body(request, QuotaBody)
-    if body.max_cost_usd is not None:
-        message = "is not supported by this version, in which nothing has a price: leave it out"
-        raise invalid([Fault("/max_cost_usd", message)], code="UNSUPPORTED")
     if not await keys.user_exists(deps.backends.primary, id_):
         raise not_found("this user")
     quota = Quota(**body.model_dump())

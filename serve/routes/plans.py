@@ -16,7 +16,7 @@ from rayloom.serve.auth import Me
 from rayloom.serve.bodies import Body, read_body, schema_of
 from rayloom.serve.deps import ask, deps_of
 from rayloom.serve.gate import call_of
-from rayloom.serve.intake import MAX_PROMPT_CHARS, Judge, ToolRules, unsupported
+from rayloom.serve.intake import MAX_PROMPT_CHARS, Judge, ToolRules, unspent
 from rayloom.serve.json_answer import json_answer
 from rayloom.serve.offered import may_use
 from rayloom.serve.problems import invalid
@@ -44,8 +44,6 @@ async def plan(request: Request, me: Me) -> Response:
         raise not_built("planning with `tools` of the request")
     if not body.prompt.strip():
         raise invalid([Fault("/prompt", "is blank")])
-    if later := unsupported(body.budget):
-        raise invalid(later, code="UNSUPPORTED")
     call_of(request).allow(PARSER_TIMEOUT_S + 10)
     known, views = await deps.offered.all(), await deps.offered.views()
     usable = {name: views[name] for name, tool in known.items() if tool.is_active and may_use(me, tool)}
@@ -53,7 +51,7 @@ async def plan(request: Request, me: Me) -> Response:
     planned = await ask(deps.ports.parser.plan(wanted), "the parser", timeout_s=PARSER_TIMEOUT_S)
     judge = Judge(deps, me)
     await judge.prepare()
-    warnings = list(planned.notes)
+    warnings = [*planned.notes, *unspent(body.budget)]
     width, critical_path = None, None
     try:
         verified = await asyncio.to_thread(judge.plan, planned.plan, ToolRules())

@@ -58,12 +58,12 @@ async def test_quotas_are_read_and_replaced(world: World) -> None:
     path = f"/quotas/{me.id}"
     nothing = dict.fromkeys(("max_tokens", "max_cost_usd", "tokens_per_min", "requests_per_min", "max_concurrent"))
     assert await admin.get(path) == nothing
-    put = await admin.http.put(f"/api/v1{path}", json={"max_concurrent": 2, "max_cost_usd": None})
-    assert put.json() == {**nothing, "max_concurrent": 2}
+    put = await admin.http.put(f"/api/v1{path}", json={"max_concurrent": 2, "max_cost_usd": 1.5})
+    assert put.json() == {**nothing, "max_concurrent": 2, "max_cost_usd": 1.5}
     assert await admin.get(path) == put.json()
     refused: tuple[dict[str, object], ...] = (
         {"max_concurrent": -1}, {"max_concurrent": 1.5}, {"max_tokens": "1"}, {"tokens": 1},
-        {"max_cost_usd": 1.0}, {"max_cost_usd": 0}, {"max_cost_usd": 1e20},
+        {"max_cost_usd": -1.0}, {"max_cost_usd": 1e20},
     )  # fmt: skip
     for bad in refused:
         answer = await admin.http.put(f"/api/v1{path}", json=bad)
