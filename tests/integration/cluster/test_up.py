@@ -46,6 +46,8 @@ class Up:
                 "RAYLOOM_RAY_DASHBOARD_PORT": str(dashboard),
                 **environ,
             },
+            # Whoever runs the tests may be ignoring it, and what is ignored is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
 
     def until(self, text: str) -> list[str]:
