@@ -126,7 +126,11 @@ BEGIN
     WHERE s.id = p_id AND s.attempt = p_attempt AND s.status = 'QUEUED' AND s.incarnation IS NOT NULL
     RETURNING s.parent_id, s.key INTO v_task, v_key;
     IF NOT FOUND THEN
-        RETURN false;
+        -- The same worker may have said so before.
+        RETURN EXISTS (
+            SELECT FROM sub_tasks s
+            WHERE s.id = p_id AND s.attempt = p_attempt AND s.status = 'RUNNING' AND s.worker_id = p_worker
+        );
     END IF;
     INSERT INTO task_events (task_id, kind, subtask, from_status, to_status, phase, attempt)
     VALUES (v_task, 'subtask', v_key, 'QUEUED', 'RUNNING', 'PREPARE_ENV', p_attempt);

@@ -65,6 +65,7 @@ async def test_what_is_handed_over_stays_queued_until_it_is_begun_once(spine: Sp
         assert not await attempts.begin(spine.engine, claimed.sub_task_id, attempt, "w")
     assert await attempts.begin(spine.engine, claimed.sub_task_id, 1, "w1")
     assert not await attempts.begin(spine.engine, claimed.sub_task_id, 1, "w2")
+    assert await attempts.begin(spine.engine, claimed.sub_task_id, 1, "w1"), "who has begun may say so again"
     row = await spine.subtask(made.task_id, "a")
     assert (row["status"], row["phase"], row["worker_id"]) == ("RUNNING", "PREPARE_ENV", "w1")
     assert await spine.events(made.task_id, "a") == [("PENDING", "READY"), ("READY", "QUEUED"), ("QUEUED", "RUNNING")]
