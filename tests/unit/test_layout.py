@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("dag", "db", "tools", "actors", "serve", "cluster")
@@ -118,6 +121,26 @@ def test_the_locks_pin_and_hash_every_package_and_name_no_registry() -> None:
             pins[lock][f"{name}{rest.partition(';')[2].split(chr(92))[0]}"] = rest.split()[0]
     run, dev = pins["requirements.lock"], pins["requirements-dev.lock"]
     assert run.items() <= dev.items(), "the development lock must hold all of the other, in the same versions"
+
+
+def test_the_locks_name_every_extra_that_a_locked_package_asks_for() -> None:
+    # pip picks the version of `name[extra]` apart from that of `name`: a pin without the extra doesn't bind it, and the
+    # install breaks on the day of the next release.
+    lock = (ROOT / "requirements-dev.lock").read_text()
+    pins = [Requirement(line.partition("==")[0]) for line in lock.splitlines() if "==" in line]
+    extras = {canonicalize_name(pin.name): pin.extras for pin in pins}
+    asked = 0
+    for name in extras:
+        try:
+            wanted = [Requirement(each) for each in requires(name) or []]
+        except PackageNotFoundError:
+            continue  # of another platform
+        for need in wanted:
+            env = [{"extra": extra} for extra in ("", *extras[name])]
+            if need.extras and (need.marker is None or any(need.marker.evaluate(each) for each in env)):
+                asked += 1
+                assert need.extras <= extras[canonicalize_name(need.name)], f"{name} asks for {need}"
+    assert asked
 
 
 def test_the_extras_are_declared_and_a_local_model_is_pinned() -> None:
