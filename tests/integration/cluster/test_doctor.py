@@ -13,8 +13,8 @@ from rayloom.cluster.doctor import diagnose, run_doctor
 from rayloom.cluster.home import Home
 
 CHECKS = [
-    "python", "packages", "ray", "memory", "shared-memory", "file-handles", "settings", "home", "disk", "api-key", "models",
-    "instance", "port", "dashboard-port", "postgresql", "redis", "sandbox",
+    "python", "packages", "ray", "memory", "shared-memory", "file-handles", "settings", "home", "disk", "api-key",
+    "models", "instance", "port", "dashboard-port", "postgresql", "redis", "sandbox",
 ]  # fmt: skip
 
 
