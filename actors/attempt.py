@@ -40,7 +40,7 @@ class Reporter(LogPort, Protocol):
         """The attempt has come to this phase; told outside only if the attempt lasts."""
 
     async def close(self) -> None:
-        """Write down what is still buffered."""
+        """Write down what is still buffered, soon."""
 
     def text(self, limit: int) -> str:
         """All that was told so far as text, cut after ``limit`` characters."""
@@ -204,8 +204,7 @@ async def _phases(order: AttemptOrder, surroundings: Surroundings, reporter: Rep
 async def _last_words(close: Callable[[], Awaitable[None]]) -> None:
     """Flush the log, but never let a lost log line change how an attempt ended."""
     try:
-        async with asyncio.timeout(5):
-            await close()
+        await close()
     except (Exception, asyncio.CancelledError):  # noqa: BLE001 - the outcome matters more than its log
         _log.warning("attempt.log_lost", exc_info=True)
 

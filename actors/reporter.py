@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 FIRST_REPORT_S = 0.25
 """An attempt that ends sooner is told once, with its outcome: a phase nobody could have seen costs no write."""
 FLUSH_S = 0.1
+CLOSE_S = 5.0
 BATCH_LINES = 500
 MAX_LINES = 100_000
 """Beyond this an attempt's further lines are counted, not kept: endless output must not fill the database."""
@@ -108,9 +109,14 @@ class AttemptReporter:
         return clean_text(text if more <= 0 else text[:limit] + f"\n… {more} more characters")
 
     async def close(self) -> None:
-        """Write down what is still buffered."""
+        """Write down what is still buffered. Raises TimeoutError when that takes too long, and what records raise."""
         self._closed = True
         self._timer.cancel()
+        if self._task is not None or self._lines or self._dropped:
+            async with asyncio.timeout(CLOSE_S):
+                await self._write_the_rest()
+
+    async def _write_the_rest(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

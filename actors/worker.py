@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from rayloom.actors.attempt import run_attempt
@@ -39,10 +40,6 @@ WATCH_S = 0.2
 OVERRUN_EXIT_CODE = 75
 
 
-def _heard_elsewhere(_signal: int, _frame: object) -> None:
-    """In place of a KeyboardInterrupt in the middle of whatever runs: `Worker._hear` acts on the signal."""
-
-
 class Worker:
     """What attempts need of this process; made by the first attempt. See `attempt.Surroundings`."""
 
@@ -56,6 +53,12 @@ class Worker:
         for end in (self._hears, self._told):
             end.setblocking(False)
         self._loop.add_reader(self._hears, self._hear)
+        # Ray stops a task by a SIGINT that it only pretends to send: nothing interrupts a waiting loop, but Python
+        # writes to this socket, which the loop reads. (asyncio's own signal handlers do the same at 0.2 ms each time.)
+        signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
+        self._heard = False
+        self._interrupt = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, self._on_interrupt)
         self._kept_records: WorkerRecords | None = None
         self._registry = RayRegistry(settings.engine)
         self._current: asyncio.Task[Outcome] | None = None
@@ -73,18 +76,19 @@ class Worker:
     def run(self, order: AttemptOrder, *, ray_task_id: str) -> Outcome:
         """Run one attempt to its end, from the main thread."""
         self._order = order
-        self._forget_stops()
+        if self._heard:
+            self._forget_stops()
         self._die_at = time.monotonic() + order.timeout_s + self.settings.engine.timeout_grace_s
-        # Ray stops a task by a SIGINT that it only pretends to send: nothing interrupts a waiting loop, but Python
-        # writes to this socket, which the loop reads. (asyncio's own signal handlers do the same at 0.2 ms each time.)
-        wakeup = signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
-        handler = signal.signal(signal.SIGINT, _heard_elsewhere)
         try:
             return self._loop.run_until_complete(self._attempt(order, ray_task_id))
         finally:
-            signal.signal(signal.SIGINT, handler)
-            signal.set_wakeup_fd(wakeup)
             self._die_at = None
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        """In an attempt, instead of a KeyboardInterrupt in the middle of whatever runs: `_hear` acts on the signal."""
+        self._heard = True
+        if self._die_at is None and callable(self._interrupt):
+            self._interrupt(number, frame)
 
     async def _attempt(self, order: AttemptOrder, ray_task_id: str) -> Outcome:
         self._current = asyncio.current_task()
@@ -95,6 +99,7 @@ class Worker:
 
     def _forget_stops(self) -> None:
         """A stop that came as the attempt before this one ended was not meant for this one."""
+        self._heard = False
         with suppress(BlockingIOError):
             while self._hears.recv(4096):
                 pass

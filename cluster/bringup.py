@@ -20,6 +20,7 @@ from sqlalchemy import make_url
 from rayloom.actors.settings import EngineSettings, WorkerSettings
 from rayloom.cluster.checks import StartRefused
 from rayloom.cluster.first_rows import prepare_database
+from rayloom.cluster.hearsay import keep_out_of_the_terminal
 from rayloom.cluster.home import Home
 from rayloom.cluster.node_types import node_types
 from rayloom.cluster.running import RunningCluster, end_singletons
@@ -128,6 +129,7 @@ def _start_ray(settings: Settings) -> str:
     """Start or join Ray; answers the dashboard's URL, empty when it has none."""
     import ray
 
+    keep_out_of_the_terminal()
     if settings.ray_address:
         try:
             context = ray.init(
