@@ -52,6 +52,13 @@ class Backlog:
         """These have become QUEUED, and something happened to these tasks."""
         if items:
             self.dirty = True
+        await self._push(items, tasks)
+
+    async def put_back(self, items: Sequence[Queued]) -> None:
+        """There is no room for these yet. No reason to look again."""
+        await self._push(items, ())
+
+    async def _push(self, items: Sequence[Queued], tasks: Iterable[str]) -> None:
         try:
             await self._calls.call(lambda: self._queue.push(items, wake=False, tasks=tasks))
             self.redis_away = False

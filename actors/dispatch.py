@@ -14,7 +14,7 @@ from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import Transient
 from rayloom.dag.ports import Ask, Finished, TokenPort
 from rayloom.dag.window import Window
-from rayloom.db import attempts
+from rayloom.db import attempts, incarnations
 from rayloom.db.attempts import Claimed
 from rayloom.db.engine import Line
 from rayloom.db.queue import Queued
@@ -63,7 +63,8 @@ class Dispatch:
         hopeless: list[Queued] = []
         for item in items:
             if item.sub_task_id in self._flight.attempts:
-                # An echo of the sweep: its lease is ours already.
+                # An echo of the sweep: its lease is ours already. Redis has lost it by now, PostgreSQL shows it again.
+                self._backlog.dirty |= not self._backlog.redis_away
                 continue
             if item.shape in self._given_up:
                 hopeless.append(item)
@@ -74,9 +75,7 @@ class Dispatch:
             else:
                 taken.append((item, running))
         if back:
-            dirty = self._backlog.dirty
-            await self._backlog.add(back)
-            self._backlog.dirty = dirty
+            await self._backlog.put_back(back)
         if hopeless:
             await self._give_up(hopeless)
         if not taken and not self._commits.finished:
@@ -126,6 +125,9 @@ class Dispatch:
             if item.sub_task_id not in won:
                 # Somebody was faster, or it was cancelled: it is not ours to start.
                 self._forget(item)
+        if len(won) < len(admitted) and (won or await self._lives()):
+            # They may have hidden others.
+            self._backlog.dirty = True
         surplus = self._surplus(claimed)
         for one in claimed:
             shape = self._backlog.shape(one.shape)
@@ -137,6 +139,10 @@ class Dispatch:
         # While Ray has more than it can run, ends may be told in larger lots.
         self._flight.lane.can_spare(sum(self.window.running.values()))
         return claimed
+
+    async def _lives(self) -> bool:
+        """Whether it is worth while to go on, when nothing at all was won: a life that was ended wins nothing more."""
+        return self.incarnation is not None and await incarnations.lives(self._line, self.incarnation)
 
     def _surplus(self, claimed: Sequence[Claimed]) -> frozenset[str]:
         """What is not to be started yet after all: slow attempts would keep more urgent ones waiting."""

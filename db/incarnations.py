@@ -6,7 +6,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rayloom.db.engine import driver
+from rayloom.db.engine import Source, driver
 
 
 async def begin_incarnation(engine: AsyncEngine, incarnation: UUID, *, actor: str, exclusive: bool) -> None:
@@ -34,6 +34,16 @@ async def heartbeat(engine: AsyncEngine, incarnation: UUID, *, lease_s: float) -
             lease_s,
         )
     return bool(alive)
+
+
+async def lives(source: Source, incarnation: UUID) -> bool:
+    """Whether nobody has ended this life."""
+    async with driver(source) as connection:
+        return bool(
+            await connection.fetchval(
+                "SELECT true FROM schedulers WHERE incarnation = $1 AND ended_at IS NULL", incarnation
+            )
+        )
 
 
 async def end_incarnation(engine: AsyncEngine, incarnation: UUID) -> None:

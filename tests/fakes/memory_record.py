@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from rayloom.dag.errors import Transient
-from rayloom.db import attempts, engine, leases
+from rayloom.db import attempts, engine, incarnations, leases
 from rayloom.db.attempts import Claimed, Committed, Ending
 from rayloom.db.queue import Queued
 
@@ -23,7 +23,7 @@ class MemoryRecord:
     """``queued``: what may be claimed. ``moved_on``: the statuses of subtasks whose outcomes come too late.
 
     ``counted``: how often what is queued was counted. ``away``: nothing answers. ``unstorable``: outputs that it
-    refuses.
+    refuses. ``over``: the life that claims was ended.
     """
 
     queued: dict[str, Queued] = field(default_factory=dict)
@@ -37,6 +37,7 @@ class MemoryRecord:
     moved_on: dict[str, str] = field(default_factory=dict)
     counted: int = 0
     away: bool = False
+    over: bool = False
     read_only: bool = False
     deadly: set[str] = field(default_factory=set)
 
@@ -46,6 +47,7 @@ class MemoryRecord:
         monkeypatch.setattr(attempts, "complete", self.complete)
         monkeypatch.setattr(attempts, "statuses", self.statuses)
         monkeypatch.setattr(engine, "takes_writes", self.takes_writes)
+        monkeypatch.setattr(incarnations, "lives", self.lives)
         monkeypatch.setattr(leases, "release", self.release)
         monkeypatch.setattr(leases, "queued_page", self.queued_page)
         monkeypatch.setattr(leases, "queued_counts", self.queued_counts)
@@ -62,7 +64,9 @@ class MemoryRecord:
     async def claim(self, _engine: Any, items: Sequence[tuple[str, bool]], *, incarnation: UUID) -> tuple[Claimed, ...]:
         """See `attempts.claim`."""
         self._answer()
-        won = []
+        won: list[Claimed] = []
+        if self.over:
+            return ()
         for id_, running in items:
             item = self.queued.pop(id_, None)
             if item is None:
@@ -89,6 +93,11 @@ class MemoryRecord:
                 )
             )
         return tuple(won)
+
+    async def lives(self, _source: Any, _incarnation: UUID) -> bool:
+        """See `incarnations.lives`."""
+        self._answer()
+        return not self.over
 
     async def complete(self, _engine: Any, endings: Sequence[Ending]) -> Committed:
         """See `attempts.complete`."""

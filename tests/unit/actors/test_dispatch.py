@@ -3,69 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 import pytest
 
 from rayloom.actors import dispatch as module
-from rayloom.actors.backlog import Backlog
-from rayloom.actors.commits import Commits
-from rayloom.actors.dispatch import GIVE_UP_S, Dispatch
-from rayloom.actors.flight import Flight, Flying
-from rayloom.actors.settings import EngineSettings
+from rayloom.actors.dispatch import GIVE_UP_S
 from rayloom.dag.errors import Transient
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.resources import NodeShape
-from tests.fakes.hand_lane import HandLane
-from tests.fakes.memory_queue import MemoryQueue
-from tests.fakes.memory_record import SHAPE, MemoryRecord
-from tests.fakes.scripted_tokens import ScriptedTokens
-
-NOTHING: Any = None
-"""In place of connections that the fakes don't use."""
-
-
-@dataclass
-class Desk:
-    """A dispatch with everything around it, on a node of four CPUs."""
-
-    record: MemoryRecord
-    queue: MemoryQueue
-    tokens: ScriptedTokens
-    lane: HandLane
-    backlog: Backlog
-    commits: Commits
-    flight: Flight
-    dispatch: Dispatch
-
-    def running(self) -> list[str]:
-        return sorted(self.lane.held)
-
-    async def turns(self, count: int = 3) -> None:
-        """Some turns: the first finds out which shapes there are."""
-        for _ in range(count):
-            await self.dispatch.turn()
-            await asyncio.sleep(0)
-
-
-@pytest.fixture
-def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
-    record, queue, tokens, lane = MemoryRecord().install(monkeypatch), MemoryQueue(), ScriptedTokens(), HandLane()
-    settings = EngineSettings(batch_max=10)
-    backlog = Backlog(NOTHING, queue)
-    commits = Commits(NOTHING, backlog, settings, jitter=lambda: 0.0)
-
-    def ended(flying: Flying, outcome: Outcome) -> None:
-        dispatch.window.ended(flying.shape, flying.claimed.tool, lasted_s=outcome.finished_at - outcome.started_at)
-        commits.add(flying, outcome)
-
-    flight = Flight(lane, ended)
-    dispatch = Dispatch(NOTHING, backlog, commits, flight, tokens, settings)
-    dispatch.incarnation = UUID(int=1)
-    dispatch.window.nodes = dispatch.window.types = (NodeShape(total={"CPU": 4.0}, labels={}, count_max=1),)
-    return Desk(record, queue, tokens, lane, backlog, commits, flight, dispatch)
+from tests.fakes.desk import Desk
+from tests.fakes.memory_record import SHAPE
 
 
 async def test_what_has_room_runs_and_one_node_more_is_handed_over(desk: Desk) -> None:
@@ -292,3 +240,48 @@ async def test_one_statement_claims_a_bounded_number_over_all_shapes(desk: Desk)
     await desk.dispatch.turn()
     await desk.dispatch.turn()
     assert 0 < len(desk.lane.started) <= 10
+
+
+async def test_stale_ids_do_not_stop_what_is_queued_behind_them(desk: Desk) -> None:
+    await desk.queue.push(desk.record.add(*(f"stale{n:03}" for n in range(100)), "good"))
+    for n in range(100):
+        del desk.record.queued[f"stale{n:03}"]
+    assert await desk.rest() < 30
+    assert desk.running() == ["good"]
+
+
+async def test_echoes_of_what_is_in_flight_do_not_stop_what_is_queued_behind_them(desk: Desk) -> None:
+    items = desk.record.add(*(f"a{n}" for n in range(4)))
+    desk.dispatch.window.types = ()
+    await desk.queue.push(items)
+    await desk.rest()
+    assert len(desk.running()) == 4
+    await desk.queue.push([*items, *desk.record.add("b")])
+    # Nothing else is told: the echoes alone make it look again.
+    desk.backlog.dirty = False
+    await desk.rest()
+    assert "b" in desk.running()
+
+
+async def test_a_life_that_was_ended_does_not_empty_the_queue_for_the_others(desk: Desk) -> None:
+    await desk.queue.push(desk.record.add(*(f"s{n:02}" for n in range(50))))
+    desk.record.over = True
+    await desk.rest()
+    assert desk.running() == []
+    assert len((await desk.queue.pop({SHAPE: 100})).items) >= 40
+
+
+async def test_a_wake_while_items_are_put_back_is_heard(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    # More than a batch, of two shapes: what is over goes back.
+    other = SHAPE.replace('"cpus":1.0', '"cpus":0.5')
+    await desk.queue.push([*desk.record.add(*"abcdefgh"), *desk.record.add(*"ijklmnop", shape=other)])
+    await desk.dispatch.turn()
+    push = desk.queue.push
+
+    async def woken(*args: Any, **more: Any) -> None:
+        desk.backlog.dirty = True
+        await push(*args, **more)
+
+    monkeypatch.setattr(desk.queue, "push", woken)
+    await desk.dispatch.turn()
+    assert desk.backlog.dirty
