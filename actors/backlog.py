@@ -13,6 +13,7 @@ import orjson
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.actors.bound import Bound
+from rayloom.actors.parked import Parked
 from rayloom.dag.resources import ResourceShape
 from rayloom.db import leases
 from rayloom.db.queue import REDIS_AWAY, Queued, ReadyQueue
@@ -37,6 +38,7 @@ class Backlog:
     def __init__(self, engine: AsyncEngine, queue: ReadyQueue) -> None:
         self._engine, self._queue, self._calls = engine, queue, Bound()
         self._held: list[tuple[float, str, Queued]] = []
+        self.parked = Parked()
         self._sweep_after: tuple[float, UUID] | None = None
         self._count_again_at = 0.0
         self.waiting: dict[str, int] = {}
@@ -66,12 +68,12 @@ class Backlog:
             self._away(error)
 
     def hold(self, item: Queued, seconds: float) -> None:
-        """A limit holds this one back for so long."""
+        """Something that is away holds this one back for so long. What a limit holds back is ``parked``."""
         heapq.heappush(self._held, (time.monotonic() + seconds, item.sub_task_id, item))
 
     async def put_back_held(self) -> None:
-        """Queue again what was held back long enough."""
-        due = []
+        """Queue again what was held back long enough: of what limits hold back, the best few of each user."""
+        due = self.parked.let_out()
         while self._held and self._held[0][0] <= time.monotonic():
             due.append(heapq.heappop(self._held)[2])
         if due:
@@ -79,7 +81,8 @@ class Backlog:
 
     def next_held_s(self) -> float | None:
         """Seconds until the next held one is due."""
-        return max(self._held[0][0] - time.monotonic(), 0.0) if self._held else None
+        times = [at for at in (self._held[0][0] if self._held else None, self.parked.next_at()) if at is not None]
+        return max(min(times) - time.monotonic(), 0.0) if times else None
 
     async def pop(self, room: Mapping[str, int]) -> tuple[Queued, ...]:
         """Take the best of each shape, at most as many as it has room for; best first."""
@@ -104,7 +107,7 @@ class Backlog:
         while left:
             page = await leases.queued_page(self._engine, after=after, limit=PAGE_ROWS, shapes=list(left))
             for item in page:
-                if left.get(item.shape, 0) > 0 and item.sub_task_id not in held:
+                if left.get(item.shape, 0) > 0 and item.sub_task_id not in held and item.sub_task_id not in self.parked:
                     left[item.shape] -= 1
                     taken.append(item)
             if len(page) < PAGE_ROWS:
@@ -127,7 +130,7 @@ class Backlog:
         """Tell Redis a bounded part of what is QUEUED, going on next time where this stops: it may have lost it."""
         page = await leases.queued_page(self._engine, after=self._sweep_after, limit=SWEEP_ROWS)
         held = {item.sub_task_id for _, _, item in self._held}
-        await self.add([item for item in page if item.sub_task_id not in held])
+        await self.add([item for item in page if item.sub_task_id not in held and item.sub_task_id not in self.parked])
         last = page[-1] if len(page) == SWEEP_ROWS else None
         self._sweep_after = None if last is None else (last.score, UUID(last.sub_task_id))
 

@@ -46,6 +46,7 @@ class Dispatch:
         self._known: frozenset[str] = frozenset()
         self._hopeless_since: dict[str, float] = {}
         self._given_up: frozenset[str] = frozenset()
+        self._deep = False
 
     async def turn(self) -> tuple[Claimed, ...]:
         """Start what there is room for, at most one batch.
@@ -61,6 +62,7 @@ class Dispatch:
             self._backlog.dirty = True
         taken: list[tuple[Queued, bool]] = []
         hopeless: list[Queued] = []
+        parked = False
         for item in items:
             if item.sub_task_id in self._flight.attempts:
                 # An echo of the sweep: its lease is ours already. Redis has lost it by now, PostgreSQL shows it again.
@@ -69,11 +71,17 @@ class Dispatch:
             if item.shape in self._given_up:
                 hopeless.append(item)
                 continue
+            if self._backlog.parked.joins(item):
+                parked = True
+                continue
             running = self.window.take(self._backlog.shape(item.shape))
             if running is None:
                 back.append(item)
             else:
                 taken.append((item, running))
+        # What is behind them may well start. As long as none of it is found, look at more than there is room for.
+        self._backlog.dirty |= parked
+        self._deep = parked and not taken
         if back:
             await self._backlog.put_back(back)
         if hopeless:
@@ -101,11 +109,14 @@ class Dispatch:
     def _room(self) -> dict[str, int]:
         self._known = frozenset(self._backlog.waiting)
         self._note_hopeless()
-        most = self._settings.batch_max
-        return {
-            key: most if key in self._given_up else min(self.window.capacity(self._backlog.shape(key)), most)
-            for key in self._known
-        }
+        return {key: self._most(key) for key in self._known}
+
+    def _most(self, key: str) -> int:
+        """How many of a shape to look at."""
+        most, capacity = self._settings.batch_max, self.window.capacity(self._backlog.shape(key))
+        if key in self._given_up or (self._deep and capacity):
+            return most
+        return min(capacity, most)
 
     async def _start(self, taken: Sequence[tuple[Queued, bool]]) -> tuple[Claimed, ...]:
         admitted = await self._admit(taken)
@@ -177,7 +188,13 @@ class Dispatch:
             answer = held.get(item.sub_task_id)
             if answer is not None:
                 self.window.give_back(self._backlog.shape(item.shape))
-                self._backlog.hold(item, answer.ask_again_in_s)
+                self._backlog.parked.add(item, answer.ask_again_in_s)
+        # Their room is for whoever is behind them.
+        self._backlog.dirty |= bool(held)
+        if self._backlog.parked:
+            waits = {item.user_id for item, _ in taken if item.sub_task_id in held}
+            for user_id in {item.user_id for item, _ in taken}.union(one.user_id for one in finished) - waits:
+                self._backlog.parked.hasten(user_id)
         return [(item, running) for item, running in taken if item.sub_task_id not in held]
 
     def _forget(self, item: Queued) -> None:

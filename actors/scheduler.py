@@ -83,6 +83,7 @@ class Scheduler:
         self._loops: list[asyncio.Task[None]] = []
         self._turns = 0
         self._timers: set[asyncio.Task[None]] = set()
+        self._held_timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Begin a life, take back what earlier lives left, and start the loops."""
@@ -216,8 +217,9 @@ class Scheduler:
                 if not started and not len(self._commits) and not (may_start and backlog.dirty):
                     break
             held_s = self._backlog.next_held_s()
-            if held_s is not None:
-                asyncio.get_running_loop().call_later(held_s + 0.01, self._held_soon)
+            if self._held_timer is not None:
+                self._held_timer.cancel()
+            self._held_timer = None if held_s is None else loop.call_later(held_s + 0.01, self._held_soon)
 
     def _ended(self, flying: Flying, outcome: Outcome) -> None:
         lasted_s = outcome.finished_at - outcome.started_at

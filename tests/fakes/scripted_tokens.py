@@ -9,11 +9,12 @@ from rayloom.dag.ports import Ask, Finished, Health, Held, Quota
 
 
 class ScriptedTokens:
-    """``TokenPort``. ``holds``: subtasks that must wait. ``away``: no answer. ``breaks``: what it raises.
-    ``on_ask``: done before it answers. ``finished``: what it was told."""
+    """``TokenPort``. ``holds``: subtasks that must wait, ``wait_s`` each. ``away``: no answer. ``breaks``: what it
+    raises. ``on_ask``: done before it answers. ``finished``: what it was told."""
 
     def __init__(self) -> None:
         self.holds: set[str] = set()
+        self.wait_s = 0.0
         self.away = False
         self.breaks: BaseException | None = None
         self.on_ask: Callable[[], None] = lambda: None
@@ -30,7 +31,7 @@ class ScriptedTokens:
         self.calls += 1
         self.finished += finished
         held = [ask.sub_task_id for ask in asked if ask.sub_task_id in self.holds]
-        return [Held(sub_task_id=id_, limit="max_concurrent", ask_again_in_s=0.0) for id_ in held]
+        return [Held(sub_task_id=id_, limit="max_concurrent", ask_again_in_s=self.wait_s) for id_ in held]
 
     async def quota(self, user_id: str) -> Quota:
         """See `TokenPort`."""

@@ -176,3 +176,14 @@ async def test_a_sweep_tells_redis_what_it_lost(backlog: Backlog, record: Memory
     assert await backlog.pop({SHAPE: 9}) == ()
     await backlog.sweep()
     assert await backlog.pop({SHAPE: 9}) == tuple(items)
+
+
+async def test_a_sweep_passes_over_what_limits_hold_back(backlog: Backlog, record: MemoryRecord) -> None:
+    held, free = record.add("a", "b")
+    backlog.parked.add(held, 5.0)
+    await backlog.sweep()
+    assert await backlog.pop({SHAPE: 9}) == (free,)
+    backlog.parked.hasten(held.user_id)
+    assert backlog.next_held_s() == 0
+    await backlog.put_back_held()
+    assert await backlog.pop({SHAPE: 9}) == (held,)
