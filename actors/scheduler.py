@@ -272,8 +272,7 @@ class Scheduler:
         while True:
             view = await self._look()
             if (view.nodes, view.types) != (self._view.nodes, self._view.types):
-                self._backlog.dirty = True
-                self._awake.set()
+                await self.wake()
             self._view = view
             self._splitting.nodes = (*view.nodes, *view.types)
             window = self._dispatch.window
@@ -289,3 +288,4 @@ class Scheduler:
             snapshot = await self._registry.changed(self._splitting.tools.version)
             self._splitting.tools = snapshot
             self._dispatch.registry_version = snapshot.version
+            self._split_awake.set()

@@ -44,7 +44,13 @@ class Splitting:
         self.nodes: tuple[NodeShape, ...] = ()
 
     async def turn(self, incarnation: UUID) -> None:
-        """Take as many tasks as there is room for."""
+        """Take as many tasks as there is room for, once tools and nodes are known.
+
+        Without tools every mention of one would be taken for plain text, and without nodes nobody offers what tools ask
+        for by default.
+        """
+        if self.tools.version < 0 or not self.nodes:
+            return
         room = AT_ONCE - len(self._busy)
         if room <= 0:
             return

@@ -237,3 +237,19 @@ async def test_what_is_being_split_is_not_taken_twice(spine: Spine) -> None:
     parser.go.set()
     await bench.through()
     assert len(parser.asked) == 1
+
+
+@pytest.mark.parametrize("unknown", ["tools", "nodes"])
+async def test_nothing_is_split_before_tools_and_nodes_are_known(spine: Spine, unknown: str) -> None:
+    bench = _bench(spine, PLAN)
+    known = bench.splitting.tools, bench.splitting.nodes
+    if unknown == "tools":
+        bench.splitting.tools = ToolSnapshot(version=-1, tools={})
+    else:
+        bench.splitting.nodes = ()
+    task_id = await _submit(spine)
+    await bench.through()
+    assert (await spine.task(task_id))["status"] == "PENDING"
+    bench.splitting.tools, bench.splitting.nodes = known
+    await bench.through()
+    assert (await spine.task(task_id))["status"] == "PROCESSING"
