@@ -164,7 +164,7 @@ class Dispatch:
         return frozenset(
             ones[index].sub_task_id
             for key, ones in demand.items()
-            for index in self.window.surplus(self._backlog.shape(key), [one.tool for one in ones])
+            for index in self.window.surplus(self._backlog.shape(key), [one.use for one in ones])
         )
 
     async def _admit(self, taken: Sequence[tuple[Queued, bool]]) -> list[tuple[Queued, bool]]:

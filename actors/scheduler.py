@@ -223,7 +223,7 @@ class Scheduler:
 
     def _ended(self, flying: Flying, outcome: Outcome) -> None:
         lasted_s = outcome.finished_at - outcome.started_at
-        self._dispatch.window.ended(flying.shape, flying.claimed.tool, lasted_s=lasted_s)
+        self._dispatch.window.ended(flying.shape, flying.claimed.use, lasted_s=lasted_s)
         self._commits.add(flying, outcome)
         self._awake.set()
 

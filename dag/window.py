@@ -2,13 +2,14 @@
 
 Ray itself knows no priority: what it holds, it starts in its own order. So only what has room is handed over, best
 first, and beyond that just enough of each shape for the autoscaler to see that a node is wanted. Where no autoscaler
-could be misled, more is handed over of a shape as long as its attempts end quickly: Ray gives a worker back as soon as
-it has nothing more for it, and to get it again costs more than a quick attempt.
+could be misled, more is handed over of a task whose attempts end quickly: Ray gives a worker back as soon as it has
+nothing more for it, and to get it again costs more than a quick attempt.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,10 +21,15 @@ QUICK_S = 0.1
 """An attempt that lasts at most so long is quick."""
 AHEAD_NODES = 16
 """How many nodes' worth of quick attempts of a shape are handed over beyond what can run, at most."""
+TRIAL = 16
+"""So many quick ends in a row earn a task nothing yet: of many small tasks none would live to use what it earned."""
 MAX_DEMAND = 2_000
 """How many attempts of all shapes together are handed over beyond what can run, at most."""
 MAX_KNOWN = 1_000
-"""Of how many shapes and tools it is remembered that they are quick."""
+"""Of how many tools of tasks it is remembered that they are quick."""
+
+Use = tuple[str, str]
+"""A task, and the tool that one of its attempts uses."""
 
 
 @dataclass(slots=True)
@@ -40,7 +46,8 @@ class Window:
     running: dict[ResourceShape, int] = field(default_factory=dict)
     demand: dict[ResourceShape, int] = field(default_factory=dict)
     _ahead: dict[ResourceShape, int] = field(default_factory=dict)
-    _quick: set[tuple[ResourceShape, str]] = field(default_factory=set)
+    _quick: dict[tuple[ResourceShape, Use], int] = field(default_factory=dict)
+    """How many attempts in a row were quick."""
 
     def room(self, shape: ResourceShape) -> int:
         """How many more attempts of this shape could run at once now, if nothing else were added."""
@@ -60,17 +67,22 @@ class Window:
         """Whether no node that there is or could be can ever run it."""
         return bool(self.nodes) and not self._worth(shape)
 
-    def surplus(self, shape: ResourceShape, tools: Sequence[str]) -> list[int]:
-        """Which of those just taken as demand to give back: beyond a node's worth only quick ones may stay.
+    def surplus(self, shape: ResourceShape, uses: Sequence[Use]) -> list[int]:
+        """Which of those just taken as demand to give back: beyond a node's worth only the lead that a task has earned.
 
-        What tool each of them uses (``tools``) is known only now that they have been claimed. Gives indexes.
+        Whose they are and what tools they use (``uses``) is known only now that they have been claimed. Gives indexes.
         """
-        too_many = self.demand.get(shape, 0) - self._worth(shape)
-        slow = [index for index, tool in enumerate(tools) if (shape, tool) not in self._quick]
-        if too_many <= 0 or not slow:
-            return []
-        self._ahead.pop(shape, None)
-        return slow[-too_many:]
+        within = self._worth(shape) - (self.demand.get(shape, 0) - len(uses))
+        beyond = list(enumerate(uses))[max(within, 0) :]
+        used: Counter[Use] = Counter()
+        too_many = []
+        for index, use in beyond:
+            used[use] += 1
+            if used[use] > self._quick.get((shape, use), 0) - TRIAL:
+                too_many.append(index)
+        if too_many:
+            self._ahead.pop(shape, None)
+        return too_many
 
     def take(self, shape: ResourceShape) -> bool | None:
         """Hand over one attempt: True as running, False as demand, None when the window is full.
@@ -92,18 +104,19 @@ class Window:
         """An attempt that was to be handed over was not, or has ended."""
         _add(self.running if self.running.get(shape) else self.demand, shape, -1)
 
-    def ended(self, shape: ResourceShape, tool: str, *, lasted_s: float) -> None:
-        """An attempt has ended. Quick ones in a row are what lets more be handed over."""
+    def ended(self, shape: ResourceShape, use: Use, *, lasted_s: float) -> None:
+        """An attempt has ended. Quick ones in a row are what lets more of the same task be handed over."""
         self.give_back(shape)
         if lasted_s > QUICK_S:
             self._ahead.pop(shape, None)
-            self._quick.discard((shape, tool))
+            self._quick.pop((shape, use), None)
             return
-        if len(self._quick) >= MAX_KNOWN:
+        if len(self._quick) >= MAX_KNOWN and (shape, use) not in self._quick:
             self._quick.clear()
             self._ahead.clear()
-        self._quick.add((shape, tool))
-        _add(self._ahead, shape, 1)
+        in_a_row = self._quick[shape, use] = self._quick.get((shape, use), 0) + 1
+        if in_a_row > TRIAL:
+            _add(self._ahead, shape, 1)
 
     def capacity(self, shape: ResourceShape) -> int:
         """How many more attempts of this shape may be handed over, as running and as demand together."""

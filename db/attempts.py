@@ -39,6 +39,11 @@ class Claimed:
     score: float
     running: bool
 
+    @property
+    def use(self) -> tuple[str, str]:
+        """Its task, and the tool that it uses."""
+        return self.task_id, self.tool
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:

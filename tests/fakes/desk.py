@@ -67,7 +67,7 @@ class Desk:
         commits = Commits(NOTHING, backlog, settings, jitter=lambda: 0.0)
 
         def ended(flying: Flying, outcome: Outcome) -> None:
-            dispatch.window.ended(flying.shape, flying.claimed.tool, lasted_s=outcome.finished_at - outcome.started_at)
+            dispatch.window.ended(flying.shape, flying.claimed.use, lasted_s=outcome.finished_at - outcome.started_at)
             commits.add(flying, outcome)
 
         flight = Flight(lane, ended)

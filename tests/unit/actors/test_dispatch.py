@@ -12,6 +12,7 @@ from rayloom.actors.dispatch import GIVE_UP_S
 from rayloom.dag.errors import Transient
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.resources import NodeShape
+from rayloom.dag.window import TRIAL
 from tests.fakes.desk import Desk
 from tests.fakes.memory_record import SHAPE
 
@@ -163,9 +164,9 @@ async def test_a_lane_that_is_away_loses_attempts_that_are_tried_again(desk: Des
 async def test_after_quick_ends_slow_ones_are_not_handed_over_beyond_a_nodes_worth(desk: Desk) -> None:
     desk.dispatch.window.types = ()
     shape = desk.backlog.shape(SHAPE)
-    for _ in range(6):
+    for _ in range(TRIAL + 6):
         desk.dispatch.window.take(shape)
-        desk.dispatch.window.ended(shape, "another.tool", lasted_s=0.0)
+        desk.dispatch.window.ended(shape, ("another task", "t"), lasted_s=0.0)
     await desk.queue.push(desk.record.add(*(f"s{n:02}" for n in range(20))))
     await desk.turns(1)
     await desk.dispatch.turn()

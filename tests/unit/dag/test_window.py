@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rayloom.dag.resources import NodeShape, ResourceShape
-from rayloom.dag.window import AHEAD_NODES, MAX_DEMAND, MAX_KNOWN, QUICK_S, Window
+from rayloom.dag.window import AHEAD_NODES, MAX_DEMAND, MAX_KNOWN, QUICK_S, TRIAL, Use, Window
 
 NODE = NodeShape(total={"CPU": 2, "sandbox": 1}, labels={}, count_max=1)
 BIG = NodeShape(total={"CPU": 4}, labels={}, count_max=9)
@@ -65,15 +65,25 @@ def test_what_others_use_is_no_room() -> None:
     assert Window(nodes=[NODE], others={"CPU": 5}).room(HALF) == 0
 
 
-def _quick_ends(window: Window, count: int) -> None:
+QUICK, SLOW = ("task", "quick"), ("task", "slow")
+
+
+def _quick_ends(window: Window, count: int, use: Use = QUICK) -> None:
     """So many attempts that come and end quickly, one after the other."""
     for _ in range(count):
         window.take(ONE)
-        window.ended(ONE, "quick", lasted_s=QUICK_S)
+        window.ended(ONE, use, lasted_s=QUICK_S)
+
+
+def _earned(window: Window, lead: int, use: Use = QUICK) -> None:
+    """A task has earned so much."""
+    _quick_ends(window, TRIAL + lead, use)
 
 
 def test_quick_ends_in_a_row_let_more_be_handed_over_up_to_a_limit() -> None:
     window = Window(nodes=[NODE])
+    _earned(window, 0)
+    assert window.capacity(ONE) == 2 + 2
     _quick_ends(window, 3)
     assert window.capacity(ONE) == 2 + 2 + 3
     _quick_ends(window, 1_000)
@@ -83,41 +93,61 @@ def test_quick_ends_in_a_row_let_more_be_handed_over_up_to_a_limit() -> None:
 
 def test_a_slow_end_takes_that_back() -> None:
     window = Window(nodes=[NODE])
-    _quick_ends(window, 10)
+    _earned(window, 10)
     window.take(ONE)
-    window.ended(ONE, "slow", lasted_s=QUICK_S + 0.001)
+    window.ended(ONE, SLOW, lasted_s=QUICK_S + 0.001)
     assert window.capacity(ONE) == 4
 
 
 def test_an_autoscaler_sees_one_nodes_worth_however_quick() -> None:
     window = Window(nodes=[NODE], types=[NODE])
-    _quick_ends(window, 10)
+    _earned(window, 10)
     assert window.capacity(ONE) == 4
 
 
-def test_slow_ones_beyond_a_nodes_worth_are_given_back_last_first() -> None:
+def test_what_is_beyond_a_nodes_worth_and_not_known_to_be_quick_is_given_back() -> None:
     window = Window(nodes=[NODE])
-    _quick_ends(window, 10)
+    _earned(window, 10)
     taken = _taken(window, ONE, 8)
     assert taken == [True, True, *[False] * 6]
-    tools = ["quick", "slow", "slow", "slow", "quick", "slow"]
-    assert window.surplus(ONE, tools) == [1, 2, 3, 5]
+    assert window.surplus(ONE, [QUICK, SLOW, SLOW, SLOW, QUICK, SLOW]) == [2, 3, 5]
     assert window.allowance(ONE) == 0
 
 
-def test_only_what_is_too_many_is_given_back() -> None:
+def test_what_was_handed_over_before_counts_too() -> None:
     window = Window(nodes=[NODE])
-    _quick_ends(window, 10)
+    _earned(window, 10)
     _taken(window, ONE, 5)
-    assert window.surplus(ONE, ["slow", "slow", "slow"]) == [2]
-    assert window.surplus(ONE, ["quick", "quick", "quick"]) == []
+    assert window.surplus(ONE, [SLOW, SLOW]) == [1]
+    assert window.surplus(ONE, [QUICK, QUICK, QUICK]) == []
+    assert window.surplus(ONE, []) == []
+
+
+def test_what_one_task_has_earned_is_no_other_tasks() -> None:
+    window = Window(nodes=[NODE])
+    other = ("other task", "quick")
+    _earned(window, 30)
+    _earned(window, 1, other)
+    taken = _taken(window, ONE, 40)
+    demand = taken.count(False)
+    assert demand == 2 * AHEAD_NODES
+    # Two within a node's worth, one that it earned; the rest goes back, and nobody has a lead any more.
+    assert window.surplus(ONE, [other] * demand) == list(range(3, demand))
+    assert window.allowance(ONE) == 0
+
+
+def test_many_small_tasks_earn_nothing() -> None:
+    window = Window(nodes=[NODE])
+    for number in range(100):
+        _quick_ends(window, TRIAL, (f"task{number}", "quick"))
+    assert window.capacity(ONE) == 4
 
 
 def test_what_is_known_to_be_quick_is_bounded() -> None:
     window = Window(nodes=[NODE])
     for number in range(MAX_KNOWN + 1):
         window.take(ONE)
-        window.ended(ONE, f"tool{number}", lasted_s=0.0)
+        window.ended(ONE, (f"task{number}", "tool"), lasted_s=0.0)
     assert len(window._quick) <= MAX_KNOWN
 
 
