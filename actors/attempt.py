@@ -17,7 +17,7 @@ import orjson
 
 from rayloom.actors.order import AttemptOrder
 from rayloom.actors.settings import WorkerSettings
-from rayloom.dag.errors import ErrorInfo, Refused, UserError
+from rayloom.dag.errors import ErrorInfo, Refused, Transient, UserError
 from rayloom.dag.outcome import Outcome, Verdict
 from rayloom.dag.output import clean_text, sanitise
 from rayloom.dag.references import resolve
@@ -82,6 +82,13 @@ class _Record:
     by: tuple[str, str, str]
     spans: list[JsonObject] = field(default_factory=list)
     result: ToolResult | None = None
+    called: bool = False
+    """Something of the tool may have run."""
+
+    @property
+    def undone(self) -> Verdict:
+        """How it ended when the world failed it: nothing is tried, and no retry spent, before the tool is called."""
+        return "failed" if self.called else "lost"
 
     @contextmanager
     def phase(self, phase: Phase, reporter: Reporter) -> Iterator[None]:
@@ -144,7 +151,7 @@ async def run_attempt(
         if not deadline.expired():
             said = f"something that the attempt waited for took too long: {failure}"
         error = ErrorInfo(code="TIMED_OUT", error_class="transient", message=said, retryable=True)
-        outcome = record.outcome("timed_out" if deadline.expired() else "failed", error=error)
+        outcome = record.outcome("timed_out" if deadline.expired() else record.undone, error=error)
     except asyncio.CancelledError as failure:
         if task.cancelling():
             said = "the attempt was stopped"
@@ -154,7 +161,8 @@ async def run_attempt(
             # Nobody asked for it: the tool let a cancellation of its own out. A stop would spend no retry, for ever.
             outcome = record.outcome("failed", error=ErrorInfo.from_exception(failure))
     except Exception as failure:  # noqa: BLE001 - the one place where an attempt's exceptions become values
-        outcome = record.outcome("failed", error=ErrorInfo.from_exception(failure))
+        verdict = record.undone if isinstance(failure, Transient) else "failed"
+        outcome = record.outcome(verdict, error=ErrorInfo.from_exception(failure))
     else:
         outcome = record.outcome("succeeded", output=text)
     await _last_words(reporter.close)
@@ -187,7 +195,7 @@ async def _phases(order: AttemptOrder, surroundings: Surroundings, reporter: Rep
             files=surroundings.files(order.task_id),
         )
     with record.phase(Phase.EXECUTING, reporter):
-        started_at, ok = record.clock(), False
+        started_at, ok, record.called = record.clock(), False, True
         try:
             record.result = await run_tool(tool, input_, context)
             ok = True

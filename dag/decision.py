@@ -27,8 +27,9 @@ class Decision:
 def decide(outcome: Outcome, *, retry_count: int, max_retries: int, policy: RetryPolicy, jitter: float) -> Decision:
     """Whether and when a subtask is tried again. ``jitter`` is a random number from 0 to 1, handed in.
 
-    A lost node or scheduler is nobody's fault and spends no retry; everything else that is retryable does. The wait
-    is never shorter than what the other side asked for (``Retry-After``).
+    A lost node or scheduler is nobody's fault and spends no retry, nor does an attempt for which something was away
+    before its tool was called; everything else that is retryable spends one. The wait is never
+    shorter than what the other side asked for (``Retry-After``).
     """
     if outcome.verdict == "succeeded":
         return Decision(retry_in_s=None, spends=False)

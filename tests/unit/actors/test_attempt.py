@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from rayloom.actors.attempt import LEASE_CHECK_S, run_attempt
 from rayloom.actors.order import AttemptOrder
 from rayloom.actors.settings import EngineSettings, WorkerSettings
+from rayloom.dag.decision import RetryPolicy, decide
 from rayloom.dag.errors import Refused, Transient, UserError
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.states import Phase
@@ -216,10 +217,21 @@ async def test_a_tool_that_is_not_there_fails_before_it_runs() -> None:
 
 async def test_a_place_that_is_slow_to_answer_is_not_the_end_of_the_time() -> None:
     outcome = await run_attempt(order(), Place(waits, refuses=TimeoutError("the registry")))
-    assert outcome.verdict == "failed"
+    assert outcome.verdict == "lost"
     assert outcome.error is not None
     assert (outcome.error.code, outcome.error.retryable) == ("TIMED_OUT", True)
     assert "the registry" in outcome.error.message
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_is_away_before_the_tool_is_called_spends_no_retry(late: bool) -> None:
+    away = Transient("ACTOR_UNAVAILABLE", "the registry is away")
+    outcome = await run_attempt(order(), Place(raises(away)) if late else Place(waits, refuses=away))
+    assert outcome.error is not None
+    assert (outcome.verdict, outcome.error.code) == ("failed" if late else "lost", "ACTOR_UNAVAILABLE")
+    policy = RetryPolicy(initial_s=1, max_s=60)
+    decision = decide(outcome, retry_count=0, max_retries=0, policy=policy, jitter=0)
+    assert (decision.retry_in_s, decision.spends) == ((None, True) if late else (1, False))
 
 
 async def test_a_reference_to_nothing_fails_before_it_runs() -> None:
