@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence, Sized
 from typing import Any
 from uuid import UUID
@@ -36,7 +35,6 @@ _log = logging.getLogger(__name__)
 
 AGAIN_S = 0.3
 NODES_S = 2.0
-LOOKS = 4
 CLOSE_S = 2.0
 LISTEN_S = 5.0
 BUSY = 4
@@ -268,19 +266,13 @@ class Scheduler:
                     self._awake.set()
 
     async def _watch_nodes(self) -> None:
-        looks: deque[dict[str, float]] = deque(maxlen=LOOKS)
         while True:
             view = await self._look()
             if (view.nodes, view.types) != (self._view.nodes, self._view.types):
                 await self.wake()
             self._view = view
             self._splitting.nodes = (*view.nodes, *view.types)
-            window = self._dispatch.window
-            window.nodes, window.types = view.nodes, view.types
-            # What others hold is only known as a difference of numbers taken at different moments: the least of the
-            # last few looks is what they surely hold.
-            looks.append({name: view.total[name] - view.free.get(name, 0.0) - window.used(name) for name in view.total})
-            window.others = {name: max(min(look.get(name, 0.0) for look in looks), 0.0) for name in view.total}
+            self._dispatch.window.look(view.nodes, view.types, total=view.total, free=view.free)
             await asyncio.sleep(NODES_S)
 
     async def _watch_tools(self) -> None:

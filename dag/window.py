@@ -9,7 +9,7 @@ nothing more for it, and to get it again costs more than a quick attempt.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +23,8 @@ AHEAD_NODES = 16
 """How many nodes' worth of quick attempts of a shape are handed over beyond what can run, at most."""
 TRIAL = 16
 """So many quick ends in a row earn a task nothing yet: of many small tasks none would live to use what it earned."""
+LOOKS = 4
+"""Of so many looks at the cluster the least is what others use."""
 MAX_DEMAND = 2_000
 """How many attempts of all shapes together are handed over beyond what can run, at most."""
 MAX_KNOWN = 1_000
@@ -45,9 +47,28 @@ class Window:
     others: Mapping[str, float] = field(default_factory=dict)
     running: dict[ResourceShape, int] = field(default_factory=dict)
     demand: dict[ResourceShape, int] = field(default_factory=dict)
+    _looks: deque[dict[str, float]] = field(default_factory=lambda: deque(maxlen=LOOKS))
     _ahead: dict[ResourceShape, int] = field(default_factory=dict)
     _quick: dict[tuple[ResourceShape, Use], int] = field(default_factory=dict)
     """How many attempts in a row were quick."""
+
+    def look(
+        self,
+        nodes: Sequence[NodeShape],
+        types: Sequence[NodeShape],
+        *,
+        total: Mapping[str, float],
+        free: Mapping[str, float],
+    ) -> None:
+        """Take in the cluster as it is now; ``total``, ``free``: what there is, and what nobody uses, by resource."""
+        self.nodes, self.types = nodes, types
+        # What Ray runs on a node that has just come is ours, and must not be taken for somebody else's.
+        for shape in list(self.demand):
+            self.settle(shape)
+        # What others hold is only known as a difference of numbers taken at different moments: the least of the last
+        # few looks is what they surely hold.
+        self._looks.append({name: total[name] - free.get(name, 0.0) - self.used(name) for name in total})
+        self.others = {name: max(min(look.get(name, 0.0) for look in self._looks), 0.0) for name in total}
 
     def room(self, shape: ResourceShape) -> int:
         """How many more attempts of this shape could run at once now, if nothing else were added."""
@@ -89,16 +110,22 @@ class Window:
 
         Ray starts what it holds of one shape in the order it came, so what was demand takes the room first.
         """
-        while self.demand.get(shape, 0) and self.room(shape) > 0:
-            _add(self.demand, shape, -1)
-            _add(self.running, shape, 1)
-        if self.room(shape) > 0:
+        if self.settle(shape) > 0:
             _add(self.running, shape, 1)
             return True
         if self.allowance(shape) > 0:
             _add(self.demand, shape, 1)
             return False
         return None
+
+    def settle(self, shape: ResourceShape) -> int:
+        """Give what was handed over as demand the room that there is by now: Ray runs it. Answers how much is left."""
+        room = self.room(shape)
+        begun = min(room, self.demand.get(shape, 0))
+        if begun:
+            _add(self.demand, shape, -begun)
+            _add(self.running, shape, begun)
+        return room - begun
 
     def give_back(self, shape: ResourceShape) -> None:
         """An attempt that was to be handed over was not, or has ended."""
@@ -107,6 +134,8 @@ class Window:
     def ended(self, shape: ResourceShape, use: Use, *, lasted_s: float) -> None:
         """An attempt has ended. Quick ones in a row are what lets more of the same task be handed over."""
         self.give_back(shape)
+        if shape in self.demand:
+            self.settle(shape)
         if lasted_s > QUICK_S:
             self._ahead.pop(shape, None)
             self._quick.pop((shape, use), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rayloom.dag.resources import NodeShape, ResourceShape
-from rayloom.dag.window import AHEAD_NODES, MAX_DEMAND, MAX_KNOWN, QUICK_S, TRIAL, Use, Window
+from rayloom.dag.window import AHEAD_NODES, LOOKS, MAX_DEMAND, MAX_KNOWN, QUICK_S, TRIAL, Use, Window
 
 NODE = NodeShape(total={"CPU": 2, "sandbox": 1}, labels={}, count_max=1)
 BIG = NodeShape(total={"CPU": 4}, labels={}, count_max=9)
@@ -63,6 +63,37 @@ def test_what_others_use_is_no_room() -> None:
     assert window.room(HALF) == 1
     assert window.room(ONE) == 0
     assert Window(nodes=[NODE], others={"CPU": 5}).room(HALF) == 0
+
+
+def test_others_hold_what_is_in_use_and_not_ours_at_every_one_of_the_last_looks() -> None:
+    window = Window()
+    for free in (0.0, 1.0, 0.5, 0.0, 0.0):
+        window.look([NODE], [], total={"CPU": 2, "sandbox": 1}, free={"CPU": free, "sandbox": 1.0})
+    assert window.others == {"CPU": 1.0, "sandbox": 0.0}
+    assert window.room(ONE) == 1
+    window.take(ONE)
+    for _ in range(LOOKS):
+        window.look([NODE], [], total={"CPU": 2}, free={"CPU": 1.5})
+    assert window.others == {"CPU": 0.0}
+
+
+def test_demand_that_runs_on_a_new_node_is_ours_and_there_is_room_for_the_next() -> None:
+    window = Window()
+    window.look([], [BIG], total={}, free={})
+    assert _taken(window, ONE, 5) == [False, False, False, False, None]
+    # The node has come, Ray runs all four on it, and nothing new is queued meanwhile.
+    for _ in range(LOOKS + 1):
+        window.look([BIG], [BIG], total={"CPU": 4}, free={"CPU": 0})
+        assert window.others == {"CPU": 0.0}
+    assert window.running == {ONE: 4}
+    assert _taken(window, ONE, 5) == [False, False, False, False, None]
+
+
+def test_an_end_gives_its_room_to_demand() -> None:
+    window = Window(nodes=[NODE])
+    _taken(window, ONE, 3)
+    window.ended(ONE, SLOW, lasted_s=9.0)
+    assert (window.running, window.demand) == ({ONE: 2}, {})
 
 
 QUICK, SLOW = ("task", "quick"), ("task", "slow")
