@@ -54,6 +54,9 @@ class Backlog:
         """These have become QUEUED, and something happened to these tasks."""
         if items:
             self.dirty = True
+        for item in items:
+            # So that the next look takes them already: else it would only learn that there is something to take.
+            self.waiting[item.shape] = self.waiting.get(item.shape, 0) + 1
         await self._push(items, tasks)
 
     async def put_back(self, items: Sequence[Queued]) -> None:
