@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import islice
 
 from rayloom.actors.backlog import Backlog
-from rayloom.actors.flight import Flying
+from rayloom.actors.flight import Flying, unschedulable
 from rayloom.actors.settings import EngineSettings
 from rayloom.actors.suspects import Suspects
 from rayloom.dag.decision import RetryPolicy, decide
@@ -142,6 +142,8 @@ class Commits:
         claimed = flying.claimed
         if _overran(flying, outcome, self._settings.timeout_grace_s):
             outcome = _timed_out(outcome, claimed.timeout_s)
+        elif flying.hopeless and outcome.verdict == "cancelled" and not outcome.ray_task_id:
+            outcome = unschedulable(flying.shape)
         decision = decide(
             outcome,
             retry_count=claimed.retry_count,

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from time import monotonic
 from uuid import UUID
 
-from rayloom.actors.backlog import Backlog
+from rayloom.actors.backlog import KNOWN_SHAPES, Backlog
 from rayloom.actors.commits import Commits
-from rayloom.actors.flight import Flight, not_begun, unschedulable
+from rayloom.actors.flight import Flight, never_started, not_begun, unschedulable
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import Transient
 from rayloom.dag.ports import Ask, Finished, TokenPort
+from rayloom.dag.resources import ResourceShape
 from rayloom.dag.window import Window
 from rayloom.db import attempts, incarnations
 from rayloom.db.attempts import Claimed
@@ -44,8 +45,8 @@ class Dispatch:
         self.incarnation: UUID | None = None
         self.registry_version = 0
         self._known: frozenset[str] = frozenset()
-        self._hopeless_since: dict[str, float] = {}
-        self._given_up: frozenset[str] = frozenset()
+        self._hopeless_since: dict[ResourceShape, float] = {}
+        self._given_up: frozenset[ResourceShape] = frozenset()
         self._deep = False
 
     async def turn(self) -> tuple[Claimed, ...]:
@@ -60,16 +61,14 @@ class Dispatch:
         items, back = popped[: self._settings.batch_max], list(popped[self._settings.batch_max :])
         if any(shape not in self._known for shape in self._backlog.waiting):
             self._backlog.dirty = True
+        if self._given_up:
+            items = await self._without_hopeless(items)
         taken: list[tuple[Queued, bool]] = []
-        hopeless: list[Queued] = []
         parked = False
         for item in items:
             if item.sub_task_id in self._flight.attempts:
                 # An echo of the sweep: its lease is ours already. Redis has lost it by now, PostgreSQL shows it again.
                 self._backlog.dirty |= not self._backlog.redis_away
-                continue
-            if item.shape in self._given_up:
-                hopeless.append(item)
                 continue
             if self._backlog.parked.joins(item):
                 parked = True
@@ -84,11 +83,21 @@ class Dispatch:
         self._deep = parked and not taken
         if back:
             await self._backlog.put_back(back)
-        if hopeless:
-            await self._give_up(hopeless)
         if not taken and not self._commits.finished:
             return ()
         return await self._start(taken)
+
+    async def _without_hopeless(self, items: tuple[Queued, ...]) -> tuple[Queued, ...]:
+        """Fail those of a shape that was given up; answers the others. Raises Transient, with nothing lost."""
+        hopeless = [item for item in items if self._backlog.shape(item.shape) in self._given_up]
+        if hopeless:
+            try:
+                await self._give_up(hopeless)
+            except BaseException:
+                for item in items:
+                    self._backlog.hold(item, ASK_AGAIN_S)
+                raise
+        return tuple(item for item in items if self._backlog.shape(item.shape) not in self._given_up)
 
     async def _give_up(self, items: Sequence[Queued]) -> None:
         """Fail what no node can run, instead of waiting for ever: its plan was accepted when there were other nodes."""
@@ -97,24 +106,40 @@ class Dispatch:
         for one in await attempts.claim(self._line, asked, incarnation=self.incarnation):
             shape = self._backlog.shape(one.shape)
             _log.warning("attempt.unschedulable", extra={"sub_task_id": one.sub_task_id, "shape": one.shape})
-            self._commits.add(*unschedulable(one, shape))
+            self._commits.add(never_started(one, shape), unschedulable(shape))
 
-    def _note_hopeless(self) -> None:
-        """Give a shape up once no node could have run it for some time: the cluster may just be coming up."""
-        now = monotonic()
-        hopeless = {key for key in self._backlog.waiting if self.window.is_hopeless(self._backlog.shape(key))}
-        self._hopeless_since = {key: self._hopeless_since.get(key, now) for key in hopeless}
-        self._given_up = frozenset(key for key, since in self._hopeless_since.items() if now - since > GIVE_UP_S)
+    def note_hopeless(self) -> None:
+        """Give a shape up once no node could have run it for some time: the cluster may just be coming up.
+
+        To be called whenever the cluster was looked at. What Ray holds of such a shape would stay there for ever: it is
+        stopped, and fails.
+        """
+        now, window = monotonic(), self.window
+        shapes = (
+            {self._backlog.shape(key) for key in self._backlog.waiting} | window.demand.keys() | window.running.keys()
+        )
+        # Those noted before may be on their way from one place to another.
+        if len(self._hopeless_since) < KNOWN_SHAPES:
+            shapes |= self._hopeless_since.keys()
+        self._hopeless_since = {
+            shape: self._hopeless_since.get(shape, now) for shape in shapes if window.is_hopeless(shape)
+        }
+        self._given_up = frozenset(shape for shape, since in self._hopeless_since.items() if now - since > GIVE_UP_S)
+        if self._given_up:
+            for flying in self._flight:
+                if flying.shape in self._given_up:
+                    flying.hopeless = True
+                    self._flight.stop(flying.claimed.sub_task_id)
 
     def _room(self) -> dict[str, int]:
         self._known = frozenset(self._backlog.waiting)
-        self._note_hopeless()
         return {key: self._most(key) for key in self._known}
 
     def _most(self, key: str) -> int:
         """How many of a shape to look at."""
-        most, capacity = self._settings.batch_max, self.window.capacity(self._backlog.shape(key))
-        if key in self._given_up or (self._deep and capacity):
+        most, shape = self._settings.batch_max, self._backlog.shape(key)
+        capacity = self.window.capacity(shape)
+        if shape in self._given_up or (self._deep and capacity):
             return most
         return min(capacity, most)
 
@@ -144,7 +169,7 @@ class Dispatch:
             shape = self._backlog.shape(one.shape)
             if one.sub_task_id in surplus:
                 self.window.give_back(shape)
-                self._commits.add(*not_begun(one, shape))
+                self._commits.add(never_started(one, shape), not_begun())
             else:
                 self._flight.start(one, shape, registry_version=self.registry_version)
         # While Ray has more than it can run, ends may be told in larger lots.

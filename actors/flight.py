@@ -44,7 +44,10 @@ class _NeverStarted:
 
 @dataclass(slots=True)
 class Flying:
-    """One attempt in flight. ``stopping_at``: when it was asked to stop (monotonic seconds); ``killed``: by force."""
+    """One attempt in flight. ``stopping_at``: when it was asked to stop (monotonic seconds); ``killed``: by force.
+
+    ``overran``: because it did not stop at its timeout. ``hopeless``: because no node can run it.
+    """
 
     claimed: Claimed
     shape: ResourceShape
@@ -52,6 +55,7 @@ class Flying:
     stopping_at: float | None = None
     killed: bool = False
     overran: bool = False
+    hopeless: bool = False
 
 
 @dataclass(slots=True)
@@ -129,22 +133,25 @@ class Flight:
         return iter(list(self.attempts.values()))
 
 
-def not_begun(claimed: Claimed, shape: ResourceShape) -> tuple[Flying, Outcome]:
-    """A lease that is to be given back unused, as an attempt that ended: its commit frees it."""
+def never_started(claimed: Claimed, shape: ResourceShape) -> Flying:
+    """An attempt whose lease was taken, and that is not handed over: its commit frees the lease."""
+    return Flying(claimed, shape, _NeverStarted())
+
+
+def not_begun() -> Outcome:
+    """The outcome of an attempt whose lease is to be given back unused."""
     now = time.time()
     info = ErrorInfo(code="NOT_BEGUN", error_class="transient", message="it was claimed too early", retryable=True)
-    return Flying(claimed, shape, _NeverStarted()), Outcome(verdict="lost", error=info, started_at=now, finished_at=now)
+    return Outcome(verdict="lost", error=info, started_at=now, finished_at=now)
 
 
-def unschedulable(claimed: Claimed, shape: ResourceShape) -> tuple[Flying, Outcome]:
-    """An attempt that no node can run, as one that failed."""
+def unschedulable(shape: ResourceShape) -> Outcome:
+    """The outcome of an attempt that no node can run."""
     now = time.time()
     wanted = ", ".join(f"{name} {amount:g}" for name, amount in shape.amounts())
     message = f"no node that the cluster has or could start offers what it asks for: {wanted}"
     info = ErrorInfo(code="UNSCHEDULABLE", error_class="user", message=message, retryable=False)
-    return Flying(claimed, shape, _NeverStarted()), Outcome(
-        verdict="failed", error=info, started_at=now, finished_at=now
-    )
+    return Outcome(verdict="failed", error=info, started_at=now, finished_at=now)
 
 
 def _refused(error: Exception) -> Outcome:

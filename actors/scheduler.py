@@ -273,6 +273,7 @@ class Scheduler:
             self._view = view
             self._splitting.nodes = (*view.nodes, *view.types)
             self._dispatch.window.look(view.nodes, view.types, total=view.total, free=view.free)
+            self._dispatch.note_hopeless()
             await asyncio.sleep(NODES_S)
 
     async def _watch_tools(self) -> None:

@@ -45,8 +45,9 @@ class Desk:
         return sorted(self.lane.held)
 
     async def turns(self, count: int = 3) -> None:
-        """Some turns: the first finds out which shapes there are."""
+        """Some turns, with a look at the cluster before each: the first finds out which shapes there are."""
         for _ in range(count):
+            self.dispatch.note_hopeless()
             await self.dispatch.turn()
             await asyncio.sleep(0)
 

@@ -9,7 +9,7 @@ import pytest
 
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.commits import Commits
-from rayloom.actors.flight import Flight, not_begun
+from rayloom.actors.flight import Flight, never_started, not_begun
 from rayloom.actors.reaper import LOST_WORKER_GRACE_S, Reaper
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.outcome import Outcome
@@ -132,7 +132,7 @@ async def test_leases_that_never_reached_us_are_taken_back_at_the_second_look(sp
     claimed |= await spine.claim(made.task_id, "handed", running=False)
     watch.fly(claimed["flies"])
     ended = claimed["ended"]
-    watch.commits.add(*not_begun(ended, watch.backlog.shape(ended.shape)))
+    watch.commits.add(never_started(ended, watch.backlog.shape(ended.shape)), not_begun())
     await watch.reaper.reclaim(spine.incarnation)
     assert await watch.queued() == set()
     # What was only on its way at the first look is no orphan at the second.

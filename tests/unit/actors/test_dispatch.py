@@ -9,7 +9,7 @@ import pytest
 
 from rayloom.actors import dispatch as module
 from rayloom.actors.dispatch import GIVE_UP_S
-from rayloom.dag.errors import Transient
+from rayloom.dag.errors import ErrorInfo, Transient
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.resources import NodeShape
 from rayloom.dag.window import TRIAL
@@ -200,6 +200,35 @@ async def test_what_no_node_can_run_fails_after_some_time(desk: Desk, monkeypatc
     assert not any(ending.retry_in_s for ending in desk.record.endings)
 
 
+async def test_what_ray_holds_and_no_node_can_run_any_more_fails_too(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(module, "monotonic", lambda: now)
+    await desk.queue.push(desk.record.add(*(f"s{n:02}" for n in range(8))))
+    await desk.turns()
+    assert len(desk.lane.held) == 8
+    # The only node is gone, another kind has come. Nothing is queued any more, and so there are no turns.
+    desk.dispatch.window.nodes = desk.dispatch.window.types = (NodeShape(total={"CPU": 0.5}, labels={}, count_max=1),)
+    desk.dispatch.note_hopeless()
+    now += GIVE_UP_S
+    desk.dispatch.note_hopeless()
+    assert not any(held.stops for held in desk.lane.held.values())
+    now += 1.0
+    for _ in range(2):
+        desk.dispatch.note_hopeless()
+    assert [held.stops for held in desk.lane.held.values()] == [[False]] * 8
+    stopped = ErrorInfo(code="CANCELLED", error_class="refused", message="stopped", retryable=False)
+    for name in desk.running():
+        # One ran after all: what it says of itself is true.
+        task_id = "r" if name == "s00" else ""
+        await desk.lane.end(name, Outcome(verdict="cancelled", error=stopped, ray_task_id=task_id))
+    await desk.commits.turn()
+    codes = [ending.outcome.error.code for ending in desk.record.endings if ending.outcome.error]
+    assert codes == ["CANCELLED", *["UNSCHEDULABLE"] * 7]
+    assert [ending.retry_in_s is None for ending in desk.record.endings] == [False, *[True] * 7]
+
+
 async def test_what_grows_up_in_time_is_not_given_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(module, "monotonic", lambda: now)
@@ -286,3 +315,27 @@ async def test_a_wake_while_items_are_put_back_is_heard(desk: Desk, monkeypatch:
     monkeypatch.setattr(desk.queue, "push", woken)
     await desk.dispatch.turn()
     assert desk.backlog.dirty
+
+
+async def test_a_database_that_is_away_as_shapes_are_given_up_loses_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(module, "monotonic", lambda: now)
+    huge = SHAPE.replace('"cpus":1.0', '"cpus":99.0')
+    await desk.queue.push(desk.record.add("a", shape=huge))
+    await desk.turns()
+    now += GIVE_UP_S + 1
+    await desk.queue.push(desk.record.add("b"))
+    desk.backlog.waiting[SHAPE] = 1
+    desk.record.away = True
+    with pytest.raises(Transient):
+        await desk.turns()
+    assert (desk.dispatch.window.running, desk.dispatch.window.demand) == ({}, {})
+    desk.record.away = False
+    desk.backlog._held = [(0.0, id_, item) for _, id_, item in desk.backlog._held]
+    await desk.backlog.put_back_held()
+    await desk.turns()
+    await desk.commits.turn()
+    assert desk.running() == ["b"]
+    assert [ending.sub_task_id for ending in desk.record.endings] == ["a"]
