@@ -17,6 +17,9 @@ from rayloom.db.attempts import Claimed
 
 _log = logging.getLogger(__name__)
 
+ABANDON_S = 60.0
+"""How long a killed attempt is waited for: a node that has died is noticed by Ray before that."""
+
 
 class Running(Protocol):
     """An attempt that has been handed over."""
@@ -44,7 +47,7 @@ class _NeverStarted:
 
 @dataclass(slots=True)
 class Flying:
-    """One attempt in flight. ``stopping_at``: when it was asked to stop (monotonic seconds); ``killed``: by force.
+    """One attempt in flight. ``stopping_at``: when it was asked to stop (monotonic seconds); ``killed_at``: by force.
 
     ``overran``: because it did not stop at its timeout. ``hopeless``: because no node can run it.
     """
@@ -53,9 +56,11 @@ class Flying:
     shape: ResourceShape
     running: Running
     stopping_at: float | None = None
-    killed: bool = False
+    killed_at: float | None = None
     overran: bool = False
     hopeless: bool = False
+    abandon: Callable[[], None] = lambda: None
+    """Wait for its end no longer."""
 
 
 @dataclass(slots=True)
@@ -83,8 +88,14 @@ class Flight:
             handed_at=time.time(),
         )
         flying: Flying
+        has_ended = False
 
         def ended(outcome: Outcome) -> None:
+            nonlocal has_ended
+            if has_ended:
+                # One that was abandoned has ended after all.
+                return
+            has_ended = True
             if self.attempts.get(claimed.sub_task_id) is flying:
                 del self.attempts[claimed.sub_task_id]
             self.on_end(flying, outcome)
@@ -95,7 +106,7 @@ class Flight:
             _log.warning("attempt.not_started", exc_info=True, extra={"sub_task_id": claimed.sub_task_id})
             asyncio.get_running_loop().call_soon(ended, _refused(error))
             running = _NeverStarted()
-        flying = Flying(claimed, shape, running)
+        flying = Flying(claimed, shape, running, abandon=lambda: ended(_abandoned(order.handed_at)))
         self.attempts[claimed.sub_task_id] = flying
 
     def stop(self, sub_task_id: str, attempt: int | None = None) -> bool:
@@ -110,16 +121,24 @@ class Flight:
 
     def kill(self, flying: Flying) -> None:
         """Kill the worker of an attempt."""
-        if not flying.killed:
-            flying.killed = True
+        if flying.killed_at is None:
+            flying.killed_at = time.monotonic()
             _log.warning("attempt.killed", extra={"subtask": flying.claimed.key, "task_id": flying.claimed.task_id})
             flying.running.stop(force=True)
 
     def kill_stubborn(self, grace_s: float) -> None:
-        """Kill those that were asked to stop more than ``grace_s`` seconds ago."""
+        """Kill those that were asked to stop more than ``grace_s`` seconds ago; abandon those that survive even that.
+
+        Ray kills by asking the worker: one whose process is stopped (SIGSTOP, a debugger) does not hear it.
+        """
         now = time.monotonic()
         for flying in list(self.attempts.values()):
-            if flying.stopping_at is not None and now - flying.stopping_at > grace_s:
+            if flying.killed_at is not None and now - flying.killed_at > ABANDON_S:
+                _log.error(
+                    "attempt.abandoned", extra={"subtask": flying.claimed.key, "task_id": flying.claimed.task_id}
+                )
+                flying.abandon()
+            elif flying.stopping_at is not None and now - flying.stopping_at > grace_s:
                 self.kill(flying)
 
     def leases(self) -> list[tuple[str, int]]:
@@ -152,6 +171,13 @@ def unschedulable(shape: ResourceShape) -> Outcome:
     message = f"no node that the cluster has or could start offers what it asks for: {wanted}"
     info = ErrorInfo(code="UNSCHEDULABLE", error_class="user", message=message, retryable=False)
     return Outcome(verdict="failed", error=info, started_at=now, finished_at=now)
+
+
+def _abandoned(started_at: float) -> Outcome:
+    """What is said in place of a worker that can't even be killed."""
+    message = "the worker process that ran the attempt does not answer, and could not be killed"
+    info = ErrorInfo(code="WORKER_DIED", error_class="transient", message=message, retryable=True)
+    return Outcome(verdict="cancelled", error=info, started_at=started_at, finished_at=time.time())
 
 
 def _refused(error: Exception) -> Outcome:

@@ -20,6 +20,9 @@ _log = logging.getLogger(__name__)
 LOST_WORKER_GRACE_S = 60.0
 """Over an attempt's timeout before its worker is killed from outside: the worker's own watch should have come first."""
 
+SILENT_WORKER_GRACE_S = 300.0
+"""The same for an attempt of which no worker ever said anything: it may just be waiting in Ray."""
+
 
 class Reaper:
     """Returns expired leases, and everything else that time alone brings about. Sweeps are bounded."""
@@ -102,15 +105,20 @@ class Reaper:
         ours = self._flight.leases()
         if not ours:
             return
-        held = await leases.held_leases(self._engine, ours, incarnation=incarnation, grace_s=LOST_WORKER_GRACE_S)
+        held = await leases.held_leases(
+            self._engine, ours, incarnation=incarnation,
+            grace_s=LOST_WORKER_GRACE_S, silent_grace_s=SILENT_WORKER_GRACE_S,
+        )  # fmt: skip
         current = dict(self._flight.attempts)
         for sub_task_id, attempt in ours:
             flying = current.get(sub_task_id)
             if flying is None or flying.claimed.attempt != attempt:
                 continue
-            overran = held.get(sub_task_id)
-            if overran is None:
+            overdue = held.get(sub_task_id)
+            if sub_task_id not in held or overdue == "silent":
+                # A silent one that only waits in Ray ends with that, and is queued again. One whose process is blocked
+                # does not hear it, and is killed later.
                 self._flight.stop(sub_task_id, attempt)
-            elif overran:
+            elif overdue == "overran":
                 flying.overran = True
                 self._flight.kill(flying)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -10,6 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rayloom.db.attempts import Committed, committed_of, queued_of
 from rayloom.db.engine import Source, driver
 from rayloom.db.queue import Queued
+
+Overdue = Literal["overran", "silent"]
 
 
 async def release(engine: Source, leases: Sequence[tuple[str, int]]) -> tuple[Queued, ...]:
@@ -85,23 +88,27 @@ async def queued_counts(engine: AsyncEngine) -> dict[str, int]:
 
 
 async def held_leases(
-    engine: AsyncEngine, leases: Sequence[tuple[str, int]], *, incarnation: UUID, grace_s: float
-) -> dict[str, bool]:
-    """Which of these leases (subtask id, attempt) this incarnation still holds, and whether each has overrun its
-    timeout by more than ``grace_s`` seconds.
+    engine: AsyncEngine, leases: Sequence[tuple[str, int]], *, incarnation: UUID, grace_s: float, silent_grace_s: float
+) -> dict[str, Overdue | None]:
+    """Which of these leases (subtask id, attempt) this incarnation still holds, and what each is guilty of.
 
-    One of which no worker has said anything may still be waiting in Ray: that is no overrun.
+    One that runs has ``overran`` when it is over its timeout by more than ``grace_s`` seconds. One of which no worker
+    has said anything may still be waiting in Ray: it is ``silent`` only after ``silent_grace_s`` seconds more than
+    its timeout.
     """
     async with driver(engine) as connection:
         rows = await connection.fetch(
-            "SELECT s.id, "
-            "s.status = 'RUNNING' AND s.worker_id IS NOT NULL "
-            "AND s.started_at + make_interval(secs => s.timeout_s + $4) < now() AS overran "
+            "SELECT s.id, CASE WHEN s.status <> 'RUNNING' THEN NULL "
+            "WHEN s.worker_id IS NOT NULL AND s.started_at + make_interval(secs => s.timeout_s + $4) < now() "
+            "THEN 'overran' "
+            "WHEN s.worker_id IS NULL AND s.started_at + make_interval(secs => s.timeout_s + $5) < now() "
+            "THEN 'silent' END AS overdue "
             "FROM sub_tasks s JOIN unnest($1::uuid[], $2::integer[]) AS o (id, attempt) ON s.id = o.id "
             "WHERE s.attempt = o.attempt AND s.incarnation = $3",
             [lease for lease, _ in leases],
             [attempt for _, attempt in leases],
             incarnation,
             grace_s,
+            silent_grace_s,
         )
-    return {str(row["id"]): row["overran"] for row in rows}
+    return {str(row["id"]): row["overdue"] for row in rows}

@@ -168,13 +168,16 @@ async def test_held_leases_say_which_are_ours_and_which_overran(spine: Spine, ot
     theirs = await other.claim(made.task_id, "c")
     asked = [(one.sub_task_id, one.attempt) for one in (*mine.values(), *theirs.values())]
     asked.append((mine["a"].sub_task_id, 7))
-    held = await leases.held_leases(spine.engine, asked, incarnation=spine.incarnation, grace_s=0)
-    assert held == {mine["a"].sub_task_id: False, mine["b"].sub_task_id: False}
+    life = spine.incarnation
+    held = await leases.held_leases(spine.engine, asked, incarnation=life, grace_s=0, silent_grace_s=60)
+    assert held == {mine["a"].sub_task_id: None, mine["b"].sub_task_id: None}
     long_ago = "UPDATE sub_tasks SET worker_id = $2, started_at = now() - interval '301 s' WHERE id = $1"
     await spine.rows(long_ago, mine["b"].sub_task_id, None)
     await spine.rows(long_ago, mine["a"].sub_task_id, "w")
-    held = await leases.held_leases(spine.engine, asked, incarnation=spine.incarnation, grace_s=0)
-    assert held == {mine["a"].sub_task_id: True, mine["b"].sub_task_id: False}
+    held = await leases.held_leases(spine.engine, asked, incarnation=life, grace_s=0, silent_grace_s=60)
+    assert held == {mine["a"].sub_task_id: "overran", mine["b"].sub_task_id: None}
+    held = await leases.held_leases(spine.engine, asked, incarnation=life, grace_s=60, silent_grace_s=0)
+    assert held == {mine["a"].sub_task_id: None, mine["b"].sub_task_id: "silent"}
 
 
 async def test_a_silent_life_is_ended_by_another_and_its_own_heart_hears_of_it(spine: Spine, other: Spine) -> None:

@@ -183,7 +183,7 @@ QUERIES: dict[str, tuple[Asked, set[str]]] = {
         {"ix_execution_logs_start_time", "ix_execution_logs_tokens", "ix_sub_tasks_leased", "tasks_pkey"},
     ),
     "leases that we hold": (
-        lambda e: leases.held_leases(e, [(_subtask(RUNNING), 1)], incarnation=LIFE, grace_s=1),
+        lambda e: leases.held_leases(e, [(_subtask(RUNNING), 1)], incarnation=LIFE, grace_s=1, silent_grace_s=1),
         {"sub_tasks_pkey"},
     ),
     "taking leases back": (lambda e: leases.recover(e, [LIFE], limit=10), {"ix_sub_tasks_leased", "sub_tasks_pkey"}),

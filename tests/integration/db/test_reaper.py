@@ -10,7 +10,7 @@ import pytest
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.commits import Commits
 from rayloom.actors.flight import Flight, never_started, not_begun
-from rayloom.actors.reaper import LOST_WORKER_GRACE_S, Reaper
+from rayloom.actors.reaper import LOST_WORKER_GRACE_S, SILENT_WORKER_GRACE_S, Reaper
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.outcome import Outcome
 from rayloom.db import attempts, task_moves
@@ -148,12 +148,19 @@ async def test_leases_that_never_reached_us_are_taken_back_at_the_second_look(sp
     await spine.succeed(claimed["flies"], claimed["ended"], *again.values())
 
 
-async def test_an_attempt_that_still_waits_in_ray_has_not_overrun(spine: Spine, watch: Watch) -> None:
-    made = await spine.submit({"waits": [], "runs": []})
-    claimed = await spine.claim(made.task_id)
+async def test_an_attempt_of_which_nobody_has_said_anything_is_stopped_much_later(spine: Spine, watch: Watch) -> None:
+    made = await spine.submit({"waits": [], "silent": [], "demand": [], "runs": []})
+    claimed = await spine.claim(made.task_id, "waits", "silent", "runs")
+    claimed |= await spine.claim(made.task_id, "demand", running=False)
     await attempts.report_phase(spine.engine, claimed["runs"].sub_task_id, 1, "EXECUTING", "w")
-    await spine.rows("UPDATE sub_tasks SET started_at = now() - interval '1 day' WHERE parent_id = $1", made.task_id)
+    for key, over_s in (("waits", SILENT_WORKER_GRACE_S - 5), ("silent", SILENT_WORKER_GRACE_S + 1), ("runs", 86400.0)):
+        await spine.rows(
+            "UPDATE sub_tasks SET started_at = now() - make_interval(secs => timeout_s + $2) WHERE id = $1::uuid",
+            claimed[key].sub_task_id, over_s,
+        )  # fmt: skip
     watch.fly(*claimed.values())
     await watch.reaper.stop_stale(spine.incarnation)
-    assert watch.stops() == {"waits": [], "runs": [True]}
+    # Only asked to stop: if it waits in Ray after all, no retry is spent.
+    assert watch.stops() == {"waits": [], "silent": [False], "demand": [], "runs": [True]}
+    assert [flying.claimed.key for flying in watch.flight if flying.overran] == ["runs"]
     await spine.succeed(*claimed.values())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from rayloom.actors import flight as module
-from rayloom.actors.flight import Flight, Flying
+from rayloom.actors.flight import ABANDON_S, Flight, Flying
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.resources import ResourceShape
 from rayloom.db.attempts import Claimed
@@ -108,3 +108,25 @@ async def test_all_can_be_killed_while_they_end(air: Air) -> None:
         await air.lane.end(flying.claimed.sub_task_id, GOOD)
     assert len(air.flight) == 0
     assert len(air.ended) == 3
+
+
+async def test_one_that_can_not_even_be_killed_is_abandoned_and_ends_once(
+    air: Air, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    air.flight.start(_claimed("a"), SHAPE, registry_version=0)
+    air.flight.stop("a")
+    clock.now_s += 2.0
+    air.flight.kill_stubborn(1.0)
+    clock.now_s += ABANDON_S
+    air.flight.kill_stubborn(1.0)
+    assert (len(air.flight), air.ended) == (1, [])
+    clock.now_s += 0.1
+    air.flight.kill_stubborn(1.0)
+    ((_, outcome),) = air.ended
+    assert (len(air.flight), outcome.verdict) == (0, "cancelled")
+    assert outcome.error is not None
+    assert (outcome.error.code, outcome.started_at, outcome.finished_at) == ("WORKER_DIED", 100.0, clock.now_s)
+    await air.lane.end("a", GOOD)
+    assert len(air.ended) == 1
