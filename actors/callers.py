@@ -15,6 +15,7 @@ from rayloom.dag.ports import LONG_POLL_S, Ask, Finished, Health, Held, Quota, R
 REGISTRY_NAME: Final = "rayloom-registry-v1"
 TOKENS_NAME: Final = "rayloom-tokens-v1"
 HEALTH_TIMEOUT_S: Final = 3.0
+ADMIT_TIMEOUT_S: Final = 3.0
 
 
 class RayRegistry:
@@ -69,8 +70,13 @@ class RayTokens:
         self._actor = NamedActor(TOKENS_NAME, engine.namespace)
 
     async def admit(self, asked: Sequence[Ask], finished: Sequence[Finished]) -> Sequence[Held]:
-        """Which of a batch must wait. Those not named are admitted and count until they are ``finished``."""
-        held: Sequence[Held] = await self._actor.call("admit", asked, finished, idempotent=True)
+        """Which of a batch must wait. Those not named are admitted and count until they are ``finished``.
+
+        Does not wait for a restart: nothing that ends is written down meanwhile.
+        """
+        held: Sequence[Held] = await self._actor.call(
+            "admit", asked, finished, idempotent=True, timeout_s=ADMIT_TIMEOUT_S, retry_for_s=0
+        )
         return held
 
     async def quota(self, user_id: str) -> Quota:
