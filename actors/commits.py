@@ -77,14 +77,20 @@ class Commits:
             if flying.claimed.sub_task_id not in committed.accepted and not outcome.ray_task_id
         ]
         released = await leases.release(self._line, unbegun) if unbegun else ()
+        free = {item.sub_task_id for item in released}
         for flying, outcome in batch:
             self._ended.popleft()
             claimed = flying.claimed
             self.finished.append(
-                Finished(sub_task_id=claimed.sub_task_id, user_id=claimed.user_id, tokens=outcome.tokens_used)
+                Finished(
+                    sub_task_id=claimed.sub_task_id,
+                    user_id=claimed.user_id,
+                    tokens=outcome.tokens_used,
+                    started=claimed.sub_task_id not in free,
+                )
             )
         await self._backlog.add(committed.queued + released, tasks=committed.touched)
-        settled = committed.accepted.union(item.sub_task_id for item in released)
+        settled = committed.accepted | free
         late = [(flying, outcome) for flying, outcome in batch if flying.claimed.sub_task_id not in settled]
         if late:
             await self._tell_late(late)

@@ -225,4 +225,4 @@ class Dispatch:
     def _forget(self, item: Queued) -> None:
         """It was given room and counted against its user's limits, and does not start."""
         self.window.give_back(self._backlog.shape(item.shape))
-        self._commits.finished.append(Finished(sub_task_id=item.sub_task_id, user_id=item.user_id))
+        self._commits.finished.append(Finished(sub_task_id=item.sub_task_id, user_id=item.user_id, started=False))

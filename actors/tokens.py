@@ -61,11 +61,15 @@ class Accounts(Protocol):
 
 @dataclass(slots=True)
 class _Account:
-    """A user with limits. ``running``: what was admitted, by when it was last known to be so."""
+    """A user with limits. ``running``: what was admitted, by when it was last known to be so.
+
+    ``since``: when this controller admitted it. What it knows from the record alone is not here.
+    """
 
     quota: Quota
     usage: Usage = field(default_factory=Usage)
     running: dict[str, float] = field(default_factory=dict)
+    since: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, quota: Quota, standing: Standing, *, now_s: float) -> _Account:
@@ -80,13 +84,18 @@ class _Account:
         self.usage = replace(self.usage, tokens=recent, tokens_total=standing.tokens_total)
 
     def start(self, sub_task_id: str, *, now_s: float) -> None:
-        self.running[sub_task_id] = now_s
+        self.running[sub_task_id] = self.since[sub_task_id] = now_s
         self.usage = self.usage.started(now_s=now_s)
 
-    def end(self, sub_task_id: str, tokens: int, *, now_s: float) -> None:
-        # Said twice, or of an attempt that ended before this account was opened: the record had it already.
-        if self.running.pop(sub_task_id, None) is not None:
-            self.usage = self.usage.ended(tokens, now_s=now_s)
+    def end(self, end: Finished, *, now_s: float) -> None:
+        since = self.since.pop(end.sub_task_id, None)
+        if self.running.pop(end.sub_task_id, None) is None:
+            # Said twice, or of an attempt that ended before this account was opened: the record had it already.
+            return
+        if end.started or since is None:
+            self.usage = self.usage.ended(end.tokens, now_s=now_s)
+        else:
+            self.usage = self.usage.returned(started_s=since)
 
     def compare(self, leased: AbstractSet[str], *, now_s: float) -> int:
         """Take the leases for true; answers how many attempts turn out to have ended without our being told."""
@@ -95,6 +104,7 @@ class _Account:
         lost = [sub_task_id for sub_task_id, seen_s in self.running.items() if now_s - seen_s > GRACE_S]
         for sub_task_id in lost:
             del self.running[sub_task_id]
+            self.since.pop(sub_task_id, None)
         self.usage = replace(self.usage, concurrent=len(self.running))
         return len(lost)
 
@@ -157,7 +167,7 @@ class TokenController:
             for end in finished:
                 account = self._accounts.get(end.user_id)
                 if account is not None:
-                    account.end(end.sub_task_id, end.tokens, now_s=now_s)
+                    account.end(end, now_s=now_s)
                 elif end.user_id in self._unread:
                     self._unread[end.user_id].ended.append(end)
             held: list[Held] = []
@@ -256,7 +266,7 @@ class TokenController:
                     del self._unread[user_id]
                     account = self._accounts[user_id] = _Account.of(each.quota, standings[user_id], now_s=now_s)
                     for end in each.ended:
-                        account.end(end.sub_task_id, end.tokens, now_s=now_s)
+                        account.end(end, now_s=now_s)
         return True
 
     async def _compare(self) -> None:

@@ -50,6 +50,12 @@ class Window:
             return Window((*live[:-1], (live[-1][0], live[-1][1] + amount)))
         return Window((*live, (second, amount)))
 
+    def without(self, amount: int, *, at_s: float) -> Window:
+        """The window without ``amount`` of what was added at ``at_s``, as long as that counts."""
+        second = math.floor(at_s)
+        left = ((at, held - amount if at == second else held) for at, held in self.seconds)
+        return Window(tuple((at, held) for at, held in left if held > 0))
+
     def total(self, *, now_s: float) -> int:
         """What counts now."""
         return sum(amount for _, amount in self._live(now_s))
@@ -87,6 +93,10 @@ class Usage:
     def started(self, *, now_s: float) -> Usage:
         """After one more attempt was let through."""
         return replace(self, concurrent=self.concurrent + 1, requests=self.requests.add(1, now_s=now_s))
+
+    def returned(self, *, started_s: float) -> Usage:
+        """After an attempt that was let through at ``started_s`` turned out not to start."""
+        return replace(self, concurrent=max(self.concurrent - 1, 0), requests=self.requests.without(1, at_s=started_s))
 
     def ended(self, tokens: int, *, now_s: float) -> Usage:
         """After an attempt ended that had been let through, having used so many tokens."""

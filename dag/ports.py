@@ -71,11 +71,15 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """An attempt that was admitted and has ended, with the tokens that it really used."""
+    """An attempt that was admitted and has ended, with the tokens that it really used.
+
+    ``started``: False when it never was: then it was no request either.
+    """
 
     sub_task_id: str
     user_id: str
     tokens: int = 0
+    started: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

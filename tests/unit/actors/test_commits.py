@@ -203,6 +203,7 @@ async def test_a_lease_that_nobody_began_is_given_back(
     _add(commits, record, "told", GOOD, running=False)
     await commits.turn()
     assert record.released == ["handed"]
+    assert {one.sub_task_id: one.started for one in commits.finished} == {"handed": False, "ran": True, "told": True}
     assert [item.sub_task_id for item in (await queue.pop({SHAPE: 9})).items] == ["handed"]
 
 

@@ -93,7 +93,7 @@ async def test_a_lost_claim_gives_its_place_back(desk: Desk) -> None:
     assert desk.running() == ["e"]
     assert sum(desk.dispatch.window.running.values()) + sum(desk.dispatch.window.demand.values()) == 1
     # The controller hears that they don't run after all.
-    assert sorted(one.sub_task_id for one in desk.tokens.finished) == ["a", "b", "c", "d"]
+    assert sorted((one.sub_task_id, one.started) for one in desk.tokens.finished) == [(id_, False) for id_ in "abcd"]
 
 
 async def test_a_database_that_is_away_loses_nothing(desk: Desk) -> None:
@@ -175,7 +175,7 @@ async def test_after_quick_ends_slow_ones_are_not_handed_over_beyond_a_nodes_wor
     await desk.turns()
     # What was claimed too early is free again, and counted against nobody.
     assert desk.record.queued.keys() == {f"s{n:02}" for n in range(8, 20)}
-    assert {one.sub_task_id for one in desk.tokens.finished} == {"s08", "s09"}
+    assert {(one.sub_task_id, one.started) for one in desk.tokens.finished} == {("s08", False), ("s09", False)}
     await desk.lane.end("s00", Outcome(verdict="succeeded", output="1", ray_task_id="r"))
     await desk.commits.turn()
     await desk.turns()

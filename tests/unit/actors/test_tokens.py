@@ -144,6 +144,22 @@ async def test_the_rate_of_starts_is_kept_over_the_minute() -> None:
     assert await _held(controller, _asks(ANN, "a3")) == []
 
 
+async def test_what_never_started_is_no_request() -> None:
+    clock = Clock()
+    record = Record(ann=Quota(requests_per_min=2))
+    record.lease(ANN, "old")
+    controller = await _controller(record, clock)
+    assert await _held(controller, _asks(ANN, "a1", "a2", "a3")) == ["a3"]
+    clock.now_s += 5
+    returned = [replace(_end(ANN, id_), started=False) for id_ in ("a1", "a1", "old", "unknown")]
+    assert await _held(controller, _asks(ANN, "a3", "a4"), returned) == ["a4"]
+    clock.now_s += GRACE_S + 1
+    record.lease(ANN)
+    await controller.reconcile()
+    # Nobody said that these didn't start.
+    assert await _held(controller, _asks(ANN, "a4"), [replace(_end(ANN, "a2"), started=False)]) == ["a4"]
+
+
 async def test_a_spent_user_waits_for_a_raised_limit_which_holds_at_once() -> None:
     record = Record(ann=Quota(max_tokens=100))
     controller = await _controller(record)

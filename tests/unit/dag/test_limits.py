@@ -92,6 +92,34 @@ def test_a_clock_that_stands_or_slips_back_loses_nothing() -> None:
     assert window.total(now_s=100.9) == 3
 
 
+def test_what_did_not_start_is_no_request() -> None:
+    usage = Usage().started(now_s=10.2).started(now_s=10.9).started(now_s=12.0)
+    back = usage.returned(started_s=10.9)
+    assert (back.concurrent, back.requests.seconds) == (2, ((10, 1), (12, 1)))
+    assert back.returned(started_s=10.2).requests.seconds == ((12, 1),)
+    # What does not count any more is not taken from others.
+    late = usage.started(now_s=100.0).returned(started_s=10.2)
+    assert late.requests.seconds == ((100, 1),)
+
+
+@given(gaps=GAPS, limit=st.integers(1, 5), given_back=st.sets(st.integers(0, 200)))
+def test_what_is_given_back_lets_no_minute_hold_more_real_starts_than_the_limit(
+    gaps: list[float], limit: int, given_back: set[int]
+) -> None:
+    quota, usage, real, taken = Quota(requests_per_min=limit), Usage(), [], 0
+    for now_s in _times(gaps, 0.0):
+        for _ in range(3):
+            if may_start(quota, usage, ahead=0, now_s=now_s) is not None:
+                break
+            usage, taken = usage.started(now_s=now_s), taken + 1
+            if taken in given_back:
+                usage = usage.returned(started_s=now_s)
+            else:
+                real.append(now_s)
+    for since_s in real:
+        assert sum(since_s <= at_s <= since_s + WINDOW_S for at_s in real) <= limit
+
+
 def test_nothing_is_added_by_nothing() -> None:
     assert Window().add(0, now_s=1.0) == Window()
     assert Usage(concurrent=1).ended(-5, now_s=1.0) == Usage()
