@@ -48,8 +48,14 @@ _worker: Worker | None = None
 def _run_in_worker(settings: WorkerSettings, packed: bytes) -> bytes:
     global _worker
     context = ray.get_runtime_context()
-    # The same object as long as it is the same function: no need to compare what is in it.
-    if _worker is None or _worker.settings is not settings:
+    # The same object as long as it is the same life of the scheduler: only another one's is to be compared.
+    if _worker is not None and _worker.settings is not settings:
+        if _worker.settings == settings:
+            _worker.settings = settings
+        else:
+            _worker.close()
+            _worker = None
+    if _worker is None:
         _worker = Worker(settings, worker_id=context.get_worker_id(), node_id=context.get_node_id())
     if not packed:
         _worker.warm()

@@ -35,7 +35,13 @@ class WorkerRecords:
             max_overflow=settings.database.worker_pool_size - 1,
             name="rayloom-worker",
         )
-        self._signals = Signals(make_redis(settings.redis, name="rayloom-worker"))
+        self._redis = make_redis(settings.redis, name="rayloom-worker")
+        self._signals = Signals(self._redis)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._redis.aclose()
+        await self._engine.dispose()
 
     async def outputs(self, task_id: str, keys: Sequence[str]) -> dict[str, Json]:
         """The outputs of completed subtasks of a task, by their ids in the plan."""

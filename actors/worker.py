@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 WATCH_S = 0.2
+CLOSE_S = 5.0
 OVERRUN_EXIT_CODE = 75
 
 
@@ -65,8 +66,9 @@ class Worker:
         self._order: AttemptOrder | None = None
         self._snapshot = ToolSnapshot(version=-1, tools={})
         self._die_at: float | None = None
-        self._never = threading.Event()
-        threading.Thread(target=self._watch, name="rayloom-watch", daemon=True).start()
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="rayloom-watch", daemon=True)
+        self._watcher.start()
 
     def warm(self) -> None:
         """Do beforehand what the first attempt would have to wait for: drivers, and the list of tools."""
@@ -89,6 +91,29 @@ class Worker:
         self._heard = True
         if self._die_at is None and callable(self._interrupt):
             self._interrupt(number, frame)
+
+    def close(self) -> None:
+        """Give up everything that it holds: another worker takes its place in this process."""
+        self._over.set()
+        self._watcher.join()
+        signal.signal(signal.SIGINT, self._interrupt)
+        signal.set_wakeup_fd(-1)
+        try:
+            self._loop.run_until_complete(self._let_go())
+        except Exception:  # noqa: BLE001 - what can't be closed in order is dropped
+            _log.warning("worker.not_closed", exc_info=True)
+        self._loop.close()
+        for end in (self._hears, self._told):
+            end.close()
+
+    async def _let_go(self) -> None:
+        async with asyncio.timeout(CLOSE_S):
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            if self._kept_records is not None:
+                await self._kept_records.close()
 
     async def _attempt(self, order: AttemptOrder, ray_task_id: str) -> Outcome:
         self._current = asyncio.current_task()
@@ -115,9 +140,8 @@ class Worker:
             self._current.cancel()
 
     def _watch(self) -> None:
-        while True:
-            # A plain pause, not an event: this thread must not depend on the one that it watches.
-            self._never.wait(WATCH_S)
+        # As good as a plain pause: this thread must not depend on the one that it watches.
+        while not self._over.wait(WATCH_S):
             die_at, order = self._die_at, self._order
             if die_at is not None and order is not None and time.monotonic() > die_at:
                 # The loop is blocked by foreign code; nothing in this process can be trusted to go on.

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
+from pydantic import SecretStr
 
 from rayloom.actors import lanes
 from rayloom.actors.lanes import KNOWN_SHAPES, OwnLane
+from rayloom.actors.settings import EngineSettings, WorkerSettings
 from rayloom.dag.resources import ResourceShape
+from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.tools.settings import ToolSettings
 
 ANY_SETTINGS: Any = None
 
@@ -24,3 +31,36 @@ async def test_the_options_of_shapes_that_nobody_asks_for_any_more_are_forgotten
     for cpus in (1, 1, *range(2, KNOWN_SHAPES + 2), 1):
         assert lane._options(ResourceShape(cpus=cpus)) == {"num_cpus": cpus, "num_gpus": 0}
     assert made == [1, *range(2, KNOWN_SHAPES + 2), 1], "each is checked by Ray once while it is known"
+
+
+def _settings(retry_max_s: float) -> WorkerSettings:
+    return WorkerSettings(
+        engine=EngineSettings(retry_max_s=retry_max_s),
+        database=DatabaseSettings(url=SecretStr("postgresql+asyncpg://nobody@127.0.0.1:1/none")),
+        redis=RedisSettings(url=SecretStr("")),
+        tools=ToolSettings(),
+    )
+
+
+def test_the_next_life_of_the_scheduler_finds_its_workers_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    lived: list[str] = []
+
+    class Worker:
+        def __init__(self, settings: WorkerSettings, **_by: str) -> None:
+            self.settings = settings
+            lived.append(f"made for {settings.engine.retry_max_s:g}")
+
+        def warm(self) -> None:
+            lived.append("warmed")
+
+        def close(self) -> None:
+            lived.append("closed")
+
+    context = SimpleNamespace(get_worker_id=lambda: "w", get_node_id=lambda: "n")
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+    monkeypatch.setattr(lanes, "Worker", Worker)
+    monkeypatch.setattr(lanes, "_worker", None)
+    for settings in (_settings(60), _settings(60), _settings(61)):
+        for _ in range(2):
+            lanes._run_in_worker(settings, b"")
+    assert lived == ["made for 60", *["warmed"] * 4, "closed", "made for 61", *["warmed"] * 2]

@@ -36,6 +36,13 @@ def test_an_attempt_that_waits_is_stopped_and_cleans_up_and_the_worker_goes_on()
     assert told["told"][0] == {"tool": "quick", "verdict": "succeeded", "output": '"quick"', "by": ["w", "n", "r"]}
 
 
+def test_a_closed_worker_leaves_nothing_behind() -> None:
+    done = _drill("quick", "leaving_something")
+    assert json.loads(done.stdout)["left"] == []
+    # Neither a socket nor a task: Python would tell.
+    assert done.stderr == ""
+
+
 def test_a_stop_that_comes_as_an_attempt_ends_does_not_stop_the_next() -> None:
     told = _told("interrupted_at_the_end", "quick", "quick")["told"]
     assert [one["verdict"] for one in told] == ["succeeded", "succeeded", "succeeded"]

@@ -23,6 +23,7 @@ from tests.unit.actors.test_attempt import ScriptedTool
 
 Run = Callable[[dict[str, Json], ToolContext], Awaitable[ToolResult]]
 cleaned: list[str] = []
+begun: list[object] = []
 
 
 class DrilledWorker(Worker):
@@ -77,7 +78,15 @@ async def interrupted_at_the_end(_input: dict[str, Json], _context: ToolContext)
     return ToolResult(output="just in time")
 
 
-TOOLS: dict[str, Run] = {tool.__name__: tool for tool in (quick, waiting, deaf, blocking, interrupted_at_the_end)}
+async def leaving_something(_input: dict[str, Json], _context: ToolContext) -> ToolResult:
+    """Ends, and what it began goes on."""
+    begun.append(asyncio.get_running_loop().create_task(asyncio.Event().wait()))
+    return ToolResult(output="left")
+
+
+TOOLS: dict[str, Run] = {
+    tool.__name__: tool for tool in (quick, waiting, deaf, blocking, interrupted_at_the_end, leaving_something)
+}
 
 
 def main() -> None:
@@ -105,7 +114,9 @@ def main() -> None:
                 "by": [outcome.worker_id, outcome.node_id, outcome.ray_task_id],
             }
         )
-    sys.stdout.write(json.dumps({"told": told, "cleaned": cleaned}))
+    worker.close()
+    left = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    sys.stdout.write(json.dumps({"told": told, "cleaned": cleaned, "left": left}))
 
 
 if __name__ == "__main__":
