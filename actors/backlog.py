@@ -45,6 +45,8 @@ class Backlog:
         self.redis_away = False
         self.dirty = True
         """Something may have been queued since the last look."""
+        self.sweep_due = False
+        """Redis has come back, and knows nothing of what is queued."""
 
     def shape(self, key: str) -> ResourceShape:
         """The resource shape that a key stands for: its JSON text."""
@@ -66,7 +68,7 @@ class Backlog:
     async def _push(self, items: Sequence[Queued], tasks: Iterable[str]) -> None:
         try:
             await self._calls.call(lambda: self._queue.push(items, wake=False, tasks=tasks))
-            self.redis_away = False
+            self._there()
         except REDIS_AWAY as error:
             self._away(error)
 
@@ -95,7 +97,7 @@ class Backlog:
         except REDIS_AWAY as error:
             self._away(error)
             return await self._pop_from_database(room)
-        self.redis_away = False
+        self._there()
         self.waiting = popped.waiting
         return popped.items
 
@@ -131,11 +133,23 @@ class Backlog:
 
     async def sweep(self) -> None:
         """Tell Redis a bounded part of what is QUEUED, going on next time where this stops: it may have lost it."""
-        page = await leases.queued_page(self._engine, after=self._sweep_after, limit=SWEEP_ROWS)
+        after, self.sweep_due = self._sweep_after, False
+        try:
+            page = await leases.queued_page(self._engine, after=after, limit=SWEEP_ROWS)
+        except BaseException:
+            self.sweep_due = True
+            raise
+        if not self.sweep_due:
+            last = page[-1] if len(page) == SWEEP_ROWS else None
+            self._sweep_after = None if last is None else (last.score, UUID(last.sub_task_id))
         held = {item.sub_task_id for _, _, item in self._held}
         await self.add([item for item in page if item.sub_task_id not in held and item.sub_task_id not in self.parked])
-        last = page[-1] if len(page) == SWEEP_ROWS else None
-        self._sweep_after = None if last is None else (last.score, UUID(last.sub_task_id))
+
+    def _there(self) -> None:
+        if self.redis_away:
+            # It was told nothing meanwhile, and may have lost the rest: begin with the most urgent, without delay.
+            self._sweep_after, self.sweep_due = None, True
+        self.redis_away = False
 
     def _away(self, error: BaseException) -> None:
         if not self.redis_away:

@@ -50,6 +50,8 @@ class Reaper:
             self._next_sweep = now + self._settings.sweep_s
             await self._backlog.sweep()
             await self.reclaim(incarnation)
+        elif self._backlog.sweep_due:
+            await self._backlog.sweep()
         return True
 
     async def requeue(self) -> None:

@@ -121,6 +121,17 @@ async def test_one_beat_does_all_that_is_due(spine: Spine, watch: Watch) -> None
     assert await watch.queued() == set()
 
 
+async def test_a_redis_that_has_come_back_is_not_kept_waiting_for_the_next_sweep(spine: Spine, watch: Watch) -> None:
+    made = await spine.submit({"a": []})
+    watch.queue.away = True
+    assert await watch.reaper.beat(spine.incarnation)
+    watch.queue.away = False
+    assert await watch.queued() == set()
+    await watch.backlog.pop({})
+    assert await watch.reaper.beat(spine.incarnation)
+    assert await watch.queued() == set((await spine.ids(made.task_id)).values())
+
+
 async def test_a_heart_whose_life_was_ended_hears_of_it(spine: Spine, watch: Watch) -> None:
     await begin_incarnation(spine.engine, spine.user_id, actor="a test", exclusive=True)
     assert not await watch.reaper.beat(spine.incarnation)

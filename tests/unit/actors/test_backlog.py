@@ -10,6 +10,7 @@ import pytest
 
 from rayloom.actors import backlog as module
 from rayloom.actors.backlog import KNOWN_SHAPES, Backlog
+from rayloom.dag.errors import Transient
 from rayloom.db import leases
 from tests.fakes.memory_queue import MemoryQueue
 from tests.fakes.memory_record import SHAPE, MemoryRecord
@@ -187,3 +188,34 @@ async def test_a_sweep_passes_over_what_limits_hold_back(backlog: Backlog, recor
     assert backlog.next_held_s() == 0
     await backlog.put_back_held()
     assert await backlog.pop({SHAPE: 9}) == (held,)
+
+
+@pytest.mark.parametrize("heard_by", ["pop", "add", "sweep"])
+async def test_a_redis_that_has_come_back_is_filled_from_the_most_urgent_on(
+    backlog: Backlog, record: MemoryRecord, queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch, heard_by: str
+) -> None:
+    monkeypatch.setattr(module, "SWEEP_ROWS", 2)
+    items = record.add(*_numbered(1, 6))
+    await backlog.sweep()
+    assert (await backlog.pop({SHAPE: 9}), backlog.sweep_due) == (tuple(items[:2]), False)
+    queue.away = True
+    await backlog.pop({})
+    queue.away = False
+    if heard_by == "pop":
+        await backlog.pop({})
+    elif heard_by == "add":
+        await backlog.add([], tasks=["task"])
+    else:
+        # The sweep that finds it there went on in the middle.
+        await backlog.sweep()
+        await backlog.pop({SHAPE: 9})
+    assert backlog.sweep_due
+    record.away = True
+    with pytest.raises(Transient):
+        await backlog.sweep()
+    assert backlog.sweep_due
+    record.away = False
+    await backlog.sweep()
+    assert (await backlog.pop({SHAPE: 9}), backlog.sweep_due) == (tuple(items[:2]), False)
+    await backlog.sweep()
+    assert await backlog.pop({SHAPE: 9}) == tuple(items[2:4])
