@@ -150,9 +150,11 @@ class Worker:
 
     async def tool(self, name: str, registry_version: int) -> Tool:
         """The tool, as the registry knows it at this version or later."""
-        if self._snapshot.version < registry_version:
-            await self._renew_tools()
         registered = self._snapshot.tools.get(name)
+        # Whoever planned with it may have known a newer list than the scheduler when it named its version.
+        if self._snapshot.version < registry_version or registered is None or not registered.is_active:
+            await self._renew_tools()
+            registered = self._snapshot.tools.get(name)
         if registered is None:
             raise UserError("TOOL_UNKNOWN", f"the tool {name} is no longer registered")
         if not registered.is_active:

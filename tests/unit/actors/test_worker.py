@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from rayloom.actors.worker import OVERRUN_EXIT_CODE
+from rayloom.actors.registry import describe
+from rayloom.actors.settings import EngineSettings, WorkerSettings
+from rayloom.actors.worker import OVERRUN_EXIT_CODE, Worker
+from rayloom.dag.errors import RayloomError
+from rayloom.dag.ports import ToolSnapshot
+from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.tools.builtin.catalogue import BUILTINS
+from rayloom.tools.settings import ToolSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -55,3 +65,45 @@ def test_a_tool_that_blocks_the_loop_is_ended_with_its_process(tool: str) -> Non
     assert done.returncode == OVERRUN_EXIT_CODE
     assert done.stdout == ""
     assert "attempt.blocked: t:k #1" in done.stderr
+
+
+NOOP = describe("core.noop", "builtin:core.noop", BUILTINS["core.noop"])
+KNOWN = ToolSnapshot(version=3, tools={"core.noop": NOOP})
+SWITCHED_OFF = ToolSnapshot(version=2, tools={"core.noop": replace(NOOP, is_active=False)})
+
+
+@pytest.mark.parametrize(
+    ("has", "registry", "code", "asked"),
+    [
+        (KNOWN, KNOWN, None, 0),
+        (ToolSnapshot(version=2, tools={}), KNOWN, None, 1),
+        (SWITCHED_OFF, KNOWN, None, 1),
+        (ToolSnapshot(version=-1, tools={}), ToolSnapshot(version=3, tools={}), "TOOL_UNKNOWN", 1),
+        (SWITCHED_OFF, SWITCHED_OFF, "TOOL_INACTIVE", 1),
+    ],
+)
+async def test_a_tool_is_given_up_only_after_another_look_at_the_registry(
+    has: ToolSnapshot, registry: ToolSnapshot, code: str | None, asked: int
+) -> None:
+    class Registry:
+        looks = 0
+
+        async def snapshot(self) -> ToolSnapshot:
+            self.looks += 1
+            return registry
+
+    settings = WorkerSettings(
+        engine=EngineSettings(), database=DatabaseSettings(url=SecretStr("")), redis=RedisSettings(url=SecretStr("")),
+        tools=ToolSettings(),
+    )  # fmt: skip
+    # In a thread, since it makes its own event loop the current one.
+    worker: Any = await asyncio.to_thread(Worker, settings, worker_id="w", node_id="n")
+    worker._snapshot, worker._registry = has, Registry()
+    said = None
+    try:
+        # The scheduler's list was no newer than this worker's.
+        await worker.tool("core.noop", has.version)
+    except RayloomError as error:
+        said = error.code
+    assert (said, worker._registry.looks) == (code, asked)
+    await asyncio.to_thread(worker.close)
