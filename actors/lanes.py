@@ -212,6 +212,15 @@ def _outcomes(ended: Sequence[_Watched]) -> list[Outcome]:
         return [Outcome(verdict=verdict, error=info, started_at=each.started_at, finished_at=now) for each in ended]
 
 
+_NODE_LOST = (
+    ray_errors.NodeDiedError,
+    ray_errors.OwnerDiedError,
+    ray_errors.ObjectLostError,
+    ray_errors.LocalRayletDiedError,
+)
+_RAY_FAILED = (ray_errors.RaySystemError, ray_errors.RuntimeEnvSetupError, ray_errors.RpcError)
+
+
 def _death(error: BaseException) -> tuple[Verdict, ErrorInfo]:
     if isinstance(error, ray_errors.TaskCancelledError):
         return "cancelled", ErrorInfo(
@@ -219,14 +228,19 @@ def _death(error: BaseException) -> tuple[Verdict, ErrorInfo]:
         )
     if isinstance(error, ray_errors.OutOfMemoryError):
         return "failed", _transient("OUT_OF_MEMORY", "the node ran out of memory and Ray killed the attempt's worker")
-    if isinstance(error, ray_errors.NodeDiedError | ray_errors.OwnerDiedError | ray_errors.ObjectLostError):
+    if isinstance(error, _NODE_LOST):
         return "lost", _transient("NODE_LOST", "the node that ran the attempt was lost")
     if isinstance(error, ray_errors.WorkerCrashedError):
         return "failed", _transient("WORKER_DIED", "the worker process that ran the attempt died")
     if isinstance(error, ray_errors.TaskUnschedulableError):
         return "failed", ErrorInfo(code="UNSCHEDULABLE", error_class="user", message=str(error)[:500], retryable=False)
-    if isinstance(error, ray_errors.RaySystemError | ray_errors.RuntimeEnvSetupError):
+    if isinstance(error, ray_errors.ObjectStoreFullError | ray_errors.OutOfDiskError):
+        return "failed", _transient("NO_SPACE", f"the node had no room for the outcome: {str(error)[:300]}")
+    if isinstance(error, _RAY_FAILED):
         return "lost", _transient("RAY_FAILED", f"{type(error).__name__}: {str(error)[:300]}")
+    if isinstance(error, ray_errors.RayError) and not isinstance(error, ray_errors.RayTaskError):
+        # Whatever it is, it is Ray's, and another attempt may go better.
+        return "failed", _transient("RAY_FAILED", f"{type(error).__name__}: {str(error)[:300]}")
     return "failed", ErrorInfo.from_exception(error)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from ray import exceptions as ray_errors
 
 from rayloom.actors import lanes
 from rayloom.actors.lanes import KNOWN_SHAPES, OwnLane
@@ -31,6 +32,33 @@ async def test_the_options_of_shapes_that_nobody_asks_for_any_more_are_forgotten
     for cpus in (1, 1, *range(2, KNOWN_SHAPES + 2), 1):
         assert lane._options(ResourceShape(cpus=cpus)) == {"num_cpus": cpus, "num_gpus": 0}
     assert made == [1, *range(2, KNOWN_SHAPES + 2), 1], "each is checked by Ray once while it is known"
+
+
+ERRORS: Any = ray_errors  # some of them are untyped
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict", "code", "retryable"),
+    [
+        (ERRORS.TaskCancelledError(), "cancelled", "CANCELLED", False),
+        (ERRORS.OutOfMemoryError("no memory"), "failed", "OUT_OF_MEMORY", True),
+        (ERRORS.NodeDiedError("gone"), "lost", "NODE_LOST", True),
+        (ERRORS.LocalRayletDiedError(), "lost", "NODE_LOST", True),
+        (ERRORS.WorkerCrashedError(), "failed", "WORKER_DIED", True),
+        (ERRORS.TaskUnschedulableError("no node"), "failed", "UNSCHEDULABLE", False),
+        (ERRORS.RpcError("no answer"), "lost", "RAY_FAILED", True),
+        (ERRORS.ObjectStoreFullError("full"), "failed", "NO_SPACE", True),
+        (ERRORS.OutOfDiskError("full"), "failed", "NO_SPACE", True),
+        (ERRORS.PendingCallsLimitExceeded("too many"), "failed", "RAY_FAILED", True),
+        (ERRORS.RayTaskError("attempt", "…", ValueError("a bug")).as_instanceof_cause(), "failed", "INTERNAL", False),
+        (ValueError("an outcome that can't be read"), "failed", "INTERNAL", False),
+    ],
+)
+def test_what_ray_says_of_an_attempt_that_gave_nothing_becomes_a_value(
+    error: Exception, verdict: str, code: str, retryable: bool
+) -> None:
+    said, info = lanes._death(error)
+    assert (said, info.code, info.retryable) == (verdict, code, retryable)
 
 
 def _settings(retry_max_s: float) -> WorkerSettings:
