@@ -213,8 +213,9 @@ async def _last_words(close: Callable[[], Awaitable[None]]) -> None:
     """Flush the log, but never let a lost log line change how an attempt ended."""
     try:
         await close()
-    except (Exception, asyncio.CancelledError):  # noqa: BLE001 - the outcome matters more than its log
-        _log.warning("attempt.log_lost", exc_info=True)
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the outcome matters more than its log
+        known = isinstance(error, Transient | TimeoutError)
+        _log.warning("attempt.log_lost: %s", error, exc_info=not known)
 
 
 def _head(text: str, limit: int) -> str:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from rayloom.actors.trouble import Trouble
 from rayloom.dag.errors import RayloomError
 
 log = logging.getLogger(__name__)
@@ -19,13 +20,16 @@ async def repeat(name: str, step: Callable[[], Awaitable[float]], *, after_error
 
     Never ends by itself: an actor must not lose its heartbeat to one error, whatever it is.
     """
+    trouble = Trouble()
     while True:
         try:
             pause_s = await step()
         except RayloomError as error:
-            log.warning("periodic.failed", extra={"step": name, "code": error.code, "reason": error.message})
+            if trouble.is_news(error):
+                log.warning("periodic.failed", extra={"step": name, "code": error.code, "reason": error.message})
             pause_s = after_error_s
-        except Exception:
-            log.exception("periodic.broken", extra={"step": name})
+        except Exception as error:
+            if trouble.is_news(error):
+                log.exception("periodic.broken", extra={"step": name})
             pause_s = after_error_s
         await asyncio.sleep(pause_s)

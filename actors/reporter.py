@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from rayloom.actors.order import AttemptOrder
-from rayloom.dag.errors import RayloomError
+from rayloom.actors.trouble import Trouble
+from rayloom.dag.errors import RayloomError, Transient
 from rayloom.dag.log_line import LogLine
 from rayloom.dag.output import clean_text, sanitise
 from rayloom.dag.states import Phase
@@ -132,13 +133,15 @@ class AttemptReporter:
             self._task = asyncio.get_running_loop().create_task(self._report())
 
     async def _report(self) -> None:
+        trouble = Trouble()
         while True:
             try:
                 await self._tell_phase()
                 if self._lines:
                     await self._flush()
-            except Exception:  # noqa: BLE001 - the database may be away for a while; the attempt goes on meanwhile
-                _log.warning("attempt.report_failed", exc_info=True)
+            except Exception as error:  # noqa: BLE001 - the database may be away; the attempt goes on meanwhile
+                if trouble.is_news(error):
+                    _log.warning("attempt.report_failed: %s", error, exc_info=not isinstance(error, Transient))
                 await asyncio.sleep(1)
             await asyncio.sleep(FLUSH_S)
 

@@ -23,6 +23,7 @@ from rayloom.actors.nodes import ClusterView
 from rayloom.actors.reaper import Reaper
 from rayloom.actors.settings import WorkerSettings
 from rayloom.actors.splitting import Splitting
+from rayloom.actors.trouble import Trouble
 from rayloom.dag.errors import RayloomError, Transient
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.ports import Health, ParserPort, RegistryPort, TokenPort
@@ -82,6 +83,7 @@ class Scheduler:
         self._turns = 0
         self._timers: set[asyncio.Task[None]] = set()
         self._held_timer: asyncio.TimerHandle | None = None
+        self._timer_trouble, self._beat_trouble = Trouble(), Trouble()
 
     async def start(self) -> None:
         """Begin a life, take back what earlier lives left, and start the loops."""
@@ -151,15 +153,15 @@ class Scheduler:
     # -- its loops -------------------------------------------------------------------------------------------------
 
     async def _forever(self, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        trouble = Trouble()
         while True:
             try:
                 await loop()
             except (RayloomError, RedisError, OSError) as error:
-                _log.warning(
-                    "scheduler.again", extra={"loop": loop.__name__, "error": f"{type(error).__name__}: {error}"}
-                )
+                if trouble.is_news(error):
+                    _log.warning("scheduler.again", extra={"loop": loop.__name__, "error": _text(error)})
             except Exception as error:  # noqa: BLE001 - a loop of the scheduler goes on whatever happens
-                if not is_unavailable(error):
+                if not is_unavailable(error) and trouble.is_news(error):
                     _log.exception("scheduler.loop_failed", extra={"loop": loop.__name__})
             await asyncio.sleep(AGAIN_S)
 
@@ -188,7 +190,8 @@ class Scheduler:
         try:
             return await self._reaper.beat(incarnation)
         except Transient as error:
-            _log.warning("scheduler.beat_missed", extra={"error": error.message})
+            if self._beat_trouble.is_news(error):
+                _log.warning("scheduler.beat_missed", extra={"error": error.message})
             return True
 
     async def _turn(self) -> None:
@@ -238,8 +241,10 @@ class Scheduler:
         async def run() -> None:
             try:
                 await work
-            except Exception:  # noqa: BLE001 - the heartbeat does the same work again
-                _log.warning("scheduler.timer_failed", exc_info=True)
+            except Exception as error:  # noqa: BLE001 - the heartbeat does the same work again
+                if self._timer_trouble.is_news(error):
+                    known = isinstance(error, Transient)
+                    _log.warning("scheduler.timer_failed", exc_info=not known, extra={"error": _text(error)})
             self._awake.set()
 
         task = asyncio.get_running_loop().create_task(run())
@@ -282,3 +287,7 @@ class Scheduler:
             self._splitting.tools = snapshot
             self._dispatch.registry_version = snapshot.version
             self._split_awake.set()
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

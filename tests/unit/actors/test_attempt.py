@@ -268,10 +268,11 @@ async def test_a_stopped_attempt_says_so() -> None:
     assert (outcome.error.code, outcome.error.retryable) == ("CANCELLED", False)
 
 
-async def test_a_log_that_can_not_be_written_changes_nothing() -> None:
+async def test_a_log_that_can_not_be_written_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     place = Place(gives(1), log=Reporter(breaks=True))
     outcome = await run_attempt(order(), place)
     assert (outcome.verdict, outcome.output, place.log.closed) == ("succeeded", "1", 1)
+    assert [(line.message, bool(line.exc_info)) for line in caplog.records] == [("attempt.log_lost: away", False)]
 
 
 async def test_what_a_tool_logs_comes_with_its_outcome_however_it_ends() -> None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from rayloom.actors import reporter as module
+from rayloom.actors import trouble
 from rayloom.actors.reporter import AttemptReporter
 from rayloom.dag.errors import Transient
 from rayloom.dag.log_line import LogLine
@@ -116,15 +117,20 @@ async def test_one_that_is_running_already_does_not_begin_again(records: KeptRec
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_a_database_that_is_away_loses_no_line(records: KeptRecords, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_database_that_is_away_loses_no_line(
+    records: KeptRecords, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     pause = asyncio.sleep
     monkeypatch.setattr(asyncio, "sleep", lambda _seconds: pause(0))
+    monkeypatch.setattr(trouble, "monotonic", lambda: 100.0)
     records.away = True
     reporter = AttemptReporter(records.open, order())
     for n in range(5):
         reporter.line(f"line {n}")
-    while records.opened < 3:
+    while records.opened < 30:
         await pause(0)
+    # An outage is told once at first, and needs no traceback.
+    assert [(line.message, bool(line.exc_info)) for line in caplog.records] == [("attempt.report_failed: away", False)]
     records.away = False
     await records.until(lambda: len(records.lines) == 5)
     reporter.line("last")

@@ -1,0 +1,32 @@
+"""What goes wrong again and again while something is away: told at once, and then ever more rarely."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+FIRST_S = 1.0
+LONGEST_S = 60.0
+OVER_S = 10.0
+"""After so long without any it is over, and the next one is news."""
+
+
+class Trouble:
+    """The trouble of one place, such as a loop that is begun anew after each error."""
+
+    def __init__(self) -> None:
+        self._what = ""
+        self._seen_at = self._tell_at = 0.0
+        self._pause_s = FIRST_S
+
+    def is_news(self, error: BaseException) -> bool:
+        """Whether this is worth a line: another kind of error than the last one, or the same for long enough."""
+        now, what = monotonic(), type(error).__name__
+        if what != self._what or now - self._seen_at > OVER_S:
+            self._pause_s = FIRST_S
+        elif now < self._tell_at:
+            self._seen_at = now
+            return False
+        else:
+            self._pause_s = min(self._pause_s * 2, LONGEST_S)
+        self._what, self._seen_at, self._tell_at = what, now, now + self._pause_s
+        return True
