@@ -24,7 +24,7 @@ from rayloom.actors.reaper import Reaper
 from rayloom.actors.settings import WorkerSettings
 from rayloom.actors.splitting import Splitting
 from rayloom.actors.trouble import Trouble
-from rayloom.dag.errors import RayloomError, Transient
+from rayloom.dag.errors import RayloomError
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.ports import Health, ParserPort, RegistryPort, TokenPort
 from rayloom.dag.resources import NodeShape
@@ -80,6 +80,7 @@ class Scheduler:
         self._view = ClusterView()
         self._incarnation: UUID | None = None
         self._loops: list[asyncio.Task[None]] = []
+        self._closing = False
         self._turns = 0
         self._timers: set[asyncio.Task[None]] = set()
         self._held_timer: asyncio.TimerHandle | None = None
@@ -94,6 +95,7 @@ class Scheduler:
 
     async def close(self) -> None:
         """End this life in order: leases are given back at once, not after their time."""
+        self._closing = True
         for loop in self._loops:
             loop.cancel()
         # The Redis client swallows a cancellation that reaches it while it connects: don't wait for that loop for ever.
@@ -157,12 +159,8 @@ class Scheduler:
         while True:
             try:
                 await loop()
-            except (RayloomError, RedisError, OSError) as error:
-                if trouble.is_news(error):
-                    _log.warning("scheduler.again", extra={"loop": loop.__name__, "error": _text(error)})
             except Exception as error:  # noqa: BLE001 - a loop of the scheduler goes on whatever happens
-                if not is_unavailable(error) and trouble.is_news(error):
-                    _log.exception("scheduler.loop_failed", extra={"loop": loop.__name__})
+                trouble.tell(_log, "scheduler.again", error, known=_is_known(error), loop=loop.__name__)
             await asyncio.sleep(AGAIN_S)
 
     async def _live(self) -> None:
@@ -171,27 +169,30 @@ class Scheduler:
         await incarnations.begin_incarnation(
             self._engine, incarnation, actor=self._actor, exclusive=self._settings.exclusive
         )
-        await self._reaper.recover()
-        self._incarnation = self._dispatch.incarnation = incarnation
-        _log.info("scheduler.started", extra={"incarnation": str(incarnation)})
-        await self.wake()
-        while await self._beat(incarnation):
-            self._awake.set()
-            self._split_awake.set()
-            await asyncio.sleep(self._settings.heartbeat_s)
-        # We were silent for too long, and our attempts were given to somebody else.
-        _log.error("scheduler.fenced", extra={"incarnation": str(incarnation)})
-        self._incarnation = self._dispatch.incarnation = None
-        for flying in self._flight:
-            self._flight.kill(flying)
+        try:
+            await self._reaper.recover()
+            self._incarnation = self._dispatch.incarnation = incarnation
+            _log.info("scheduler.started", extra={"incarnation": str(incarnation)})
+            await self.wake()
+            while await self._beat(incarnation):
+                self._awake.set()
+                self._split_awake.set()
+                await asyncio.sleep(self._settings.heartbeat_s)
+            # We were silent for too long, and our attempts were given to somebody else.
+            _log.error("scheduler.fenced", extra={"incarnation": str(incarnation)})
+        finally:
+            # No attempt of this life may run on into the next one. (`close` ends a life in order.)
+            if not self._closing:
+                self._incarnation = self._dispatch.incarnation = None
+                for flying in self._flight:
+                    self._flight.kill(flying)
 
     async def _beat(self, incarnation: UUID) -> bool:
-        """False when this life is over. While the database is away nobody can say so: what runs goes on."""
+        """False when this life is over. While nobody can say so, as the database is away, what runs goes on."""
         try:
             return await self._reaper.beat(incarnation)
-        except Transient as error:
-            if self._beat_trouble.is_news(error):
-                _log.warning("scheduler.beat_missed", extra={"error": error.message})
+        except Exception as error:  # noqa: BLE001 - whatever it is: it ends no life, and the next beat may go better
+            self._beat_trouble.tell(_log, "scheduler.beat_missed", error, known=_is_known(error))
             return True
 
     async def _turn(self) -> None:
@@ -242,9 +243,7 @@ class Scheduler:
             try:
                 await work
             except Exception as error:  # noqa: BLE001 - the heartbeat does the same work again
-                if self._timer_trouble.is_news(error):
-                    known = isinstance(error, Transient)
-                    _log.warning("scheduler.timer_failed", exc_info=not known, extra={"error": _text(error)})
+                self._timer_trouble.tell(_log, "scheduler.timer_failed", error, known=_is_known(error))
             self._awake.set()
 
         task = asyncio.get_running_loop().create_task(run())
@@ -289,5 +288,6 @@ class Scheduler:
             self._split_awake.set()
 
 
-def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+def _is_known(error: Exception) -> bool:
+    """Whether it says that something is away, and needs no traceback."""
+    return isinstance(error, RayloomError | RedisError | OSError) or is_unavailable(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from time import monotonic
 
 FIRST_S = 1.0
@@ -30,3 +31,9 @@ class Trouble:
             self._pause_s = min(self._pause_s * 2, LONGEST_S)
         self._what, self._seen_at, self._tell_at = what, now, now + self._pause_s
         return True
+
+    def tell(self, log: logging.Logger, event: str, error: BaseException, *, known: bool, **more: object) -> None:
+        """Log what is news: one line where it is ``known`` what such an error means, else with its traceback."""
+        if self.is_news(error):
+            level = logging.WARNING if known else logging.ERROR
+            log.log(level, event, exc_info=not known, extra={"error": f"{type(error).__name__}: {error}", **more})

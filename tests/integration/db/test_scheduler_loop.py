@@ -250,8 +250,9 @@ async def test_a_closed_scheduler_leaves_no_lease_to_wait_for(spine: Spine, runn
     assert (await spine.subtask(made.task_id, "a"))["retry_count"] == 0
 
 
-async def test_what_runs_goes_on_while_the_database_is_away(
-    spine: Spine, running: Running, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [Transient("DATABASE_UNAVAILABLE", "away"), ValueError("a bug")])
+async def test_what_runs_goes_on_while_the_database_is_away_or_a_heartbeat_fails(
+    spine: Spine, running: Running, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     class Held(InlineLane):
         ends: Callable[[], object] | None = None
@@ -265,7 +266,7 @@ async def test_what_runs_goes_on_while_the_database_is_away(
 
     async def silent(*_: Any, **__: Any) -> bool:
         heard.append(True)
-        raise Transient("DATABASE_UNAVAILABLE", "away")
+        raise error
 
     lane = Held()
     made = await spine.submit({"a": []})
@@ -288,6 +289,46 @@ async def test_what_runs_goes_on_while_the_database_is_away(
         assert await _ended(spine, made.task_id) == "COMPLETED"
         assert (await scheduler.health())["incarnation"] == life
     assert [(order.key, order.attempt) for order in lane.started] == [("a", 1)]
+
+
+async def test_no_attempt_of_a_life_that_breaks_runs_on_into_the_next_one(
+    spine: Spine, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stops: list[bool] = []
+
+    class Endless(InlineLane):
+        def start(self, order: AttemptOrder, *_: Any) -> Any:
+            self.started.append(order)
+            return self
+
+        def stop(self, *, force: bool) -> None:
+            stops.append(force)
+
+    lane = Endless()
+    await spine.submit({"a": []})
+    async with running(lane) as scheduler:
+        await scheduler.wake()
+
+        async def has_started() -> bool:
+            return bool(lane.started)
+
+        async def lives_anew() -> bool:
+            return (await scheduler.health())["incarnation"] not in (life, "None")
+
+        async def breaks(*_: Any) -> bool:
+            raise RuntimeError("it breaks")
+
+        await until(has_started)
+        life = (await scheduler.health())["incarnation"]
+        with monkeypatch.context() as patched:
+            patched.setattr(scheduler, "_beat", breaks)
+
+            async def is_killed() -> bool:
+                return bool(stops)
+
+            await until(is_killed)
+        await until(lives_anew)
+    assert stops[0]
 
 
 async def test_what_has_ended_is_written_down_before_a_scheduler_closes(spine: Spine, running: Running) -> None:

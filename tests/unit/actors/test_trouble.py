@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from rayloom.actors import trouble as module
@@ -27,3 +29,15 @@ def test_an_outage_is_told_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> 
     assert trouble.is_news(ValueError("the next outage"))
     now_s += 1.0
     assert trouble.is_news(ValueError("the next outage"))
+
+
+def test_only_what_nobody_expected_has_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    log, trouble = logging.getLogger("test"), Trouble()
+    trouble.tell(log, "known", AWAY, known=True, loop="x")
+    trouble.tell(log, "known", AWAY, known=True)
+    trouble.tell(log, "broken", ValueError("a bug"), known=False)
+    told = [(line.message, line.levelname, bool(line.exc_info), vars(line)["error"]) for line in caplog.records]
+    assert told == [
+        ("known", "WARNING", False, "Transient: away"),
+        ("broken", "ERROR", True, "ValueError: a bug"),
+    ]
