@@ -102,7 +102,7 @@ class Commits:
         try:
             committed = await self._with_refusals(await attempts.complete(self._line, endings))
         except Transient as error:
-            if self._suspects.failed(len(endings)):
+            if not engine.is_exhausted(error.__cause__) and self._suspects.failed(len(endings)):
                 # The others must not wait for it, and it must not come again: its refusal waits in its place.
                 flying, outcome = self._ended.popleft()
                 why = f"{error.message}: {error.__cause__}"

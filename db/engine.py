@@ -138,6 +138,15 @@ def is_unavailable(error: BaseException) -> bool:
     return isinstance(error, OSError | PoolTimeout) or state.startswith(_AWAY_STATES)
 
 
+# Disk and connections. Not memory, nor the limits that are set: what is smaller may pass those.
+_EXHAUSTED_STATES = ("53000", "53100", "53300")
+
+
+def is_exhausted(error: BaseException | None) -> bool:
+    """Whether the server has run out of what it needs for any statement: none is to blame for that."""
+    return getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None) in _EXHAUSTED_STATES
+
+
 def is_refusal(error: BaseException) -> bool:
     """Whether an error says that these very data can't be stored, now or ever."""
     if isinstance(error, asyncpg.PostgresError):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from asyncpg import DiskFullError
 
 from rayloom.actors import commits as module
 from rayloom.actors.backlog import Backlog
@@ -18,7 +20,7 @@ from rayloom.dag.errors import ErrorInfo, Transient
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.resources import ResourceShape
 from rayloom.db import attempts
-from rayloom.db.attempts import Claimed
+from rayloom.db.attempts import Claimed, Committed, Ending
 from tests.fakes.memory_queue import MemoryQueue
 from tests.fakes.memory_record import SHAPE, MemoryRecord
 from tests.fakes.refusals import refusals
@@ -172,6 +174,25 @@ async def test_as_long_as_the_database_takes_no_writes_no_output_is_to_blame(
     setattr(record, how, False)
     await commits.turn()
     assert [ending.outcome for ending in record.endings] == [GOOD]
+
+
+async def test_a_disk_that_is_full_is_no_outputs_fault(
+    commits: Commits, record: MemoryRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+
+    async def full(_engine: Any, endings: Sequence[Ending]) -> Committed:
+        batches.append(len(endings))
+        raise Transient("DATABASE_UNAVAILABLE", "no answer") from DiskFullError("no space left on device")
+
+    for n in range(4):
+        _add(commits, record, f"s{n}")
+    with monkeypatch.context() as patched:
+        patched.setattr(attempts, "complete", full)
+        await _turn_again(commits, 50)
+    assert batches == [4] * 50
+    await commits.turn()
+    assert [ending.outcome for ending in record.endings] == [GOOD] * 4
 
 
 async def test_a_refusal_that_is_refused_loses_nothing(commits: Commits, record: MemoryRecord) -> None:

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from rayloom.db.engine import is_refusal, is_unavailable
+from rayloom.db.engine import is_exhausted, is_refusal, is_unavailable
 
 
 def _error(sqlstate: str) -> asyncpg.PostgresError:
@@ -32,6 +32,7 @@ def test_only_data_are_refused_and_only_the_database_is_away(sqlstate: str) -> N
     assert is_unavailable(error) == (sqlstate in AWAY)
     wrapped: Any = DBAPIError("SELECT", None, error)
     assert is_unavailable(wrapped) == (sqlstate in AWAY)
+    assert is_exhausted(error) == is_exhausted(wrapped) == (sqlstate in ("53100", "53300"))
 
 
 @pytest.mark.parametrize(
