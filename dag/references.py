@@ -21,6 +21,7 @@ from typing import Final
 
 import orjson
 
+from rayloom.dag.embedded import HEAD, Embedded, pieces_of
 from rayloom.dag.errors import Fault, InvalidPlan, UserError
 from rayloom.dag.json_text import escape
 from rayloom.dag.nearest import did_you_mean
@@ -32,12 +33,7 @@ LITERAL: Final = "$literal"
 SECRET: Final = "$secret"
 _MARKERS: Final = (REF, LITERAL, SECRET)
 
-# An id, ".output", and then nothing more that could belong to a name. The id takes as much as it can.
-_HEAD: Final = re.compile(r"([A-Za-z0-9_.\-]+)\.output(?![A-Za-z0-9_\-])")
 _OUTPUT: Final = re.compile(r"\.output(?![A-Za-z0-9_\-])")
-_OPENING: Final = re.compile(r"\$?\$\{")
-MAX_REFERENCE_CHARS: Final = 2_000
-"""``${`` whose brace is farther away than this is plain text."""
 MAX_RESOLVED_CHARS: Final = 256 * 1024 * 1024
 """All that references put into one value, written as JSON: an output that is used twice counts twice."""
 _SHOWN_CHARS: Final = 100
@@ -75,8 +71,8 @@ def scan(value: Json, known: Collection[str], *, pointer: str = "") -> Scan:
     for where, item in _special(value, pointer):
         try:
             if isinstance(item, str):
-                for piece in _pieces(item):
-                    if isinstance(piece, _Embedded):
+                for piece in pieces_of(item):
+                    if isinstance(piece, Embedded):
                         subtask, path = _split(piece.text, known)
                         references.append(Reference(pointer=where, subtask=subtask, path=path, whole=False))
                 continue
@@ -131,15 +127,8 @@ def plain_text(text: str) -> str | None:
     """``text`` as ``resolve`` would give it, where no output is needed for that; None where it holds a reference."""
     if "${" not in text:
         return text
-    pieces = list(_pieces(text))
-    return None if any(isinstance(piece, _Embedded) for piece in pieces) else "".join(map(str, pieces))
-
-
-@dataclass(frozen=True, slots=True)
-class _Embedded:
-    """What stands between ``${`` and ``}`` where it is a reference."""
-
-    text: str
+    pieces = list(pieces_of(text))
+    return None if any(isinstance(piece, Embedded) for piece in pieces) else "".join(map(str, pieces))
 
 
 def _special(value: Json, pointer: str) -> Iterator[tuple[str, str | dict[str, Json]]]:
@@ -176,46 +165,9 @@ def _marked(item: Mapping[str, Json]) -> tuple[str, str]:
     return marker, content
 
 
-def _pieces(text: str) -> Iterator[str | _Embedded]:
-    """The parts of a string: plain text, escapes already undone, and references."""
-    start = 0
-    for opening in _OPENING.finditer(text):
-        if opening.start() < start:
-            continue  # inside a reference that was already taken
-        if opening.group() == "$${":
-            yield text[start : opening.start()]
-            yield "${"
-            start = opening.end()
-        elif _HEAD.match(text, opening.end()):
-            end = _closing(text, opening.end())
-            if end is not None:
-                yield text[start : opening.start()]
-                yield _Embedded(text[opening.end() : end])
-                start = end + 1
-    yield text[start:]
-
-
-_QUOTED_OR_BRACE: Final = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`(?:\\.|[^`\\])*`|[{}]""", re.DOTALL)
-
-
-def _closing(text: str, start: int) -> int | None:
-    """Where the brace stands that closes a reference: JMESPath has braces and quotes of its own.
-
-    None where there is none; it is looked for in a bounded stretch, so that many open ones don't cost their square.
-    """
-    if text.find("}", start, start + MAX_REFERENCE_CHARS) < 0:
-        return None
-    depth = 1
-    for token in _QUOTED_OR_BRACE.finditer(text, start, start + MAX_REFERENCE_CHARS):
-        depth += {"{": 1, "}": -1}.get(token.group(), 0)
-        if depth == 0:
-            return token.start()
-    return None
-
-
 def _split(text: str, known: Collection[str]) -> tuple[str, str]:
     """Id and path of a reference. Raises ValueError where there is no such id or no such path."""
-    head = _HEAD.match(text)
+    head = HEAD.match(text)
     if head is None:
         raise ValueError(f"`{_shown(text)}` is not a reference: write `<id>.output` and a JMESPath")
     candidates = [text[: found.start()] for found in _OUTPUT.finditer(text, 0, head.end())]
@@ -263,8 +215,8 @@ class _Resolution:
 
     def _text(self, text: str, pointer: str) -> str:
         pieces = []
-        for piece in _pieces(text):
-            if isinstance(piece, _Embedded):
+        for piece in pieces_of(text):
+            if isinstance(piece, Embedded):
                 found = text_of(self._look_up(piece.text, pointer))
                 self._count(found, piece.text, pointer)
                 pieces.append(found)

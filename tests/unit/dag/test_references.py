@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from rayloom.dag import paths, references
+from rayloom.dag.embedded import MAX_REFERENCE_CHARS
 from rayloom.dag.errors import InvalidPlan, UserError
-from rayloom.dag.references import MAX_REFERENCE_CHARS, Reference, find, literal, plain_text, resolve, secrets, text_of
+from rayloom.dag.references import Reference, find, literal, plain_text, resolve, secrets, text_of
 from rayloom.dag.values import Json
 
 KNOWN = {"fetch", "a", "a.output", "a.b", "x-1"}
