@@ -10,7 +10,7 @@ from typing import Final
 # An id, ".output", and then nothing more that could belong to a name. The id takes as much as it can.
 HEAD: Final = re.compile(r"([A-Za-z0-9_.\-]+)\.output(?![A-Za-z0-9_\-])")
 MAX_REFERENCE_CHARS: Final = 2_000
-"""``${`` whose brace is farther away than this is plain text."""
+"""``${`` whose brace is farther away than this is plain text; a longer ``$ref`` is a fault."""
 _OPENING: Final = re.compile(r"\$?\$\{")
 
 

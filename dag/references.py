@@ -21,7 +21,7 @@ from typing import Final
 
 import orjson
 
-from rayloom.dag.embedded import HEAD, Embedded, pieces_of
+from rayloom.dag.embedded import HEAD, MAX_REFERENCE_CHARS, Embedded, pieces_of
 from rayloom.dag.errors import Fault, InvalidPlan, UserError
 from rayloom.dag.json_text import escape
 from rayloom.dag.nearest import did_you_mean
@@ -36,6 +36,8 @@ _MARKERS: Final = (REF, LITERAL, SECRET)
 _OUTPUT: Final = re.compile(r"\.output(?![A-Za-z0-9_\-])")
 MAX_RESOLVED_CHARS: Final = 256 * 1024 * 1024
 """All that references put into one value, written as JSON: an output that is used twice counts twice."""
+MAX_ID_CHARS: Final = 128
+"""As ``plan`` has it: no id is looked for beyond."""
 _SHOWN_CHARS: Final = 100
 
 
@@ -167,13 +169,16 @@ def _marked(item: Mapping[str, Json]) -> tuple[str, str]:
 
 def _split(text: str, known: Collection[str]) -> tuple[str, str]:
     """Id and path of a reference. Raises ValueError where there is no such id or no such path."""
+    if len(text) > MAX_REFERENCE_CHARS:
+        raise ValueError(f"`{_shown(text)}` is longer than {MAX_REFERENCE_CHARS:,} characters")
     head = HEAD.match(text)
     if head is None:
         raise ValueError(f"`{_shown(text)}` is not a reference: write `<id>.output` and a JMESPath")
-    candidates = [text[: found.start()] for found in _OUTPUT.finditer(text, 0, head.end())]
+    end = min(head.end(), MAX_ID_CHARS + len(".output") + 1)
+    candidates = [text[: found.start()] for found in _OUTPUT.finditer(text, 0, end)]
     subtask = next((name for name in reversed(candidates) if name in known), None)
     if subtask is None:
-        name = candidates[0]
+        name = _OUTPUT.split(text, maxsplit=1)[0]
         hint = did_you_mean(name, known)
         raise ValueError(f"`{_shown(text)}` refers to `{_shown(name)}`, and there is no such subtask{hint}")
     path = text[len(subtask) + len(".output") :]

@@ -101,6 +101,7 @@ def test_everything_else_is_left_as_it_is(text: str) -> None:
         ({"$ref": "fetch.output.["}, "", "no valid JMESPath after `fetch.output`"),
         ("${fetch.output:-default}", "", "no valid JMESPath"),
         ({"$ref": "n" * 200 + ".output"}, "", "…` refers to"),
+        ({"$ref": "fetch.output" + " " * MAX_REFERENCE_CHARS}, "", "is longer than 2,000 characters"),
     ],
 )
 def test_a_bad_reference_is_a_fault_with_its_place(value: Json, pointer: str, message: str) -> None:
@@ -109,6 +110,14 @@ def test_a_bad_reference_is_a_fault_with_its_place(value: Json, pointer: str, me
     (fault,) = refused.value.faults
     assert fault.pointer == pointer
     assert message in fault.message
+
+
+def test_only_ids_that_can_exist_are_looked_for() -> None:
+    known = {"n" * 128, "n" * 300}
+    assert find({"$ref": "n" * 128 + ".output.x"}, known)[0].path == ".x"
+    for text in ("n" * 128 + ".outputs.output", "n" * 300 + ".output"):
+        with pytest.raises(InvalidPlan, match="no such subtask"):
+            find({"$ref": text}, known)
 
 
 def test_a_literal_is_not_looked_into() -> None:
