@@ -40,19 +40,22 @@ def pieces_of(text: str) -> Iterator[str | Embedded]:
     yield text[start:]
 
 
-_QUOTED_OR_BRACE: Final = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`(?:\\.|[^`\\])*`|[{}]""", re.DOTALL)
+_QUOTED_OR_BRACE: Final = re.compile(r"""'(?:\\.|[^'\\])*'?|"(?:\\.|[^"\\])*"?|`(?:\\.|[^`\\])*`?|[{}]""", re.DOTALL)
 
 
 def _closing(text: str, start: int) -> int | None:
     """Where the brace stands that closes a reference: JMESPath has braces and quotes of its own.
 
     None where there is none; it is looked for in a bounded stretch, so that many open ones don't cost their square.
+    For the same reason the first brace closes what none closes as JMESPath would have it: that is no JMESPath, so a
+    fault that is told, and not text that would be looked through again.
     """
-    if text.find("}", start, start + MAX_REFERENCE_CHARS) < 0:
+    first = text.find("}", start, start + MAX_REFERENCE_CHARS)
+    if first < 0:
         return None
     depth = 1
     for token in _QUOTED_OR_BRACE.finditer(text, start, start + MAX_REFERENCE_CHARS):
         depth += {"{": 1, "}": -1}.get(token.group(), 0)
         if depth == 0:
             return token.start()
-    return None
+    return first

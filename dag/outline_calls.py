@@ -131,7 +131,7 @@ class CallCheck:
             return f"there is no tool `{name[:100]}`{did_you_mean(name, sorted(self._tools))}"
         faults = faults_of(call.input, pointer="input", max_nesting=MAX_NESTING - _PLAN_LEVELS, limit=1)
         if not faults:
-            scanned = scan(call.input, known, pointer="input")
+            scanned = scan(call.input, known, pointer="input", limit=1)
             faults = list(scanned.faults)
             if scanned.secrets:
                 return "it asks for a secret, and this version keeps none"

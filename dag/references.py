@@ -14,6 +14,7 @@ the output is a fault, and all that references put into one value is limited.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import orjson
 from rayloom.dag.embedded import HEAD, MAX_REFERENCE_CHARS, Embedded, pieces_of
 from rayloom.dag.errors import Fault, InvalidPlan, UserError
 from rayloom.dag.json_text import escape
-from rayloom.dag.nearest import did_you_mean
+from rayloom.dag.nearest import Hints
 from rayloom.dag.paths import Missing, TooLarge, path_fault, search
 from rayloom.dag.values import Json
 
@@ -65,8 +66,14 @@ class Scan:
     faults: tuple[Fault, ...]
 
 
-def scan(value: Json, known: Collection[str], *, pointer: str = "") -> Scan:
-    """Every reference, secret and fault of ``value``. ``known`` are the ids that may be referred to."""
+def scan(
+    value: Json, known: Collection[str], *, pointer: str = "", limit: float = math.inf, hints: Hints | None = None
+) -> Scan:
+    """Every reference, secret and fault of ``value``. ``known`` are the ids that may be referred to.
+
+    It looks no further once it has found ``limit`` faults. ``hints`` are those of the plan.
+    """
+    hints = hints or Hints()
     references: list[Reference] = []
     secrets: list[tuple[str, str]] = []
     faults: list[Fault] = []
@@ -75,17 +82,19 @@ def scan(value: Json, known: Collection[str], *, pointer: str = "") -> Scan:
             if isinstance(item, str):
                 for piece in pieces_of(item):
                     if isinstance(piece, Embedded):
-                        subtask, path = _split(piece.text, known)
+                        subtask, path = _split(piece.text, known, hints)
                         references.append(Reference(pointer=where, subtask=subtask, path=path, whole=False))
                 continue
             marker, content = _marked(item)
             if marker == REF:
-                subtask, path = _split(content, known)
+                subtask, path = _split(content, known, hints)
                 references.append(Reference(pointer=where, subtask=subtask, path=path, whole=True))
             elif marker == SECRET:
                 secrets.append((where, content))
         except ValueError as error:
             faults.append(Fault(where, str(error)))
+            if len(faults) >= limit:
+                break
     return Scan(references=tuple(references), secrets=tuple(secrets), faults=tuple(faults))
 
 
@@ -129,8 +138,12 @@ def plain_text(text: str) -> str | None:
     """``text`` as ``resolve`` would give it, where no output is needed for that; None where it holds a reference."""
     if "${" not in text:
         return text
-    pieces = list(pieces_of(text))
-    return None if any(isinstance(piece, Embedded) for piece in pieces) else "".join(map(str, pieces))
+    pieces: list[str] = []
+    for piece in pieces_of(text):
+        if isinstance(piece, Embedded):
+            return None
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def _special(value: Json, pointer: str) -> Iterator[tuple[str, str | dict[str, Json]]]:
@@ -167,7 +180,7 @@ def _marked(item: Mapping[str, Json]) -> tuple[str, str]:
     return marker, content
 
 
-def _split(text: str, known: Collection[str]) -> tuple[str, str]:
+def _split(text: str, known: Collection[str], hints: Hints) -> tuple[str, str]:
     """Id and path of a reference. Raises ValueError where there is no such id or no such path."""
     if len(text) > MAX_REFERENCE_CHARS:
         raise ValueError(f"`{_shown(text)}` is longer than {MAX_REFERENCE_CHARS:,} characters")
@@ -179,7 +192,7 @@ def _split(text: str, known: Collection[str]) -> tuple[str, str]:
     subtask = next((name for name in reversed(candidates) if name in known), None)
     if subtask is None:
         name = _OUTPUT.split(text, maxsplit=1)[0]
-        hint = did_you_mean(name, known)
+        hint = hints(name, known)
         raise ValueError(f"`{_shown(text)}` refers to `{_shown(name)}`, and there is no such subtask{hint}")
     path = text[len(subtask) + len(".output") :]
     fault = path_fault(path)
@@ -194,6 +207,7 @@ class _Resolution:
     def __init__(self, outputs: Mapping[str, Json]) -> None:
         self._outputs = outputs
         self._chars_left = MAX_RESOLVED_CHARS
+        self._hints = Hints()
 
     def resolve(self, value: Json, pointer: str) -> Json:
         if isinstance(value, str):
@@ -231,7 +245,7 @@ class _Resolution:
 
     def _look_up(self, text: str, pointer: str) -> Json:
         try:
-            subtask, path = _split(text, self._outputs)
+            subtask, path = _split(text, self._outputs, self._hints)
         except ValueError as error:
             raise UserError("REFERENCE_MISSING", f"{pointer or '/'}: {error}") from None
         try:

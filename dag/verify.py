@@ -16,7 +16,7 @@ from rayloom.dag import graph
 from rayloom.dag.errors import Fault, InvalidPlan
 from rayloom.dag.input_check import InputCheck
 from rayloom.dag.kinds import kind_faults, needs_model, tool_of
-from rayloom.dag.nearest import did_you_mean
+from rayloom.dag.nearest import Hints
 from rayloom.dag.plan import MAX_EDGES, MAX_FAULTS, MAX_SHAPES, NO_WISHES, Plan, Resources, Subtask
 from rayloom.dag.references import scan
 from rayloom.dag.resources import NodeShape, ResourceShape, effective, fits, largest
@@ -101,6 +101,7 @@ class _Verification:
         self.model_available = model_available
         self.pointer = pointer
         self.faults: list[Fault] = []
+        self.hints = Hints()
         self.references: dict[int, tuple[str, ...]] = {}
         self.ordinals: dict[str, int] = {}
         self.offered = frozenset(name for node in nodes for name, amount in node.total.items() if amount > 0)
@@ -115,19 +116,23 @@ class _Verification:
         self._number_ids()
         dependencies: list[tuple[int, ...]] = []
         for ordinal, subtask in enumerate(self.plan.subtasks):
-            if len(self.faults) >= MAX_FAULTS:
-                raise InvalidPlan(self.faults[:MAX_FAULTS])
             where = f"{self.pointer}/subtasks/{ordinal}"
             dependencies.append(self._dependencies(ordinal, subtask, where))
             self._count_edges(len(dependencies[-1]), subtask, where)
             self._check_subtask(subtask, where)
         layers = self._levels(dependencies)
         if self.faults:
-            raise InvalidPlan(self.faults[:MAX_FAULTS])
+            raise InvalidPlan(self.faults)
         return self._verified(dependencies, layers)
 
     def _fault(self, pointer: str, message: str) -> None:
-        self.faults.append(Fault(pointer, message))
+        self._add([Fault(pointer, message)])
+
+    def _add(self, faults: Sequence[Fault]) -> None:
+        """Raises InvalidPlan once there are as many as are listed: to look for more would be work for nothing."""
+        self.faults.extend(faults)
+        if len(self.faults) >= MAX_FAULTS:
+            raise InvalidPlan(self.faults[:MAX_FAULTS])
 
     def _number_ids(self) -> None:
         for ordinal, subtask in enumerate(self.plan.subtasks):
@@ -142,15 +147,16 @@ class _Verification:
         for place, name in enumerate(subtask.depends_on):
             needed = self.ordinals.get(name)
             if needed is None:
-                hint = did_you_mean(name, self.ordinals)
+                hint = self.hints(name, self.ordinals)
                 self._fault(f"{where}/depends_on/{place}", f"there is no subtask `{name}`{hint}")
             elif name == subtask.id:
                 self._fault(f"{where}/depends_on/{place}", f"`{name}` can't depend on itself")
             else:
                 found.add(needed)
         if subtask.input:
-            scanned = scan(subtask.input, self.ordinals, pointer=f"{where}/input")
-            self.faults.extend(scanned.faults)
+            left = MAX_FAULTS - len(self.faults)
+            scanned = scan(subtask.input, self.ordinals, pointer=f"{where}/input", limit=left, hints=self.hints)
+            self._add(scanned.faults)
             for pointer, name in scanned.secrets:
                 self._fault(pointer, f"there is no secret `{name}`: this version keeps no secrets")
             if scanned.references:
@@ -168,7 +174,7 @@ class _Verification:
         if self.edges > MAX_EDGES:
             field = "depends_on" if subtask.depends_on else "input"
             self._fault(f"{where}/{field}", f"a plan has at most {MAX_EDGES:,} dependencies, and here it has more")
-            raise InvalidPlan(self.faults[-MAX_FAULTS:])
+            raise InvalidPlan(self.faults)
 
     def _check_subtask(self, subtask: Subtask, where: str) -> None:
         for field, message in kind_faults(subtask, model_available=self.model_available):
@@ -180,7 +186,7 @@ class _Verification:
                 self._fault(f"{where}/tool", fault)
                 return
             if not needs_model(subtask):
-                self.faults.extend(self._input_check(name).faults(subtask.input, pointer=f"{where}/input"))
+                self._add(self._input_check(name).faults(subtask.input, pointer=f"{where}/input"))
         known = len(self.shapes)
         fault = self._shape_fault(self._shape(name, subtask.resources))
         if known == MAX_SHAPES < len(self.shapes):
@@ -198,7 +204,7 @@ class _Verification:
         tool = self.tools.get(name)
         if tool is None:
             active = sorted(known for known, view in self.tools.items() if view.is_active)
-            return f"there is no tool `{name}`{did_you_mean(name, active)}"
+            return f"there is no tool `{name}`{self.hints(name, active)}"
         if not tool.is_active:
             return f"the tool `{name}` is switched off"
         if any(fnmatchcase(name, glob) for glob in self.deny):

@@ -16,7 +16,7 @@ from rayloom.db.submit import submit_task
 from rayloom.db.task_moves import end_task
 from rayloom.serve import cursors, shapes
 from rayloom.serve.auth import Me, Owner
-from rayloom.serve.bodies import off_loop, read_object, schema_of
+from rayloom.serve.bodies import PLAN_THREAD_BYTES, off_loop, read_object, schema_of
 from rayloom.serve.cursors import Cursor, Limit
 from rayloom.serve.deps import Deps, ask, deps_of
 from rayloom.serve.gate import call_of
@@ -57,7 +57,9 @@ async def submit(
     judge = Judge(deps, me)
     await judge.prepare()
     raw = document.get("plan")
-    plan = None if raw is None else await off_loop(size, lambda: judge.plan(raw, submission.tools))
+    plan = None
+    if raw is not None:
+        plan = await off_loop(size, lambda: judge.plan(raw, submission.tools), at_most=PLAN_THREAD_BYTES)
     task = new_task(
         submission,
         user_id=me.user_id,

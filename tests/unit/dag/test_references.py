@@ -7,7 +7,8 @@ import pytest
 from rayloom.dag import paths, references
 from rayloom.dag.embedded import MAX_REFERENCE_CHARS
 from rayloom.dag.errors import InvalidPlan, UserError
-from rayloom.dag.references import Reference, find, literal, plain_text, resolve, secrets, text_of
+from rayloom.dag.nearest import MAX_HINTS
+from rayloom.dag.references import Reference, find, literal, plain_text, resolve, scan, secrets, text_of
 from rayloom.dag.values import Json
 
 KNOWN = {"fetch", "a", "a.output", "a.b", "x-1"}
@@ -69,8 +70,6 @@ def test_the_longest_known_id_wins(text: str, subtask: str, path: str) -> None:
         "${ fetch.output}",
         "$fetch.output",
         "{fetch.output}",
-        "${a.output | '}'",
-        "${a.output | {a: b}",
         "${a.output" + " " * MAX_REFERENCE_CHARS + "}",
         "$",
         "${}",
@@ -100,6 +99,9 @@ def test_everything_else_is_left_as_it_is(text: str) -> None:
         ({"$secret": None}, "", "must be a text"),
         ({"$ref": "fetch.output.["}, "", "no valid JMESPath after `fetch.output`"),
         ("${fetch.output:-default}", "", "no valid JMESPath"),
+        ("${a.output | '}'", "", "no valid JMESPath"),
+        ("${a.output | {a: b}", "", "no valid JMESPath"),
+        ("${a.output.b's}", "", "no valid JMESPath"),
         ({"$ref": "n" * 200 + ".output"}, "", "…` refers to"),
         ({"$ref": "fetch.output" + " " * MAX_REFERENCE_CHARS}, "", "is longer than 2,000 characters"),
     ],
@@ -118,6 +120,14 @@ def test_only_ids_that_can_exist_are_looked_for() -> None:
     for text in ("n" * 128 + ".outputs.output", "n" * 300 + ".output"):
         with pytest.raises(InvalidPlan, match="no such subtask"):
             find({"$ref": text}, known)
+
+
+def test_no_more_faults_are_looked_for_than_are_wanted() -> None:
+    value: Json = [{"$ref": "fetc.output"}] * 50
+    assert len(scan(value, KNOWN, limit=20).faults) == 20
+    faults = scan(value, KNOWN).faults
+    assert len(faults) == 50
+    assert sum("did you mean fetch?" in fault.message for fault in faults) == MAX_HINTS
 
 
 def test_a_literal_is_not_looked_into() -> None:
@@ -217,6 +227,10 @@ def test_values_stand_in_text_as_compact_json() -> None:
 def test_many_open_braces_are_no_work() -> None:
     text = "${a.output" * 20_000
     assert resolve(text, OUTPUTS) == text
+    for unit in ("${a.output{}", "${a.output\\'{}"):
+        # Each brace and quote of them is looked at once, not once for each opening before it.
+        assert len(scan(unit * 5_000, KNOWN).faults) == 1
+        assert plain_text(unit * 5_000) is None
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from rayloom.dag.errors import InvalidPlan
 from rayloom.dag.kinds import UNSUPPORTED
+from rayloom.dag.nearest import MAX_HINTS
 from rayloom.dag.plan import MAX_EDGES, MAX_FAULTS, MAX_SHAPES, Subtask, parse_plan
 from rayloom.dag.resources import NodeShape, ResourceShape
 from rayloom.dag.tool_view import ToolView
@@ -230,6 +231,20 @@ def test_faults_are_told_together_but_not_without_end() -> None:
     assert [pointer for pointer, _ in found] == ["3/id", "0/depends_on/0", "0/cacheable", "0/tool", "1/depends_on/0"]
     assert len(_faults(*(_noop(f"s{i}", "nobody") for i in range(MAX_FAULTS + 50)))) == MAX_FAULTS
     assert len(_faults(*(_noop("same") for i in range(MAX_FAULTS + 50)))) == MAX_FAULTS
+
+
+@pytest.mark.parametrize(
+    "subtask",
+    [
+        _noop("a", *["mama"] * 5_000),
+        _echo("a", [{"$ref": "mama.output"}] * 5_000),
+        _echo("a", ["${mama.output}"] * 5_000),
+    ],
+)
+def test_the_faults_of_one_subtask_have_an_end_and_few_of_them_a_hint(subtask: dict[str, Any]) -> None:
+    found = _faults(subtask, _noop("mamas"))
+    assert len(found) == MAX_FAULTS
+    assert sum("did you mean mamas?" in message for _, message in found) == MAX_HINTS
 
 
 def test_a_long_cycle_is_told_in_short() -> None:
