@@ -16,6 +16,7 @@ from rayloom.db.schema import execution_logs, sub_tasks
 
 DEFAULT_DAYS: Final = 30
 RECENT_ATTEMPTS: Final = 10_000
+_FIRST: Final = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,8 @@ async def read_usage(
 ) -> list[UsageRow]:
     """Usage of a user by tool and day, newest day first."""
     until = until or datetime.now(UTC)
-    since = since or until - timedelta(days=DEFAULT_DAYS)
+    # Thirty days before the first day of all there is none.
+    since = since or max(until, _FIRST + timedelta(days=DEFAULT_DAYS)) - timedelta(days=DEFAULT_DAYS)
     day = cast(func.timezone("UTC", execution_logs.c.start_time), Date)
     tokens = func.sum(execution_logs.c.tokens_used)
     statement = (

@@ -83,7 +83,8 @@ async def test_usage_is_told_by_tool_and_day(world: World) -> None:
     assert item["user_id"] == str(me.id)
     assert usage["total"]["tokens_in"] == 7
     assert usage["reserved"] == {"tokens": 0, "cost_usd": 0.0}
-    assert (await me.get("/usage", created_before="2020-01-01T00:00:00Z"))["items"] == []
+    for before in ("2020-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "0001-01-02"):
+        assert (await me.get("/usage", created_before=before))["items"] == []
 
 
 async def test_readiness_names_every_dependency(world: World) -> None:
