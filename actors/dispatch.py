@@ -9,7 +9,7 @@ from uuid import UUID
 
 from rayloom.actors.backlog import KNOWN_SHAPES, Backlog
 from rayloom.actors.commits import Commits
-from rayloom.actors.flight import Flight, never_started, not_begun, unschedulable
+from rayloom.actors.flight import Flight, never_started, not_begun, unreadable, unschedulable
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import Transient
 from rayloom.dag.ports import Ask, Finished, TokenPort
@@ -157,11 +157,14 @@ class Dispatch:
                 self._backlog.hold(item, ASK_AGAIN_S)
             raise
         won = {one.sub_task_id for one in claimed}
-        for item, _ in admitted:
-            if item.sub_task_id not in won:
-                # Somebody was faster, or it was cancelled: it is not ours to start.
-                self._forget(item)
-        if len(won) < len(admitted) and (won or await self._lives()):
+        missing = [item for item, _ in admitted if item.sub_task_id not in won]
+        for item in missing:
+            # Somebody was faster, or it was cancelled: it is not ours to start.
+            self._forget(item)
+        if missing and attempts.may_have_left(claimed):
+            # Or their inputs were too much for one claim.
+            await self._backlog.add(missing)
+        if missing and (won or await self._lives()):
             # They may have hidden others.
             self._backlog.dirty = True
         surplus = self._surplus(claimed)
@@ -170,6 +173,9 @@ class Dispatch:
             if one.sub_task_id in surplus:
                 self.window.give_back(shape)
                 self._commits.add(never_started(one, shape), not_begun())
+            elif one.unreadable:
+                self.window.give_back(shape)
+                self._commits.add(never_started(one, shape), unreadable(one.unreadable))
             else:
                 self._flight.start(one, shape, registry_version=self.registry_version)
         # While Ray has more than it can run, ends may be told in larger lots.

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from rayloom.actors.order import AttemptOrder
@@ -16,6 +16,9 @@ from rayloom.dag.resources import ResourceShape
 from rayloom.db.attempts import Claimed
 
 _log = logging.getLogger(__name__)
+
+LARGE_CHARS = 64 * 1024
+"""A larger input is not kept beside the lane's copy."""
 
 ABANDON_S = 60.0
 """How long a killed attempt is waited for: a node that has died is noticed by Ray before that."""
@@ -106,6 +109,9 @@ class Flight:
             _log.warning("attempt.not_started", exc_info=True, extra={"sub_task_id": claimed.sub_task_id})
             asyncio.get_running_loop().call_soon(ended, _refused(error))
             running = _NeverStarted()
+        if len(claimed.input) > LARGE_CHARS:
+            # It is with the lane now.
+            claimed = replace(claimed, input="")
         flying = Flying(claimed, shape, running, abandon=lambda: ended(_abandoned(order.handed_at)))
         self.attempts[claimed.sub_task_id] = flying
 
@@ -178,6 +184,14 @@ def _abandoned(started_at: float) -> Outcome:
     message = "the worker process that ran the attempt does not answer, and could not be killed"
     info = ErrorInfo(code="WORKER_DIED", error_class="transient", message=message, retryable=True)
     return Outcome(verdict="cancelled", error=info, started_at=started_at, finished_at=time.time())
+
+
+def unreadable(why: str) -> Outcome:
+    """What is said of an attempt whose input PostgreSQL can't give."""
+    now = time.time()
+    message = f"the database can't give its input: {why[:500]}"
+    info = ErrorInfo(code="INPUT_UNREADABLE", error_class="user", message=message, retryable=False)
+    return Outcome(verdict="failed", error=info, started_at=now, finished_at=now)
 
 
 def _refused(error: Exception) -> Outcome:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -17,11 +17,16 @@ from rayloom.db.queue import Queued
 
 INLINE_BYTES = 256 * 1024
 """Outputs and results up to here are shown inline; larger ones are given by reference (contract section 4)."""
+CLAIM_CHARS = 64 * 1024 * 1024
+"""A claim ends with the input that brings it to so many characters, so as not to fill the scheduler's memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed:
-    """A subtask whose lease was just taken: all that an attempt needs. ``running``: it is RUNNING already."""
+    """A subtask whose lease was just taken: all that an attempt needs. ``running``: it is RUNNING already.
+
+    ``unreadable``: why PostgreSQL can't give its input; then there is none, and nothing to be run.
+    """
 
     sub_task_id: str
     task_id: str
@@ -38,6 +43,7 @@ class Claimed:
     shape: str
     score: float
     running: bool
+    unreadable: str = ""
 
     @property
     def use(self) -> tuple[str, str]:
@@ -84,13 +90,40 @@ class Committed:
 
 
 async def claim(engine: Source, items: Sequence[tuple[str, bool]], *, incarnation: UUID) -> tuple[Claimed, ...]:
-    """Take leases of (subtask id, run now?) pairs; those that somebody else took are left out."""
+    """Take leases of (subtask id, run now?) pairs; those that somebody else took are left out.
+
+    So are the last ones where the inputs are large (see ``may_have_left``). Where PostgreSQL can't give an input, the
+    batch is halved until that one stands alone: it is taken without its input.
+    """
+    try:
+        return await _claim(engine, items, incarnation, chars=CLAIM_CHARS)
+    except DRIVER_ERRORS as error:
+        if not is_refusal(error):
+            raise
+        if len(items) == 1:
+            why = f"{type(error).__name__}: {error}"
+            taken = await _claim(engine, items, incarnation, chars=None)
+            return tuple(replace(one, unreadable=why) for one in taken)
+    half = len(items) // 2
+    first = await claim(engine, items[:half], incarnation=incarnation)
+    return first + await claim(engine, items[half:], incarnation=incarnation)
+
+
+def may_have_left(claimed: Sequence[Claimed]) -> bool:
+    """Whether a claim that gave these may have ended before the last that was asked for."""
+    return sum(len(one.input) for one in claimed) >= CLAIM_CHARS
+
+
+async def _claim(
+    engine: Source, items: Sequence[tuple[str, bool]], incarnation: UUID, *, chars: int | None
+) -> tuple[Claimed, ...]:
     async with driver(engine) as connection:
         rows = await connection.fetch(
-            "SELECT * FROM claim_subtasks($1, $2, $3)",
+            "SELECT * FROM claim_subtasks($1, $2, $3, $4)",
             [item for item, _ in items],
             [running for _, running in items],
             incarnation,
+            chars,
         )
     return tuple(
         Claimed(

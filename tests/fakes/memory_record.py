@@ -23,7 +23,8 @@ class MemoryRecord:
     """``queued``: what may be claimed. ``moved_on``: the statuses of subtasks whose outcomes come too late.
 
     ``counted``: how often what is queued was counted. ``away``: nothing answers. ``unstorable``: outputs that it
-    refuses. ``over``: the life that claims was ended.
+    refuses. ``over``: the life that claims was ended. ``inputs``: those that are not empty; ``unreadable``: subtasks
+    whose inputs it can't give.
     """
 
     queued: dict[str, Queued] = field(default_factory=dict)
@@ -40,6 +41,8 @@ class MemoryRecord:
     over: bool = False
     read_only: bool = False
     deadly: set[str] = field(default_factory=set)
+    inputs: dict[str, str] = field(default_factory=dict)
+    unreadable: set[str] = field(default_factory=set)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> MemoryRecord:
         """From now on the statements of the engine come here."""
@@ -68,9 +71,9 @@ class MemoryRecord:
         if self.over:
             return ()
         for id_, running in items:
-            item = self.queued.pop(id_, None)
-            if item is None:
+            if id_ not in self.queued or attempts.may_have_left(won):
                 continue
+            item = self.queued.pop(id_)
             self.attempt[id_] += 1
             self.running[id_] = running
             won.append(
@@ -85,11 +88,12 @@ class MemoryRecord:
                     retry_count=0,
                     max_retries=3,
                     timeout_s=60.0,
-                    input="{}",
+                    input=self.inputs.get(id_, "{}"),
                     referred=(),
                     shape=item.shape,
                     score=item.score,
                     running=running,
+                    unreadable="it is too long" if id_ in self.unreadable else "",
                 )
             )
         return tuple(won)

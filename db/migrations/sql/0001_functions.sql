@@ -80,8 +80,9 @@ BEGIN
 END $$
 ----
 -- Take the leases of queued subtasks: attempt + 1. Those marked as running become RUNNING at once; the others are
--- handed to Ray as demand and become RUNNING when a worker begins them (begin_attempt).
-CREATE FUNCTION claim_subtasks(p_ids uuid[], p_running boolean[], p_incarnation uuid)
+-- handed to Ray as demand and become RUNNING when a worker begins them (begin_attempt). In their order, until their
+-- inputs have p_chars characters or more; with null for p_chars all of them, without their inputs.
+CREATE FUNCTION claim_subtasks(p_ids uuid[], p_running boolean[], p_incarnation uuid, p_chars bigint)
 RETURNS TABLE (
     id uuid, task_id uuid, user_id uuid, key text, tool text, task_type text, attempt integer, retry_count integer,
     max_retries integer, timeout_s double precision, input text, referred text[], shape text,
@@ -95,22 +96,26 @@ BEGIN
     PERFORM lock_tasks_of(p_ids);
     RETURN QUERY
     WITH asked AS MATERIALIZED (
-        SELECT a.id, a.running FROM unnest(p_ids, p_running) AS a (id, running)
+        SELECT a.*, CASE WHEN p_chars IS NULL THEN '{}' ELSE s.input_context::text END AS input
+        FROM unnest(p_ids, p_running) WITH ORDINALITY AS a (id, running, place)
+        JOIN sub_tasks s ON s.id = a.id AND s.status = 'QUEUED' AND s.incarnation IS NULL
+    ), measured AS (
+        SELECT a.*, sum(length(a.input)) OVER (ORDER BY a.place) - length(a.input) AS chars_before FROM asked a
     ), claimed AS (
         UPDATE sub_tasks s SET
             status = CASE WHEN a.running THEN 'RUNNING' ELSE s.status END,
             phase = CASE WHEN a.running THEN 'PREPARE_ENV' END,
             started_at = CASE WHEN a.running THEN now() ELSE s.started_at END,
             attempt = s.attempt + 1, incarnation = p_incarnation, worker_id = NULL
-        FROM asked a
-        WHERE s.id = a.id AND s.status = 'QUEUED' AND s.incarnation IS NULL
-        RETURNING s.*, a.running AS is_running
+        FROM measured a
+        WHERE s.id = a.id AND s.status = 'QUEUED' AND s.incarnation IS NULL AND (p_chars IS NULL OR a.chars_before < p_chars)
+        RETURNING s.*, a.running AS is_running, a.input AS input_text
     ), told AS (
         INSERT INTO task_events (task_id, kind, subtask, from_status, to_status, phase, attempt)
         SELECT c.parent_id, 'subtask', c.key, 'QUEUED', 'RUNNING', 'PREPARE_ENV', c.attempt FROM claimed c WHERE c.is_running
     )
     SELECT c.id, c.parent_id, c.user_id, c.key, c.tool, c.task_type, c.attempt, c.retry_count, c.max_retries, c.timeout_s,
-        c.input_context::text, c.referred, c.shape, c.score, c.is_running
+        c.input_text, c.referred, c.shape, c.score, c.is_running
     FROM claimed c;
 END $$
 ----

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 from uuid import UUID
 
+import asyncpg
 import pytest
 from uuid_utils.compat import uuid7
 
 from rayloom.db import attempts, leases
+from rayloom.db.attempts import Claimed
 from rayloom.db.incarnations import begin_incarnation, dead_with_leases, end_incarnation, heartbeat
 from tests.integration.db.spine import BROKEN, Spine, outcome
 
@@ -52,6 +55,44 @@ async def test_only_what_is_queued_and_free_can_be_claimed(spine: Spine) -> None
     assert set(await spine.claim(made.task_id)) == {"a"}
     assert await spine.claim(made.task_id) == {}
     assert await attempts.claim(spine.engine, [(str(uuid7()), True)], incarnation=spine.incarnation) == ()
+
+
+async def test_a_claim_ends_with_the_input_that_brings_it_to_its_bound(
+    spine: Spine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await spine.submit({"a": [], "b": [], "c": []})
+    await spine.rows(
+        "UPDATE sub_tasks SET input_context = jsonb_build_object('é', repeat('é', 500)) WHERE parent_id = $1",
+        made.task_id,
+    )
+    monkeypatch.setattr(attempts, "CLAIM_CHARS", 1_000)
+    first = await spine.claim(made.task_id, "c", "b", "a")
+    assert set(first) == {"c", "b"}
+    assert attempts.may_have_left(list(first.values()))
+    second = await spine.claim(made.task_id, "c", "b", "a")
+    assert set(second) == {"a"}
+    assert not attempts.may_have_left(list(second.values()))
+
+
+async def test_an_input_that_cannot_be_given_is_found_among_many_and_taken_without_it(
+    spine: Spine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await spine.submit({f"s{n}": [] for n in range(7)})
+    bad = (await spine.ids(made.task_id))["s4"]
+    claim = attempts._claim
+
+    async def refusing(engine: Any, items: Any, incarnation: UUID, *, chars: int | None) -> tuple[Claimed, ...]:
+        """As PostgreSQL does where the text of an input has more than 1 GB."""
+        if chars is not None and any(id_ == bad for id_, _ in items):
+            raise asyncpg.ProgramLimitExceededError("string buffer exceeds maximum allowed length")
+        return await claim(engine, items, incarnation, chars=chars)
+
+    monkeypatch.setattr(attempts, "_claim", refusing)
+    claimed = await spine.claim(made.task_id)
+    assert len(claimed) == 7
+    assert {key for key, one in claimed.items() if one.unreadable} == {"s4"}
+    assert "ProgramLimitExceededError: string buffer" in claimed["s4"].unreadable
+    assert (await spine.subtask(made.task_id, "s4"))["status"] == "RUNNING"
 
 
 async def test_what_is_handed_over_stays_queued_until_it_is_begun_once(spine: Spine) -> None:

@@ -88,7 +88,7 @@ FORBIDDEN = (
     "TRUNCATE task_events",
     "SELECT task_result(gen_random_uuid()) FROM tasks",
     "TRUNCATE sub_tasks",
-    "SELECT claim_subtasks('{}', '{}', gen_random_uuid())",
+    "SELECT claim_subtasks('{}', '{}', gen_random_uuid(), 1)",
     "SELECT end_task(gen_random_uuid(), 'CANCELLED', NULL, '')",
     "SELECT claim_tasks(1, gen_random_uuid(), '{}')",
     "SELECT recover_leases('{}'::uuid[], 1), recover_leases(ARRAY[gen_random_uuid()], 1)",

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from rayloom.actors import dispatch as module
+from rayloom.actors import flight
 from rayloom.actors.dispatch import GIVE_UP_S
 from rayloom.dag.errors import ErrorInfo, Transient
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.resources import NodeShape
 from rayloom.dag.window import TRIAL
+from rayloom.db import attempts
 from tests.fakes.desk import Desk
 from tests.fakes.memory_record import SHAPE
 
@@ -111,6 +113,32 @@ async def test_a_database_that_is_away_loses_nothing(desk: Desk) -> None:
     await desk.turns()
     assert desk.running() == ["a", "b"]
     assert sorted(one.sub_task_id for one in desk.tokens.finished) == ["a", "b"]
+
+
+async def test_an_input_that_the_database_cannot_give_fails_its_own_attempt(desk: Desk) -> None:
+    desk.record.unreadable = {"b"}
+    await desk.queue.push(desk.record.add("a", "b", "c"))
+    await desk.turns()
+    assert desk.running() == ["a", "c"]
+    assert sum(desk.dispatch.window.running.values()) == 2
+    await desk.commits.turn()
+    (ending,) = desk.record.endings
+    assert ending.outcome.error is not None
+    assert (ending.sub_task_id, ending.retry_in_s, ending.outcome.error.error_class) == ("b", None, "user")
+    assert (ending.outcome.error.code, "it is too long" in ending.outcome.error.message) == ("INPUT_UNREADABLE", True)
+
+
+async def test_what_was_too_much_for_one_claim_is_in_the_next(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "CLAIM_CHARS", 1_000)
+    monkeypatch.setattr(flight, "LARGE_CHARS", 100)
+    desk.record.inputs = dict.fromkeys("abcd", '{"value":"' + "x" * 600 + '"}')
+    await desk.queue.push(desk.record.add("a", "b", "c", "d"))
+    await desk.turns(2)
+    assert desk.running() == ["a", "b"]
+    await desk.turns(2)
+    assert desk.running() == ["a", "b", "c", "d"]
+    # They are with the lane, and not kept here.
+    assert {flying.claimed.input for flying in desk.flight} == {""}
 
 
 async def test_an_echo_of_what_is_in_flight_is_ignored(desk: Desk) -> None:
