@@ -1,21 +1,20 @@
-"""Request bodies: read within limits, judged as JSON, then held against a model. Every fault gets a pointer."""
+"""Request bodies: read within limits, then held against a model. Every fault gets a pointer."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-import orjson
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rayloom.dag.errors import Fault
-from rayloom.dag.json_text import MAX_NESTING, faults_of, pointer_to
+from rayloom.dag.json_text import pointer_to
 from rayloom.dag.nearest import did_you_mean
 from rayloom.dag.plan import fault_of
-from rayloom.dag.values import Json, JsonObject
+from rayloom.dag.values import JsonObject
+from rayloom.serve.json_body import parse
 from rayloom.serve.problems import Problem, invalid
 
 THREAD_BYTES: Final = 64 * 1024
@@ -44,7 +43,7 @@ async def read_object(request: Request) -> JsonObject:
     if kind not in JSON_TYPES and not kind.endswith("+json"):
         raise Problem(415, f"the body must be application/json, not {kind[:100]}", code="UNSUPPORTED_MEDIA_TYPE")
     raw = await request.body()
-    return await off_loop(len(raw), lambda: _parse(raw))
+    return await off_loop(len(raw), lambda: parse(raw))
 
 
 async def read_body(request: Request, model: type[M]) -> M:
@@ -71,34 +70,6 @@ def _fault(detail: Any, model: type[BaseModel]) -> Fault:
     if detail["type"] == "extra_forbidden" and len(place) == 1:
         return Fault(pointer_to("", place), "is not a field here" + did_you_mean(str(place[0]), model.model_fields))
     return fault_of(detail, "")
-
-
-def _parse(raw: bytes) -> JsonObject:
-    if not raw.strip():
-        raise Problem(400, "the body is empty: a JSON object is needed", code="MALFORMED")
-    try:
-        document: Json = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise _not_json(raw, error) from None
-    if not isinstance(document, dict):
-        raise invalid([Fault("", "must be a JSON object")])
-    faults = faults_of(document)
-    if faults:
-        raise invalid(faults)
-    return document
-
-
-def _not_json(raw: bytes, error: orjson.JSONDecodeError) -> Problem:
-    message = str(error)
-    if "depth limit" in message or "ecursion" in message:
-        return invalid([Fault("", f"is nested deeper than {MAX_NESTING} levels")])
-    try:
-        # Python's own reader takes what is JSON by its grammar but no Unicode, or beyond any number: that is a fault
-        # with a place, not a malformed body.
-        faults = faults_of(json.loads(raw))
-    except (ValueError, RecursionError):
-        faults = []
-    return invalid(faults) if faults else Problem(400, f"the body is not JSON: {message}"[:500], code="MALFORMED")
 
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:

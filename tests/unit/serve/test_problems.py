@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
 from rayloom.dag.errors import Bug, Fault, InvalidPlan, Refused, Stale, Transient, UserError
-from rayloom.serve.bodies import _parse
 from rayloom.serve.intake import Submission, fingerprint_of, new_task, read_submission
+from rayloom.serve.json_body import parse
 from rayloom.serve.problems import Problem, invalid, problem_of
 from rayloom.serve.sse import frame
 
@@ -66,7 +66,7 @@ def test_pointers_are_escaped() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_an_object_or_a_problem(raw: bytes) -> None:
-    refused = _refusal(lambda: _parse(raw))
+    refused = _refusal(lambda: parse(raw))
     assert refused is None or refused.status in (400, 422)
 
 

@@ -1,0 +1,84 @@
+"""The bytes of a body: every fault of them has its place."""
+
+from __future__ import annotations
+
+import pytest
+
+from rayloom.dag.errors import Fault
+from rayloom.serve.json_body import parse
+from rayloom.serve.problems import Problem
+
+LONG = "is an integer beyond 64 bits"
+DEEP = "is nested deeper than 64 levels"
+
+
+def _refusal(raw: bytes) -> tuple[int, list[Fault]]:
+    with pytest.raises(Problem) as refused:
+        parse(raw)
+    return refused.value.status, list(refused.value.errors)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [str(2**64), str(-(2**63) - 1), "9" * 20, "1" + "0" * 308, "1" + "0" * 400, "-" + "7" * 401, "9" * 5_000],
+)
+def test_an_integer_beyond_64_bits_is_the_same_fault_however_long(number: str) -> None:
+    body = b'{"a": [1, {"b/c": %s}], "d": "\\\\", "e": %s}' % ((number.encode(),) * 2)
+    assert _refusal(body) == (422, [Fault("/a/1/b~1c", LONG), Fault("/e", LONG)])
+
+
+@pytest.mark.parametrize(
+    "number", ["18446744073709551615", "-9223372036854775808", "12345678901234567890.5", "0.12345678901234567890"]
+)
+def test_long_numbers_that_fit_are_taken(number: str) -> None:
+    document = parse(b'{"a": %s, "b": "9999999999999999999999", "c": "x 9999999999999999999999"}' % number.encode())
+    assert document["a"] == (float(number) if "." in number else int(number))
+
+
+def test_a_float_is_no_integer_however_it_is_written() -> None:
+    assert parse(b'{"a": 1e30, "b": 100000000000000000000e1, "c": 1E+00000000000000000000002}') == {
+        "a": 1e30,
+        "b": 1e21,
+        "c": 100.0,
+    }
+
+
+def test_a_long_integer_is_told_beside_other_faults() -> None:
+    status, faults = _refusal(b'{"a": "\\u0000", "b": 99999999999999999999}')
+    assert (status, [fault.pointer for fault in faults]) == (422, ["/a", "/b"])
+
+
+@pytest.mark.parametrize("depth", [64, 65, 990, 1_100, 100_000])
+def test_what_is_too_deep_is_told_with_the_place_where_it_becomes_so(depth: int) -> None:
+    inner = b"[" * depth + b"]" * depth
+    body = b'{"n": [{}], "x": 1, "\\u00e9/": [[], "]", %s]}' % inner
+    assert _refusal(body) == (422, [Fault("/é~1/2" + "/0" * 62, DEEP)])
+
+
+@pytest.mark.parametrize("depth", [65, 2_000])
+def test_what_is_deep_and_no_object_is_no_object(depth: int) -> None:
+    assert _refusal(b" " + b"[" * depth + b"]" * depth) == (422, [Fault("", "must be a JSON object")])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"a":' * 2_000,
+        b"[" * 2_000 + b"]" * 1_999,
+        b"[" * 2_000 + b"]" * 2_001,
+        b"[" * 2_000 + b"}" + b"]" * 1_999,
+        b"[" * 2_000 + b"1 2" + b"]" * 2_000,
+        b'{"a"' * 2_000 + b"}" * 2_000,
+        b'{"a":' * 2_000 + b"1" + b"}" * 2_000 + b" 1",
+        b'{"a":' * 2_000 + b'"open' + b"}" * 2_000,
+        b'{"a":' * 2_000 + b'"\xff"' + b"}" * 2_000,
+    ],
+    ids=range(10),
+)
+def test_what_is_deep_and_no_json_is_malformed(body: bytes) -> None:
+    assert _refusal(body)[0] == 400
+
+
+def test_a_long_integer_is_found_where_it_is_deep() -> None:
+    assert _refusal(b'{"a":' * 1_010 + b"9" * 400 + b"}" * 1_010) == (422, [Fault("/a" * 64, DEEP)])
