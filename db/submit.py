@@ -12,12 +12,12 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
-from rayloom.dag.errors import Refused
+from rayloom.dag.errors import Refused, UserError
 from rayloom.dag.order import queue_score
 from rayloom.dag.states import SubtaskEvent, SubtaskStatus, TaskEvent, TaskStatus, move_subtask, move_task
 from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.verify import VerifiedPlan
-from rayloom.db.engine import driver, dump, dump_sorted
+from rayloom.db.engine import DRIVER_ERRORS, driver, dump, dump_sorted, is_refusal
 from rayloom.db.queue import Queued
 from rayloom.db.task_moves import must_be_splitting
 
@@ -59,9 +59,19 @@ EVENT_COLUMNS = ("task_id", "kind", "subtask", "from_status", "to_status", "reas
 async def submit_task(engine: AsyncEngine, new: NewTask) -> Submitted:
     """Write a task, with its subtasks when its plan is known.
 
-    Raises Refused (``IDEMPOTENCY_MISMATCH``) when the idempotency key belongs to another request body, and Transient
-    when the database is away.
+    Raises Refused (``IDEMPOTENCY_MISMATCH``) when the idempotency key belongs to another request body, UserError
+    (``TASK_UNSTORABLE``) when PostgreSQL does not take its data, and Transient when the database is away.
     """
+    try:
+        return await _submit(engine, new)
+    except DRIVER_ERRORS as error:
+        if not is_refusal(error):
+            raise
+        why = str(error).partition("\n")[0][:300]
+        raise UserError("TASK_UNSTORABLE", f"the database can't store this task: {why}") from error
+
+
+async def _submit(engine: AsyncEngine, new: NewTask) -> Submitted:
     task_id = uuid7()
     now = datetime.now(UTC)
     async with driver(engine) as connection, connection.transaction():

@@ -1,4 +1,4 @@
-"""The bytes of a body as JSON: what is no JSON, and a place for every fault."""
+"""The bytes of a body as JSON: how many values it may have, what is no JSON, and a place for every fault."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from rayloom.dag.json_text import MAX_NESTING, escape, faults_of
 from rayloom.dag.values import Json, JsonObject
 from rayloom.serve.problems import Problem, invalid
 
+MAX_VALUES: Final = 2_500_000
+"""25 for each subtask of the largest plan. One of two bytes takes up to a hundred in memory."""
+
 # A text that is not closed goes on to the end, so that nothing is looked at twice.
 _TEXT: Final = rb'"[^"\\]*(?:\\.[^"\\]*)*"?'
+_TEXTS: Final = re.compile(_TEXT, re.DOTALL)
 _PIECE: Final = re.compile(_TEXT + rb'|[^\[\]{}"]+|[\[\]{}]', re.DOTALL)
 _LONG_INTEGER: Final = re.compile(rb'(?<![0-9.eE+"])[0-9]{19,}(?![0-9.eE])')
 """Of so many digits an integer may have more than 64 bits. It may stand in a text, or be an exponent."""
@@ -27,10 +31,12 @@ _NO_OBJECT: Final = Fault("", "must be a JSON object")
 def parse(raw: bytes) -> JsonObject:
     """The JSON object that a body is.
 
-    Raises Problem: 400 for what is not JSON, 422 with pointers for JSON that can't be stored.
+    Raises Problem: 400 for what is not JSON, 413 for too many values, 422 with pointers for JSON that can't be stored.
     """
     if not raw.strip():
         raise Problem(400, "the body is empty: a JSON object is needed", code="MALFORMED")
+    if _count(raw) > MAX_VALUES:
+        raise Problem(413, f"the body has more than {MAX_VALUES:,} values", code="BODY_TOO_LARGE")
     try:
         document: Json = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -45,6 +51,17 @@ def parse(raw: bytes) -> JsonObject:
     if faults:
         raise invalid(faults)
     return document
+
+
+def _count(raw: bytes) -> int:
+    """How many values there are, rather one too many for each container that is empty."""
+    marks = (b",", b"[", b"{")
+    count = 1 + sum(map(raw.count, marks))
+    if count > MAX_VALUES:
+        # Commas may stand in texts.
+        bare = _TEXTS.sub(b"", raw)
+        count = 1 + sum(map(bare.count, marks))
+    return count
 
 
 def _may_hold_long_integers(raw: bytes) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
-from rayloom.dag.errors import Refused, Stale, Transient
+from rayloom.dag.errors import Refused, Stale, Transient, UserError
 from rayloom.db import submit, task_moves
 from rayloom.db.engine import dump, make_engine
 from rayloom.db.settings import DatabaseSettings
@@ -44,6 +44,15 @@ async def test_what_is_submitted_is_found(spine: Spine) -> None:
     assert await spine.events(made.task_id) == [
         (None, "PENDING"), ("PENDING", "SPLITTING"), ("SPLITTING", "READY"), ("READY", "PROCESSING"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("unfit", [{"context": {"a": "\0"}}, {"labels": {"a\0": ""}}])
+async def test_a_task_that_the_database_does_not_take_is_its_users_error(spine: Spine, unfit: dict[str, Any]) -> None:
+    before = await _counts(spine)
+    with pytest.raises(UserError, match="the database can't store this task: ") as refused:
+        await spine.submit({"a": []}, **unfit)
+    assert refused.value.code == "TASK_UNSTORABLE"
+    assert await _counts(spine) == before
 
 
 async def test_a_hundred_equal_requests_at_once_make_one_task(spine: Spine) -> None:

@@ -1,10 +1,11 @@
-"""The bytes of a body: every fault of them has its place."""
+"""The bytes of a body: every fault of them has its place, and how many values there may be is bounded."""
 
 from __future__ import annotations
 
 import pytest
 
 from rayloom.dag.errors import Fault
+from rayloom.serve import json_body
 from rayloom.serve.json_body import parse
 from rayloom.serve.problems import Problem
 
@@ -82,3 +83,15 @@ def test_what_is_deep_and_no_json_is_malformed(body: bytes) -> None:
 
 def test_a_long_integer_is_found_where_it_is_deep() -> None:
     assert _refusal(b'{"a":' * 1_010 + b"9" * 400 + b"}" * 1_010) == (422, [Fault("/a" * 64, DEEP)])
+
+
+def test_a_body_has_a_bounded_number_of_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_body, "MAX_VALUES", 10)
+    assert parse(b'{"a": [1, 2, 3], "b": {"c": [4]}, "d": 5}')
+    assert parse(b'{"a": "[[,,,,,,,,,,,", "b": "\\",,,,,,,,,,,"}')
+    for body in (b'{"a": [1, 2, 3, 4, 5, 6, 7, 8, 9]}', b"[" * 20, b'{"a":' * 10 + b'", '):
+        assert _refusal(body) == (413, [])
+
+
+def test_text_that_is_not_closed_is_looked_through_once() -> None:
+    assert _refusal(b"," * 3_000_000 + b'"' + b'\\"' * 1_000_000)[0] == 413
