@@ -12,6 +12,7 @@ import orjson
 from rayloom.dag.errors import Fault
 from rayloom.dag.json_text import MAX_NESTING, escape, faults_of
 from rayloom.dag.values import Json, JsonObject
+from rayloom.dag.written import MAX_GROWTH, MAX_WRITTEN_CHARS, written_fault
 from rayloom.serve.problems import Problem, invalid
 
 MAX_VALUES: Final = 2_500_000
@@ -48,6 +49,9 @@ def parse(raw: bytes) -> JsonObject:
         # For the quick reader they are floats.
         with suppress(RecursionError):
             faults = faults_of(_read_exactly(raw))
+    if not faults and len(raw) > MAX_WRITTEN_CHARS // MAX_GROWTH:
+        too_large = written_fault(document)
+        faults = [] if too_large is None else [too_large]
     if faults:
         raise invalid(faults)
     return document

@@ -95,3 +95,11 @@ def test_a_body_has_a_bounded_number_of_values(monkeypatch: pytest.MonkeyPatch) 
 
 def test_text_that_is_not_closed_is_looked_through_once() -> None:
     assert _refusal(b"," * 3_000_000 + b'"' + b'\\"' * 1_000_000)[0] == 413
+
+
+def test_numbers_that_the_database_would_write_out_at_length_are_refused() -> None:
+    body = b'{"context": {}, "plan": {"subtasks": [{"id": "a", "input": {"value": [%s1]}}]}}'
+    assert parse(body % (b"1e308," * 400_000))
+    status, (fault,) = _refusal(body % (b"1e308," * 450_000))
+    assert (status, fault.pointer) == (422, "/plan/subtasks/0/input")
+    assert "is too large: with its numbers written out" in fault.message
