@@ -1,10 +1,10 @@
 """How many times larger than its data the result of a JMESPath expression can be.
 
 The size of a value is the number of values in it, itself included; a text counts once more for each 64 characters of
-it. No expression here makes a text longer, so an expression's result is at most ``factor`` times its data, and that
-factor follows from the expression alone: a member taken twice counts twice, different members together count once,
-what is made anew for each element of a list counts once an element. What can't be bounded so (``join``,
-``to_string``) is refused.
+it. No expression here makes a text longer, but for ``join`` and ``to_string``, so an expression's result is at most
+``factor`` times its data, and that factor follows from the expression alone: a member taken twice counts twice,
+different members together count once, what is made anew for each element of a list counts once an element. A text that
+those two make counts like what it is made of, so that copies of it are told; its length is bounded where it is made.
 """
 
 from __future__ import annotations
@@ -33,9 +33,20 @@ class Growth(NamedTuple):
 def growth(tree: _Node) -> Growth:
     """How large anything is at most that evaluating a parsed expression makes, its result included.
 
-    Raises ValueError for a function that does not exist or whose result has no such bound, and RecursionError.
+    Raises ValueError for a function that does not exist, and RecursionError.
     """
     return _measure(tree).peak
+
+
+def makes_texts(tree: _Node) -> bool:
+    """Whether evaluating a parsed expression may make texts, which are not counted in its growth."""
+    ahead = [tree]
+    while ahead:
+        node = ahead.pop()
+        if node["type"] == "function_expression" and node["value"] in _TEXT_MAKERS:
+            return True
+        ahead.extend(child for child in node["children"] if isinstance(child, Mapping))
+    return False
 
 
 def size(value: Json, *, limit: float = math.inf) -> int:
@@ -216,10 +227,7 @@ def _argument(node: _Node, place: int) -> _Bound:
     return _measure(arguments[place]) if place < len(arguments) else _ONE
 
 
-def _refused(node: _Node) -> _Bound:
-    raise ValueError(f"`{node['value']}` makes a text that may be far larger than the output")
-
-
+_TEXT_MAKERS: Final = ("join", "to_string")
 _FUNCTIONS: Final[Mapping[str, Callable[[_Node], _Bound]]] = (
     dict.fromkeys(
         ("abs", "avg", "ceil", "contains", "ends_with", "floor", "length", "starts_with", "sum", "to_number", "type"),
@@ -228,7 +236,7 @@ _FUNCTIONS: Final[Mapping[str, Callable[[_Node], _Bound]]] = (
     | dict.fromkeys(("keys", "max", "merge", "min", "reverse", "sort", "values"), _parts)
     | dict.fromkeys(("max_by", "min_by", "sort_by"), _by)
     | {"map": _mapped, "not_null": _either, "to_array": _wrapped}
-    | dict.fromkeys(("join", "to_string"), _refused)
+    | dict.fromkeys(_TEXT_MAKERS, _parts)
 )
 
 

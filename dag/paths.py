@@ -21,6 +21,7 @@ from jmespath.parser import ParsedResult
 
 from rayloom.dag.errors import UserError
 from rayloom.dag.growth import growth, size
+from rayloom.dag.made_texts import MAX_TEXT_CHARS, BoundedFunctions, TooLarge
 from rayloom.dag.output import sanitise
 from rayloom.dag.values import Json
 
@@ -34,10 +35,6 @@ MAX_BESIDES: Final = MAX_GROWTH * MAX_PATH_CHARS
 """Values that an expression may make out of none."""
 MAX_GROWN_SIZE: Final = 4_000_000
 """Values that an expression may make which can give more than it was given."""
-
-
-class TooLarge(ValueError):
-    """The output is too large for an expression that can give a multiple of it, or what it gives too deep."""
 
 
 class Missing:
@@ -62,7 +59,7 @@ def path_fault(path: str) -> str | None:
 def search(path: str, output: Json) -> Json | Missing:
     """The value at ``path``, or MISSING; an expression that can't be evaluated on this output leads nowhere too.
 
-    Raises TooLarge: for its size before anything is evaluated.
+    Raises TooLarge: for its size before anything is evaluated, for its texts while they are made.
     """
     compiled = _compiled(path)
     if isinstance(compiled, str):
@@ -75,8 +72,12 @@ def search(path: str, output: Json) -> Json | Missing:
             f"it can give {compiled.times} times as much as it is given, and the output has too many values for that: "
             f"above {MAX_GROWN_SIZE // compiled.times:,} use the tool json.query"
         )
+    # Text counts once for each copy that the expression may make of it.
+    functions = BoundedFunctions(MAX_TEXT_CHARS // max(compiled.times, 1))
     try:
-        found = expression.search(output)
+        found = expression.search(output, options=jmespath.Options(custom_functions=functions))
+    except TooLarge:
+        raise
     except _SEARCH_ERRORS:
         return MISSING
     if found is None:

@@ -25,8 +25,9 @@ import orjson
 from rayloom.dag.embedded import HEAD, MAX_REFERENCE_CHARS, Embedded, pieces_of
 from rayloom.dag.errors import Fault, InvalidPlan, UserError
 from rayloom.dag.json_text import escape
+from rayloom.dag.made_texts import TooLarge
 from rayloom.dag.nearest import Hints
-from rayloom.dag.paths import Missing, TooLarge, path_fault, search
+from rayloom.dag.paths import Missing, path_fault, search
 from rayloom.dag.values import Json
 
 REF: Final = "$ref"

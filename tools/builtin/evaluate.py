@@ -20,7 +20,7 @@ from jinja2.runtime import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rayloom.dag.errors import RayloomError, Refused, UserError
-from rayloom.dag.growth import growth
+from rayloom.dag.growth import growth, makes_texts
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.page import read_page
 
@@ -144,10 +144,11 @@ def is_plain_query(query: str, data_bytes: int) -> bool:
     if len(query) > PLAIN_SOURCE_CHARS or data_bytes > PLAIN_DATA_BYTES:
         return False
     try:
-        grown = growth(jmespath.compile(query).parsed)
+        tree = jmespath.compile(query).parsed
+        grown = growth(tree)
     except (jmespath.exceptions.JMESPathError, RecursionError, ValueError):
         return False
-    return grown.times * data_bytes + grown.besides <= PLAIN_RESULT
+    return not makes_texts(tree) and grown.times * data_bytes + grown.besides <= PLAIN_RESULT
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayloom.dag.growth import Growth, growth, size
+from rayloom.dag.growth import Growth, growth, makes_texts, size
 from rayloom.dag.values import Json
 
 
@@ -65,10 +65,14 @@ def test_what_is_made_out_of_nothing_is_counted_apart() -> None:
     assert _growth("`[1, 2]` | [@, @]") == Growth(0, 9)
 
 
-@pytest.mark.parametrize("expression", ["join(',', a)", "a[*].to_string(@)", "[?join('', @) == 'x']"])
-def test_what_has_no_bound_is_refused(expression: str) -> None:
-    with pytest.raises(ValueError, match=r"`(join|to_string)` makes a text"):
-        _growth(expression)
+@pytest.mark.parametrize(
+    ("expression", "times"),
+    [("join(',', a)", 1), ("a[*].to_string(@)", 1), ("[?join('', @) == 'x']", 1), ("to_string(@) | [@, @, @]", 3)],
+)
+def test_a_text_that_is_made_counts_like_what_it_is_made_of(expression: str, times: int) -> None:
+    assert _growth(expression).times == times
+    assert makes_texts(jmespath.compile(expression).parsed)
+    assert not makes_texts(jmespath.compile("a[1:2].[length(@), `2`]").parsed)
 
 
 def test_a_function_that_does_not_exist_is_told() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rayloom.dag import paths
-from rayloom.dag.paths import MAX_PATH_CHARS, MISSING, TooLarge, path_fault, search
+from rayloom.dag.made_texts import TooLarge
+from rayloom.dag.paths import MAX_PATH_CHARS, MISSING, Missing, path_fault, search
 from rayloom.dag.values import Json
 
 OUTPUT: Json = {
@@ -83,8 +84,6 @@ def test_a_whole_output_may_be_null() -> None:
         (" | " + "(" * 900, "nested too deeply"),
         ('."\\x"', "Bad|Invalid|escape"),
         (".nope(@)", "there is no function `nope`"),
-        (" | " + "to_string([" * 70 + "@" + "])" * 70, "`to_string` makes a text"),
-        (" | join(title, a)", "`join` makes a text"),
         (" | [@,@]" * 40, "more than 64 times as large"),
         (" | `1`" + " | [@,@]" * 40, "more than 64 times as large"),
         (".items[*].[" + ",".join("@" * 64) + "]", "more than 64 times as large"),
@@ -114,6 +113,35 @@ def test_what_would_grow_is_not_evaluated_on_a_large_output(monkeypatch: pytest.
     assert search(path, [0, 1]) == [[0], [1]]
     assert search("[-1:]", [0] * 4_000) == [0]
     assert search(".{t: t, n: n[0], m: m}", {"t": 1, "n": [0] * 4_000, "m": 2}) == {"t": 1, "n": 0, "m": 2}
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        (".items[*].name | join('+', @)", "a+b"),
+        (" | join('', `[]`)", ""),
+        (".items[*].to_string(@) | [0]", '{"name":"a"}'),
+        (".title | to_string(@)", "T"),
+        (" | join(`1`, items)", MISSING),
+        (" | to_string()", MISSING),
+    ],
+)
+def test_texts_are_made(path: str, found: Json | Missing) -> None:
+    assert path_fault(path) is None
+    assert search(path, {"items": [{"name": "a"}, {"name": "b"}], "title": "T"}) == found
+
+
+def test_so_much_text_is_made_by_one_search_and_less_of_what_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "MAX_TEXT_CHARS", 1_000)
+    for path, most in (
+        ("[*].to_string(@)", 500),
+        (" | join('-', [*].to_string(@))", 200),
+        (" | to_string(@) | [@, @]", 166),
+        (" | join('" + "x" * 98 + "', [*].to_string(@))", 10),
+    ):
+        search(path, [10] * most)
+        with pytest.raises(TooLarge, match=r"more than (1,000|500) characters; use the tool json\.query"):
+            search(path, [10] * (most + 1))
 
 
 def test_what_is_deeper_than_json_is_written_is_too_large() -> None:
