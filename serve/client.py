@@ -20,10 +20,9 @@ import orjson
 from rayloom.dag.errors import Transient
 from rayloom.dag.values import Json, JsonObject
 from rayloom.serve.answers import Busy, Unreachable, document_of, object_of, refusal, text_of
+from rayloom.serve.patience import BACKOFF_MAX_S, Patience
 
 TERMINAL: Final = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
-BACKOFF_INITIAL_S: Final = 0.2
-BACKOFF_MAX_S: Final = 5.0
 SERVER_FAULTS_MAX: Final = 5
 """A request that is answered 500 so many times in a row is given up: that is no overload, waiting won't mend it."""
 STREAM_SILENCE_S: Final = 60.0
@@ -49,30 +48,6 @@ class StreamEvent:
     id: str
     name: str
     data: JsonObject
-
-
-class _Patience:
-    """How long failures in a row are put up with, and how long to wait between them."""
-
-    def __init__(self, limit_s: float, clock: Callable[[], float], pause: Callable[[float], object]) -> None:
-        self._limit_s, self._clock, self._pause = limit_s, clock, pause
-        self._since: float | None = None
-        self._failures = 0
-
-    def reset(self) -> None:
-        self._since, self._failures = None, 0
-
-    def wait_or_raise(self, error: Transient) -> None:
-        """Wait before the next try; raises ``error`` when the wait would go past the limit."""
-        now = self._clock()
-        self._since = now if self._since is None else self._since
-        wait_s = min(BACKOFF_MAX_S, BACKOFF_INITIAL_S * 2**self._failures)
-        if error.retry_after_s is not None:
-            wait_s = max(error.retry_after_s, BACKOFF_INITIAL_S)
-        if now + wait_s - self._since > self._limit_s:
-            raise error
-        self._failures = min(self._failures + 1, 16)
-        self._pause(wait_s)
 
 
 class Client:
@@ -198,11 +173,11 @@ class Client:
         return self._stream(task_id, f"/api/v1/tasks/{_segment(task_id)}/logs", query, after)
 
     def _stream(self, task_id: str, path: str, params: Params, after: str) -> Iterator[StreamEvent]:
-        patience = _Patience(self._stream_patience_s, self._clock, self._pause)
+        patience = Patience(self._stream_patience_s, self._clock, self._pause)
         last, ended, draining = after, False, False
         while True:
             try:
-                for event in self._connect(path, params, last):
+                for event in self._connect(path, params, last, patience):
                     patience.reset()
                     if _is_number(event.id) and _is_number(last) and int(event.id) <= int(last):
                         continue
@@ -220,7 +195,7 @@ class Client:
             except Transient as error:
                 patience.wait_or_raise(error)
 
-    def _connect(self, path: str, params: Params, last: str) -> Iterator[StreamEvent]:
+    def _connect(self, path: str, params: Params, last: str, patience: Patience) -> Iterator[StreamEvent]:
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
         if last:
             headers["Last-Event-ID"] = last
@@ -231,10 +206,17 @@ class Client:
                 if not response.is_success:
                     response.read()
                     raise refusal(response)
-                for event in httpx2.EventSource(response):
-                    if event.data:
-                        data = orjson.loads(event.data)
-                        yield StreamEvent(id=event.id, name=event.event, data=data if isinstance(data, dict) else {})
+                opened_at = self._clock()
+                try:
+                    for event in httpx2.EventSource(response):
+                        if event.data:
+                            data = orjson.loads(event.data)
+                            shown = data if isinstance(data, dict) else {}
+                            yield StreamEvent(id=event.id, name=event.event, data=shown)
+                finally:
+                    # One that stayed open was answered well, though there was nothing to tell.
+                    if self._clock() - opened_at > BACKOFF_MAX_S:
+                        patience.reset()
         except (httpx2.RequestError, orjson.JSONDecodeError) as error:
             raise self._unreachable(error) from error
 
@@ -250,7 +232,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
         again: bool | None = None,
     ) -> httpx2.Response:
-        patience = _Patience(self._patience_s, self._clock, self._pause)
+        patience = Patience(self._patience_s, self._clock, self._pause)
         repeatable = method == "GET" if again is None else again
         server_faults = 0
         content = None if body is None else orjson.dumps(body)

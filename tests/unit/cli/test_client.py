@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import httpx2
 import pytest
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
@@ -124,3 +127,31 @@ def test_an_api_that_restarts_while_it_is_watched_is_waited_for(api: FakeApi) ->
     with Client(api.url, KEY, pause=pause) as client:
         assert [event.id for event in client.events(task_id)] == [str(number) for number in range(1, 11)]
     assert len(waits) == 3
+
+
+def test_a_quiet_stream_that_is_cut_now_and_then_is_followed_for_as_long_as_it_takes() -> None:
+    now, opened = [0.0], [0]
+
+    def quiet() -> Iterator[bytes]:
+        opened[0] += 1
+        yield b": nothing new\n\n"
+        now[0] += 50.0
+        raise httpx2.ReadError("cut")
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if opened[0] < 9:
+            return httpx2.Response(200, headers={"Content-Type": "text/event-stream"}, content=quiet())
+        return httpx2.Response(503)
+
+    def pause(wait_s: float) -> None:
+        now[0] += wait_s
+
+    transport = httpx2.MockTransport(answer)
+    with (
+        Client("http://x", KEY, transport=transport, clock=lambda: now[0], pause=pause) as client,
+        pytest.raises(Unreachable),
+    ):
+        list(client.events("t"))
+    # Given up two minutes after the last time that it was open, not after the first cut.
+    assert opened[0] == 9
+    assert 9 * 50 + 110 < now[0] < 9 * 50 + 130
