@@ -32,7 +32,7 @@ async def follow_events(
     task_id: str,
     user: Owner,
     header: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
-    last_event_id: Annotated[str | None, Query(description="the same as the header")] = None,
+    last_event_id: Annotated[str | None, Query(description="the same as the header, which wins")] = None,
 ) -> Response:
     """Every transition from the first on, or after `Last-Event-ID`; closes after the terminal one."""
     deps = deps_of(request)
@@ -43,7 +43,8 @@ async def follow_events(
 
 def _last_id(query: str | None, header: str | None) -> int:
     """The id to go on after, 0 for none."""
-    pointer, given = ("/query/last_event_id", query) if query else ("/headers/Last-Event-ID", header)
+    # A browser that reconnects sends the header by itself, to the address that it was given first.
+    pointer, given = ("/headers/Last-Event-ID", header) if header else ("/query/last_event_id", query)
     if not given:
         return 0
     if not (given.isascii() and given.isdigit() and int(given[:20]) <= MAX_ID and len(given) < 20):

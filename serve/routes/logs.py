@@ -40,7 +40,7 @@ async def logs(
     cursor: Cursor = None,
     accept: Annotated[str | None, Header()] = None,
     header: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
-    last_event_id: Annotated[str | None, Query(description="the same as the header")] = None,
+    last_event_id: Annotated[str | None, Query(description="the same as the header, which wins")] = None,
 ) -> Response:
     """The full-chain log, oldest first. `follow=true`, or `Accept: text/event-stream`, streams it."""
     deps = deps_of(request)
@@ -80,7 +80,8 @@ def shown(entry: LogEntry) -> dict[str, Any]:
 
 
 def _resumed(query: str | None, header: str | None) -> Position | None:
-    pointer, given = ("/query/last_event_id", query) if query else ("/headers/Last-Event-ID", header)
+    # A browser that reconnects sends the header by itself, to the address that it was given first.
+    pointer, given = ("/headers/Last-Event-ID", header) if header else ("/query/last_event_id", query)
     if not given:
         return None
     match = _POSITION.fullmatch(given)

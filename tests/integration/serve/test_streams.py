@@ -65,6 +65,8 @@ async def test_a_stream_goes_on_after_the_last_event_seen(world: World) -> None:
     rest = everything[len(everything) // 2 + 1 :]
     assert await _stream(me, f"{task_id}/events", **{"Last-Event-ID": middle}) == rest
     assert await _stream(me, f"{task_id}/events?last_event_id={middle}") == rest
+    first = everything[0][0]
+    assert await _stream(me, f"{task_id}/events?last_event_id={first}", **{"Last-Event-ID": middle}) == rest
     assert await _stream(me, f"{task_id}/events", **{"Last-Event-ID": everything[-1][0]}) == []
 
 
@@ -199,7 +201,10 @@ async def test_a_followed_log_is_the_whole_log_and_resumes(world: World, how: st
     assert {name for _, name, _ in streamed} == {"log"}
     assert [data for _, _, data in streamed] == page["items"]
     for place, (id_, _, _) in enumerate(streamed):
-        assert await _stream(me, f"{task_id}/logs?follow=1", **{"Last-Event-ID": id_}) == streamed[place + 1 :]
+        rest = streamed[place + 1 :]
+        assert await _stream(me, f"{task_id}/logs?follow=1", **{"Last-Event-ID": id_}) == rest
+        since = f"{task_id}/logs?follow=1&last_event_id={streamed[0][0]}"
+        assert await _stream(me, since, **{"Last-Event-ID": id_}) == rest
 
 
 async def test_a_long_log_merges_across_batches(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
