@@ -10,7 +10,7 @@ from typing import Final
 
 from rayloom.actors.named import NamedActor
 from rayloom.actors.settings import EngineSettings
-from rayloom.dag.ports import LONG_POLL_S, Ask, Finished, Health, Held, Quota, RegisteredTool, ToolSnapshot
+from rayloom.dag.ports import LONG_POLL_S, Ask, Finished, Health, Held, Limited, Quota, RegisteredTool, ToolSnapshot
 
 REGISTRY_NAME: Final = "rayloom-registry-v1"
 TOKENS_NAME: Final = "rayloom-tokens-v1"
@@ -77,6 +77,11 @@ class RayTokens:
         held: Sequence[Held] = await self._actor.call(
             "admit", asked, finished, idempotent=True, timeout_s=ADMIT_TIMEOUT_S, retry_for_s=0
         )
+        return held
+
+    async def limited(self, user_id: str) -> Limited | None:
+        """What holds back everything of a user now; None where something may start."""
+        held: Limited | None = await self._actor.call("limited", user_id, idempotent=True)
         return held
 
     async def quota(self, user_id: str) -> Quota:

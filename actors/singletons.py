@@ -19,7 +19,7 @@ from rayloom.actors.registry import ToolRegistry
 from rayloom.actors.settings import EngineSettings
 from rayloom.actors.tokens import TokenController
 from rayloom.dag.answer import Answer, as_value
-from rayloom.dag.ports import Ask, Finished, Health, Held, Quota, RegisteredTool, ToolSnapshot
+from rayloom.dag.ports import Ask, Finished, Health, Held, Limited, Quota, RegisteredTool, ToolSnapshot
 from rayloom.db.catalogue import Catalogue
 from rayloom.db.engine import make_engine
 from rayloom.db.quotas import QuotaStore
@@ -69,6 +69,9 @@ class _TokenControllerActor:
 
     async def admit(self, asked: Sequence[Ask], finished: Sequence[Finished]) -> Answer[Sequence[Held]]:
         return await as_value(self._tokens.admit(asked, finished))
+
+    async def limited(self, user_id: str) -> Answer[Limited | None]:
+        return await as_value(self._tokens.limited(user_id))
 
     async def quota(self, user_id: str) -> Answer[Quota]:
         return await as_value(self._tokens.quota(user_id))

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from rayloom.dag.errors import Transient
-from rayloom.dag.limits import WINDOW_S, Usage, Window, is_limited, may_start
-from rayloom.dag.ports import Ask, Finished, Health, Held, Quota
+from rayloom.dag.limits import WINDOW_S, Usage, Window, is_limited, limited, may_start
+from rayloom.dag.ports import Ask, Finished, Health, Held, Limited, Quota
 from rayloom.db.quotas import Standing
 
 log = logging.getLogger(__name__)
@@ -188,6 +188,12 @@ class TokenController:
                 ahead[ask.user_id] += 1
                 held.append(_held(ask, wait.limit, wait.ask_again_in_s))
             return held
+
+    async def limited(self, user_id: str) -> Limited | None:
+        """What holds back everything of a user now. Raises Transient (``TOKENS_STARTING``)."""
+        await self._ready()
+        account = self._accounts.get(user_id)
+        return None if account is None else limited(account.quota, account.usage, now_s=self._clock())
 
     async def quota(self, user_id: str) -> Quota:
         """The limits of a user. Raises Transient when the record can't be read."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from rayloom.dag.ports import Quota
+from rayloom.dag.ports import Limited, Quota
 
 WINDOW_S: Final = 60
 ASK_AGAIN_MIN_S: Final = 0.25
@@ -151,6 +151,22 @@ def may_start(quota: Quota, usage: Usage, *, ahead: int, now_s: float) -> Wait |
         wait_s = usage.tokens.room_in_s(1, quota.tokens_per_min, now_s=now_s)
         if wait_s > 0:
             return Wait(limit="tokens_per_min", ask_again_in_s=_within_reason(wait_s))
+    return None
+
+
+def limited(quota: Quota, usage: Usage, *, now_s: float) -> Limited | None:
+    """What lets nothing start now; None where one more attempt may."""
+    if quota.max_tokens is not None and usage.tokens_total >= quota.max_tokens:
+        return Limited(limit="max_tokens", free_in_s=None)
+    if quota.max_concurrent is not None and usage.concurrent >= quota.max_concurrent:
+        return Limited(limit="max_concurrent", free_in_s=0.0 if quota.max_concurrent > 0 else None)
+    for name, window, limit in (
+        ("requests_per_min", usage.requests, quota.requests_per_min),
+        ("tokens_per_min", usage.tokens, quota.tokens_per_min),
+    ):
+        wait_s = 0.0 if limit is None else window.room_in_s(1, limit, now_s=now_s)
+        if wait_s > 0:
+            return Limited(limit=name, free_in_s=None if math.isinf(wait_s) else wait_s)
     return None
 
 

@@ -92,6 +92,17 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limited:
+    """Nothing of a user may start now: which limit says so, and in how many seconds it may let something through.
+
+    ``free_in_s`` is 0 where it may at any moment, and None where nothing but another limit helps.
+    """
+
+    limit: str
+    free_in_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
     """The limits of a user; None means none."""
 
@@ -170,6 +181,9 @@ class TokenPort(Protocol):
 
     async def admit(self, asked: Sequence[Ask], finished: Sequence[Finished]) -> Sequence[Held]:
         """Which of a batch must wait. Those not named are admitted and count until they are ``finished``."""
+
+    async def limited(self, user_id: str) -> Limited | None:
+        """What holds back everything of a user now; None where something may start. Reserves nothing."""
 
     async def quota(self, user_id: str) -> Quota:
         """The limits of a user."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -13,6 +12,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from rayloom.dag.errors import Fault, InvalidPlan, Transient
+from rayloom.dag.ports import Limited
 from rayloom.dag.states import TASK_TERMINAL, SubtaskStatus
 from rayloom.dag.values import JsonObject
 from rayloom.db import reads
@@ -21,7 +21,7 @@ from rayloom.db.task_moves import end_task
 from rayloom.serve import shapes
 from rayloom.serve.auth import Me
 from rayloom.serve.bodies import Body, read_body, schema_of
-from rayloom.serve.deps import Deps, deps_of
+from rayloom.serve.deps import Deps, ask, deps_of
 from rayloom.serve.gate import call_of
 from rayloom.serve.intake import Judge, ToolRules
 from rayloom.serve.json_answer import json_answer
@@ -32,6 +32,9 @@ from rayloom.serve.routes.tools import usable
 log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/api/v1/tools", tags=["tools"])
+LIMIT_TIMEOUT_S: Final = 2.0
+RAISED_LIMIT_S: Final = 60.0
+"""When to try again where nothing but another limit helps: nobody knows when there will be one."""
 PRIORITY: Final = 8
 """Somebody waits for the answer: before ordinary tasks, after those that were made urgent."""
 CALL: Final = "call"
@@ -47,7 +50,7 @@ class InvokeBody(Body):
 
 @router.post("/{name}/invoke", openapi_extra=schema_of(InvokeBody))
 async def invoke(request: Request, me: Me, name: str) -> Response:
-    """Call a tool and wait for what it gives. Its own failure is a 200 with an `error`."""
+    """Call a tool and wait for what it gives. Its own failure is a 200 with an `error`; 429 where a limit holds it."""
     deps = deps_of(request)
     settings = deps.settings
     tool = await usable(deps, me, name)
@@ -59,6 +62,10 @@ async def invoke(request: Request, me: Me, name: str) -> Response:
     timeout_s = body.timeout_s or settings.invoke_timeout_s
     patience_s = timeout_s + settings.invoke_queue_s
     call_of(request).allow(patience_s + settings.request_timeout_s)
+    held = await _limit(deps, me.user_id)
+    if held is not None and (held.free_in_s is None or held.free_in_s > settings.invoke_queue_s):
+        # It would wait for nothing.
+        raise _too_many(held)
     judge = Judge(deps, me)
     await judge.prepare()
     try:
@@ -87,10 +94,7 @@ async def _answer(deps: Deps, task_id: UUID, user_id: UUID, patience_s: float) -
         async with asyncio.timeout(patience_s):
             await _ended(deps, task_id, user_id)
     except TimeoutError:
-        await _give_up(deps, task_id)
-        raise unavailable(
-            "the call did not get its turn in time and was cancelled", code="CALL_WAITED_TOO_LONG"
-        ) from None
+        await _give_up(deps, task_id, user_id, patience_s)
     found = await reads.subtask_with_attempts(deps.backends.primary, task_id, CALL)
     assert found is not None
     shown = shapes.subtask(task_id, found[0])
@@ -108,10 +112,37 @@ async def _ended(deps: Deps, task_id: UUID, user_id: UUID) -> None:
             await follower.wait(60)
 
 
-async def _give_up(deps: Deps, task_id: UUID) -> None:
-    """Nobody waits for the call any more: don't run it later."""
-    with contextlib.suppress(Transient):
-        reason = "nobody waits for this call any more"
-        ended = await end_task(deps.backends.primary, task_id, status="CANCELLED", error=None, reason=reason)
-        if ended.stopped:
-            await stop(deps, ended.stopped)
+async def _give_up(deps: Deps, task_id: UUID, user_id: UUID, patience_s: float) -> None:
+    """Nobody waits for the call any more: don't run it later. Raises Problem, unless it has ended in the meantime."""
+    reason = "nobody waits for this call any more"
+    ended = await end_task(deps.backends.primary, task_id, status="CANCELLED", error=None, reason=reason)
+    if ended.refused_status is not None:
+        return
+    if ended.stopped:
+        await stop(deps, ended.stopped)
+        raise unavailable(
+            f"the call got its turn too late to end within {patience_s:g} s, and was cancelled",
+            code="CALL_WAITED_TOO_LONG",
+        )
+    held = await _limit(deps, user_id)
+    if held is not None:
+        raise _too_many(held)
+    raise unavailable(
+        f"the call did not get its turn within {patience_s:g} s, and was cancelled", code="CALL_WAITED_TOO_LONG"
+    )
+
+
+async def _limit(deps: Deps, user_id: UUID) -> Limited | None:
+    """The limit that holds back everything of the user now; None, too, while nobody can say."""
+    try:
+        limited = deps.ports.tokens.limited(str(user_id))
+        return await ask(limited, "the token controller", timeout_s=LIMIT_TIMEOUT_S)
+    except Transient:
+        return None
+
+
+def _too_many(held: Limited) -> Problem:
+    wait_s = RAISED_LIMIT_S if held.free_in_s is None else held.free_in_s
+    return Problem(
+        429, f"the limit {held.limit} of your quota holds the call back", code="LIMIT_REACHED", retry_after_s=wait_s
+    )

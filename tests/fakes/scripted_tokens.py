@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from rayloom.dag.errors import Transient
-from rayloom.dag.ports import Ask, Finished, Health, Held, Quota
+from rayloom.dag.ports import Ask, Finished, Health, Held, Limited, Quota
 
 
 class ScriptedTokens:
@@ -32,6 +32,10 @@ class ScriptedTokens:
         self.finished += finished
         held = [ask.sub_task_id for ask in asked if ask.sub_task_id in self.holds]
         return [Held(sub_task_id=id_, limit="max_concurrent", ask_again_in_s=self.wait_s) for id_ in held]
+
+    async def limited(self, user_id: str) -> Limited | None:
+        """See `TokenPort`."""
+        return None
 
     async def quota(self, user_id: str) -> Quota:
         """See `TokenPort`."""

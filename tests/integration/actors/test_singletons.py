@@ -17,7 +17,7 @@ from rayloom.actors.callers import REGISTRY_NAME, TOKENS_NAME, RayRegistry, RayT
 from rayloom.actors.settings import EngineSettings
 from rayloom.actors.singletons import start_registry, start_tokens
 from rayloom.dag.errors import Transient, UserError
-from rayloom.dag.ports import Ask, Finished, Quota, RegistryPort, TokenPort
+from rayloom.dag.ports import Ask, Finished, Limited, Quota, RegistryPort, TokenPort
 from rayloom.db.settings import DatabaseSettings
 from rayloom.tools.builtin.catalogue import BUILTINS
 from tests.integration.actors.rows import Rows
@@ -103,6 +103,7 @@ async def test_a_killed_token_controller_counts_on(
     asks = [Ask(sub_task_id=id_, user_id=ann) for id_ in (*leased, str(uuid7()), str(uuid7()))]
     held = await tokens.admit(asks, ())
     assert [(one.sub_task_id, one.limit) for one in held] == [(ask.sub_task_id, "max_concurrent") for ask in asks[2:]]
+    assert await tokens.limited(ann) == Limited(limit="max_concurrent", free_in_s=0.0)
 
     pid = await _kill(TOKENS_NAME, settings)
     assert await tokens.admit(asks, ()) == held

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from rayloom.actors.registry import check_name
 from rayloom.dag.errors import Transient, UserError
-from rayloom.dag.ports import Ask, Finished, Health, Held, Quota, RegisteredTool, ToolSnapshot
+from rayloom.dag.ports import Ask, Finished, Health, Held, Limited, Quota, RegisteredTool, ToolSnapshot
 from rayloom.dag.resources import NodeShape
 from rayloom.dag.values import JsonObject
 from rayloom.serve.deps import Ports
@@ -127,9 +127,19 @@ class FakeTokens(Down):
     def __init__(self) -> None:
         super().__init__()
         self.quotas: dict[str, Quota] = {}
+        self.limited_at: tuple[int, Limited] | None = None
+        """After how often it was asked something is held back, and by what."""
+        self.asked = 0
 
     async def admit(self, asked: Sequence[Ask], finished: Sequence[Finished]) -> Sequence[Held]:
         return ()
+
+    async def limited(self, user_id: str) -> Limited | None:
+        self.check()
+        if self.limited_at is not None and self.asked >= self.limited_at[0]:
+            return self.limited_at[1]
+        self.asked += 1
+        return None
 
     async def quota(self, user_id: str) -> Quota:
         self.check()

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from rayloom.dag.ports import Limited
 from rayloom.serve.settings import ServeSettings
 from tests.integration.serve.world import World, one, until
 
@@ -149,7 +150,59 @@ class TestImpatience:
         me = await world.user()
         answer = await me.http.post("/api/v1/tools/core.noop/invoke", json={"timeout_s": 0.05})
         assert answer.status_code == 503
+        assert answer.json()["detail"] == "the call did not get its turn within 0.1 s, and was cancelled"
         assert (await me.get("/tasks"))["items"][0]["status"] == "CANCELLED"
+
+    async def test_a_call_that_a_limit_held_back_is_told_which(self, world: World) -> None:
+        me = await world.user()
+        # At first there was room.
+        world.fakes.tokens.limited_at = (1, Limited(limit="max_concurrent", free_in_s=0.0))
+        answer = await me.http.post("/api/v1/tools/core.noop/invoke", json={"timeout_s": 0.05})
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+        assert "max_concurrent" in answer.json()["detail"]
+        assert (await me.get("/tasks"))["items"][0]["status"] == "CANCELLED"
+
+    async def test_a_call_that_runs_too_late_is_stopped(self, world: World) -> None:
+        me = await world.user()
+        calling = asyncio.create_task(me.http.post("/api/v1/tools/core.noop/invoke", json={"timeout_s": 1}))
+        [item] = await world.claimed(await me.only_task())
+        answer = await calling
+        assert answer.status_code == 503
+        assert answer.json()["detail"] == "the call got its turn too late to end within 1.05 s, and was cancelled"
+        assert world.fakes.scheduler.stopped == [(item.sub_task_id, 1)]
+
+    async def test_a_call_that_ended_at_the_last_moment_is_answered(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def never(*_: object) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr("rayloom.serve.routes.invocations._ended", never)
+        me = await world.user()
+        calling = asyncio.create_task(me.http.post("/api/v1/tools/core.noop/invoke", json={"timeout_s": 2}))
+        await world.run(await me.only_task(), lambda _: "done")
+        answer = await calling
+        assert (answer.status_code, answer.json()["output"]) == (200, "done")
+
+
+@pytest.mark.parametrize(("free_in_s", "retry_after"), [(None, "60"), (44.1, "45")])
+async def test_a_call_that_a_limit_holds_for_longer_than_it_may_wait_is_refused_at_once(
+    world: World, free_in_s: float | None, retry_after: str
+) -> None:
+    me = await world.user()
+    world.fakes.tokens.limited_at = (0, Limited(limit="requests_per_min", free_in_s=free_in_s))
+    answer = await me.http.post("/api/v1/tools/core.noop/invoke", json={})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, retry_after)
+    assert answer.json()["detail"] == "the limit requests_per_min of your quota holds the call back"
+    assert (await me.get("/tasks"))["items"] == []
+
+
+async def test_a_call_goes_on_while_nobody_knows_the_limits(world: World) -> None:
+    me = await world.user()
+    world.fakes.tokens.is_down = True
+    calling = asyncio.create_task(me.http.post("/api/v1/tools/core.noop/invoke", json={}))
+    await world.run(await me.only_task(), lambda _: 1)
+    assert (await calling).status_code == 200
 
 
 async def test_without_a_registry_plans_can_not_be_judged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

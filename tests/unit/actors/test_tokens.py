@@ -12,7 +12,7 @@ from rayloom.actors import tokens
 from rayloom.actors.tokens import FAILED_READINGS_MAX, GRACE_S, TokenController
 from rayloom.dag.errors import Transient
 from rayloom.dag.limits import is_limited
-from rayloom.dag.ports import Ask, Finished, Quota
+from rayloom.dag.ports import Ask, Finished, Limited, Quota
 from rayloom.db.quotas import Standing
 
 ANN, BOB, CID = "ann", "bob", "cid"
@@ -113,6 +113,14 @@ async def test_an_end_makes_room_in_the_same_call() -> None:
     controller = await _controller(Record(ann=Quota(max_concurrent=1)))
     assert await _held(controller, _asks(ANN, "a1", "a2")) == ["a2"]
     assert await _held(controller, _asks(ANN, "a2", "a3"), [_end(ANN, "a1")]) == ["a3"]
+
+
+async def test_what_holds_a_user_back_is_told_without_taking_a_place() -> None:
+    controller = await _controller(Record(ann=Quota(max_concurrent=1)))
+    assert await controller.limited(ANN) is None
+    assert await _held(controller, _asks(ANN, "a1")) == []
+    assert await controller.limited(ANN) == Limited(limit="max_concurrent", free_in_s=0.0)
+    assert await controller.limited(BOB) is None
 
 
 async def test_asking_twice_counts_once() -> None:

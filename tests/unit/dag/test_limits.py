@@ -18,9 +18,10 @@ from rayloom.dag.limits import (
     Wait,
     Window,
     is_limited,
+    limited,
     may_start,
 )
-from rayloom.dag.ports import Quota
+from rayloom.dag.ports import Limited, Quota
 
 GAPS = st.lists(st.floats(min_value=0, max_value=90, allow_nan=False), min_size=1, max_size=60)
 
@@ -126,7 +127,7 @@ def test_nothing_is_added_by_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quota", "limited"),
+    ("quota", "limits"),
     [
         (Quota(), False),
         (Quota(max_cost_usd=1.0), False),
@@ -136,8 +137,8 @@ def test_nothing_is_added_by_nothing() -> None:
         (Quota(max_concurrent=0), True),
     ],
 )
-def test_which_quotas_limit_a_start(quota: Quota, limited: bool) -> None:
-    assert is_limited(quota) is limited
+def test_which_quotas_limit_a_start(quota: Quota, limits: bool) -> None:
+    assert is_limited(quota) is limits
 
 
 def test_concurrency_is_held_and_freed() -> None:
@@ -186,6 +187,21 @@ def test_a_limit_of_nothing_lets_nothing_through_and_says_to_ask_for_a_change() 
         held = may_start(quota, Usage(), ahead=0, now_s=0)
         assert held is not None
         assert held.ask_again_in_s == ASK_AGAIN_SPENT_S
+
+
+def test_what_holds_everything_back_and_for_how_long() -> None:
+    busy = Usage(concurrent=1).started(now_s=0.0).ended(9, now_s=0.0)
+    for quota, held in (
+        (Quota(), None),
+        (Quota(max_tokens=10, max_concurrent=2, requests_per_min=2, tokens_per_min=10), None),
+        (Quota(max_tokens=9), Limited(limit="max_tokens", free_in_s=None)),
+        (Quota(max_concurrent=1), Limited(limit="max_concurrent", free_in_s=0.0)),
+        (Quota(max_concurrent=0), Limited(limit="max_concurrent", free_in_s=None)),
+        (Quota(requests_per_min=1), Limited(limit="requests_per_min", free_in_s=51.0)),
+        (Quota(tokens_per_min=9), Limited(limit="tokens_per_min", free_in_s=51.0)),
+        (Quota(tokens_per_min=0), Limited(limit="tokens_per_min", free_in_s=None)),
+    ):
+        assert limited(quota, busy, now_s=10.0) == held
 
 
 def test_each_that_waits_for_the_minute_is_told_its_own_turn() -> None:
