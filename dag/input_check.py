@@ -50,12 +50,19 @@ class InputCheck:
         try:
             for error in self._validator.iter_errors(_with_gaps(given)):
                 where = pointer_to(pointer, error.absolute_path)
-                found.append(Fault(where, error.message[:_MAX_MESSAGE_CHARS]))
+                found.append(Fault(where, message_of(error)[:_MAX_MESSAGE_CHARS]))
                 if len(found) == limit:
                     break
         except (Unresolvable, _Circle) as error:
             found.append(Fault(pointer, f"can't be checked, the tool's schema is unusable: {str(error)[:200]}"))
         return found
+
+
+def message_of(error: ValidationError) -> str:
+    """What a fault says: where a schema excludes combinations, its ``errorMessage`` says it better than the keyword."""
+    own: Any = error.schema
+    own = own.get("errorMessage") if error.validator in ("not", "oneOf") else None
+    return own if isinstance(own, str) else error.message
 
 
 class _Gap:

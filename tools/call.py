@@ -14,6 +14,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from rayloom.dag.errors import Bug, RayloomError, UserError
+from rayloom.dag.input_check import message_of
 from rayloom.dag.values import Json
 from rayloom.tools.tool import Tool, ToolContext, ToolResult
 
@@ -70,7 +71,7 @@ def schema_faults(schema: Mapping[str, Json], value: Json, *, of: str) -> list[s
     validator = _validator_of(schema, of)
     try:
         return [
-            f"{_pointer(error)}: {error.message[:MAX_FAULT_CHARS]}"
+            f"{_pointer(error)}: {message_of(error)[:MAX_FAULT_CHARS]}"
             for error in islice(validator.iter_errors(value), MAX_FAULTS)
         ]
     except Unresolvable as error:

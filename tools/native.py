@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, WithJsonSchema
 from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import ErrorDetails
 
 from rayloom.dag.errors import UserError
 from rayloom.dag.values import Json
@@ -45,7 +48,7 @@ class NativeTool(Generic[InputT]):
     async def run(self, input: dict[str, Json], context: ToolContext) -> ToolResult:
         """Parse the input and do the work. Raises UserError (``INPUT_INVALID``) for what the schema can't say."""
         try:
-            parsed = self.model.model_validate(input)
+            parsed = _parsed(self.model, input)
         except ValidationError as error:
             raise UserError("INPUT_INVALID", _faults(error)) from None
         return await self.body(parsed, context)
@@ -81,6 +84,35 @@ def native(
         deterministic=deterministic,
     )
     return NativeTool(spec=spec, model=model, body=body)
+
+
+def _parsed(model: type[InputT], input: dict[str, Json]) -> InputT:
+    """The input as its model; ``2.0`` is an integer, too, as JSON Schema has it. Raises ValidationError."""
+    try:
+        return model.model_validate(input)
+    except ValidationError as error:
+        places = [fault["loc"] for fault in error.errors(include_url=False) if _is_whole(fault)]
+        if not places:
+            raise
+    input = deepcopy(input)
+    for place in places:
+        _make_whole(input, place)
+    return model.model_validate(input)
+
+
+def _make_whole(input: Any, place: tuple[int | str, ...]) -> None:
+    holder, key, item = input, place[0], input
+    for step in place:
+        # A step may name a member of a union, which is nowhere in the input.
+        with suppress(LookupError, TypeError):
+            holder, key, item = item, step, item[step]
+    if isinstance(item, float):
+        holder[key] = int(item)
+
+
+def _is_whole(fault: ErrorDetails) -> bool:
+    value = fault["input"]
+    return fault["type"] == "int_type" and isinstance(value, float) and abs(value) < 2**63 and value.is_integer()
 
 
 def _faults(error: ValidationError) -> str:

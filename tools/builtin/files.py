@@ -6,7 +6,7 @@ import base64
 import binascii
 from typing import Annotated, Final
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from rayloom.dag.errors import Refused, UserError
 from rayloom.dag.values import Json
@@ -17,9 +17,19 @@ from rayloom.tools.tool import ToolContext, ToolResult
 
 Path = Annotated[str, Field(min_length=1, max_length=MAX_CHARS)]
 
+_ONE_CONTENT: Final = "give either content or base64"
+
 
 class WriteInput(ToolInput):
     """A file to store: text, or bytes as base64."""
+
+    # What the validator below says, for those who read only the schema.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": [name], "properties": {name: {"type": "string"}}} for name in ("content", "base64")],
+            "errorMessage": _ONE_CONTENT,
+        }
+    )
 
     path: Path
     content: str | None = None
@@ -28,7 +38,7 @@ class WriteInput(ToolInput):
     @model_validator(mode="after")
     def _one_content(self) -> WriteInput:
         if (self.content is None) == (self.base64 is None):
-            raise ValueError("give either content or base64")
+            raise ValueError(_ONE_CONTENT)
         return self
 
 

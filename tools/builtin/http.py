@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Annotated, Final, Literal
 
 import orjson
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from rayloom.dag.errors import UserError
 from rayloom.dag.values import Json
@@ -25,9 +25,22 @@ _OURS: Final = frozenset(
 _IDEMPOTENT_BY_NATURE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _JSON_TYPE: Final = re.compile(r"application/([a-z0-9.+-]+\+)?json|text/json", re.IGNORECASE)
 
+_ONE_BODY: Final = "give either json or body"
+
 
 class RequestInput(ToolInput):
     """One request; at most one of ``json`` and ``body``."""
+
+    # What the validator below says, for those who read only the schema.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {
+                "required": ["json", "body"],
+                "properties": {name: {"not": {"type": "null"}} for name in ("json", "body")},
+            },
+            "errorMessage": _ONE_BODY,
+        }
+    )
 
     url: Annotated[str, Field(min_length=1, max_length=8_192)]
     method: Method = "GET"
@@ -38,7 +51,7 @@ class RequestInput(ToolInput):
     @model_validator(mode="after")
     def _one_body(self) -> RequestInput:
         if self.body is not None and self.json_ is not None:
-            raise ValueError("give either json or body")
+            raise ValueError(_ONE_BODY)
         return self
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import orjson
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -14,7 +15,8 @@ from rayloom.dag.errors import Transient, UserError
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.catalogue import BUILTINS
 from rayloom.tools.call import call_tool
-from rayloom.tools.tool import Tool
+from rayloom.tools.native import AnyJson, ToolInput, native
+from rayloom.tools.tool import Tool, ToolContext, ToolResult
 from tests.unit.tools.context import make_context
 
 
@@ -39,6 +41,33 @@ def test_the_catalogue_is_the_contracts() -> None:
         "sql.query",
         "text.template",
     ]
+
+
+async def test_a_whole_number_is_an_integer_however_it_is_written() -> None:
+    assert await run("core.fail", {"times": 1.0, "kind": "user", "then": 2.0}, attempt=2) == 2.0
+    for times in (1.5, 1001.0, -1.0, 1e300):
+        with pytest.raises(UserError, match="/times"):
+            await run("core.fail", {"times": times, "kind": "user"}, attempt=2)
+
+
+class _Nested(ToolInput):
+    """Integers wherever they may stand."""
+
+    many: list[int]
+    named: dict[str, int | None]
+    either: int | str
+    data: AnyJson
+
+
+async def test_whole_numbers_are_found_where_they_stand() -> None:
+    async def body(input: _Nested, _context: ToolContext) -> ToolResult:
+        return ToolResult(output=[*input.many, input.named["a/b"], input.data, input.either])
+
+    tool = native("x.nested", _Nested, body, description="x", permission_level="read")
+    given: dict[str, Json] = {"many": [1, 2.0], "named": {"a/b": 3.0}, "either": 5.0, "data": 4.0}
+    output = (await call_tool(tool, given, make_context())).output
+    assert orjson.dumps(output) == b"[1,2,3,4.0,5]"
+    assert given["many"] == [1, 2.0]
 
 
 @pytest.mark.parametrize("name", sorted(BUILTINS))

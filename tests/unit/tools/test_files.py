@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rayloom.dag.errors import Refused, UserError
+from rayloom.dag.input_check import InputCheck
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.catalogue import BUILTINS
 from rayloom.tools.call import call_tool
@@ -80,3 +81,26 @@ def test_paths_that_leave_or_mislead(path: str) -> None:
 )
 def test_paths_have_one_spelling(path: str, plain: str) -> None:
     assert workspace_path(path) == plain
+
+
+@pytest.mark.parametrize(
+    ("tool", "given", "is_good"),
+    [
+        ("files.write", {"path": "a"}, False),
+        ("files.write", {"path": "a", "content": None}, False),
+        ("files.write", {"path": "a", "content": "", "base64": ""}, False),
+        ("files.write", {"path": "a", "content": "", "base64": None}, True),
+        ("files.write", {"path": "a", "base64": {"$ref": "x.output"}}, True),
+        ("http.request", {"url": "u", "json": 0, "body": ""}, False),
+        ("http.request", {"url": "u", "json": None, "body": ""}, True),
+        ("http.request", {"url": "u", "json": {"$ref": "x.output"}, "body": ""}, True),
+        ("http.request", {"url": "u", "json": [1]}, True),
+    ],
+)
+def test_what_excludes_each_other_is_known_before_anything_runs(
+    tool: str, given: dict[str, Json], is_good: bool
+) -> None:
+    faults = InputCheck(BUILTINS[tool].spec.input_schema).faults(given, pointer="/input")
+    assert [(fault.pointer, fault.message[:12]) for fault in faults] == (
+        [] if is_good else [("/input", "give either ")]
+    )
