@@ -9,8 +9,8 @@ from uuid import UUID
 import orjson
 from pydantic import Field, StringConstraints
 
-from rayloom.dag.errors import Fault
-from rayloom.dag.plan import Budget, parse_plan
+from rayloom.dag.errors import Fault, InvalidPlan
+from rayloom.dag.plan import MAX_FAULTS, Budget, parse_plan
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verify import VerifiedPlan, verify
 from rayloom.db.keys import Principal
@@ -56,25 +56,51 @@ class Submission(Body):
 
 
 def read_submission(document: JsonObject) -> Submission:
-    """The submission that a body describes. Raises Problem (422)."""
+    """The submission that a body describes.
+
+    Raises Problem (422): with the faults of a plan's shape, too, so that nobody mends them only to hear of more.
+    """
     # The plan, which may be large, is judged by its own reader.
     plan = document.get("plan")
-    submission = validated({**document, "plan": None if plan is None else {}}, Submission)
+    try:
+        submission = validated({**document, "plan": None if plan is None else {}}, Submission)
+        faults, later = _faults_of(submission, document), _unsupported(submission, document)
+    except Problem as problem:
+        submission, faults, later = None, list(problem.errors), []
+    if submission is not None and not faults and not later:
+        return submission
+    if plan is not None:
+        faults += _shape_faults(plan)
+    raise invalid([*faults, *later][:MAX_FAULTS], code="INVALID" if faults else "UNSUPPORTED")
+
+
+def _shape_faults(raw: object) -> list[Fault]:
+    """What is wrong with the shape of a plan."""
+    try:
+        parse_plan(raw)
+    except InvalidPlan as error:
+        return list(error.faults)
+    return []
+
+
+def _faults_of(submission: Submission, document: JsonObject) -> list[Fault]:
     faults: list[Fault] = []
-    if plan is None and submission.prompt is None:
+    if document.get("plan") is None and submission.prompt is None:
         faults.append(Fault("/prompt", "is missing: give a prompt, or a plan"))
     if submission.prompt is not None and not submission.prompt.strip():
         faults.append(Fault("/prompt", "is blank"))
     if (submission.budget.deadline_s or 0) > MAX_DEADLINE_S:
         faults.append(Fault("/budget/deadline_s", f"must be at most {MAX_DEADLINE_S:,} seconds"))
+    return faults
+
+
+def _unsupported(submission: Submission, document: JsonObject) -> list[Fault]:
     later: list[Fault] = []
     if submission.require_approval:
         later.append(Fault("/require_approval", "approval is not supported by this version: leave it false"))
     webhook = [name for name in ("callback_url", "callback_secret") if document.get(name) is not None]
     later += [Fault(f"/{name}", "webhooks are not supported by this version: leave it out") for name in webhook]
-    if faults or later:
-        raise invalid([*faults, *later], code="INVALID" if faults else "UNSUPPORTED")
-    return submission
+    return later
 
 
 def unspent(budget: Budget) -> list[str]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
 from rayloom.dag.errors import Bug, Fault, InvalidPlan, Refused, Stale, Transient, UserError
+from rayloom.dag.values import Json, JsonObject
 from rayloom.serve.intake import Submission, fingerprint_of, new_task, read_submission
 from rayloom.serve.json_body import parse
 from rayloom.serve.problems import Problem, invalid, problem_of
@@ -95,6 +96,26 @@ def test_any_object_is_a_submission_or_a_problem_with_pointers(document: dict[st
         assert refused.status == 422
         assert refused.errors
         assert all(fault.pointer.startswith("/") for fault in refused.errors)
+
+
+@pytest.mark.parametrize(
+    ("body", "before", "after"),
+    [
+        ({"priority": 0}, ["/priority"], []),
+        ({"prompt": " ", "require_approval": True}, ["/prompt"], ["/require_approval"]),
+    ],
+)
+def test_the_faults_of_a_body_and_of_its_plan_are_told_together(
+    body: JsonObject, before: list[str], after: list[str]
+) -> None:
+    plan: JsonObject = {"subtasks": [{"id": "a b", "type": "TOOL"}], "x": 1}
+    refused = _refusal(lambda: read_submission({**body, "plan": plan}))
+    assert refused is not None
+    assert [fault.pointer for fault in refused.errors] == [*before, "/plan/subtasks/0/id", "/plan/x", *after]
+    subtasks: list[Json] = [{}] * 200
+    refused = _refusal(lambda: read_submission({**body, "plan": {"subtasks": subtasks}}))
+    assert refused is not None
+    assert len(refused.errors) == 100
 
 
 @pytest.mark.parametrize(
