@@ -54,12 +54,9 @@ class Worker:
         for end in (self._hears, self._told):
             end.setblocking(False)
         self._loop.add_reader(self._hears, self._hear)
-        # Ray stops a task by a SIGINT that it only pretends to send: nothing interrupts a waiting loop, but Python
-        # writes to this socket, which the loop reads. (asyncio's own signal handlers do the same at 0.2 ms each time.)
-        signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
         self._heard = False
+        self._listening = False
         self._interrupt = signal.getsignal(signal.SIGINT)
-        signal.signal(signal.SIGINT, self._on_interrupt)
         self._kept_records: WorkerRecords | None = None
         self._registry = RayRegistry(settings.engine)
         self._current: asyncio.Task[Outcome] | None = None
@@ -78,6 +75,8 @@ class Worker:
     def run(self, order: AttemptOrder, *, ray_task_id: str) -> Outcome:
         """Run one attempt to its end, from the main thread."""
         self._order = order
+        if not self._listening:
+            self._listen()
         if self._heard:
             self._forget_stops()
         self._die_at = time.monotonic() + order.timeout_s + self.settings.engine.timeout_grace_s
@@ -85,6 +84,13 @@ class Worker:
             return self._loop.run_until_complete(self._attempt(order, ray_task_id))
         finally:
             self._die_at = None
+
+    def _listen(self) -> None:
+        # Ray stops a task by a SIGINT that it only pretends to send: nothing interrupts a waiting loop, but Python
+        # writes to this socket, which the loop reads. (asyncio's own signal handlers do the same at 0.2 ms each time.)
+        signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        self._listening = True
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         """In an attempt, instead of a KeyboardInterrupt in the middle of whatever runs: `_hear` acts on the signal."""
@@ -96,8 +102,9 @@ class Worker:
         """Give up everything that it holds: another worker takes its place in this process."""
         self._over.set()
         self._watcher.join()
-        signal.signal(signal.SIGINT, self._interrupt)
-        signal.set_wakeup_fd(-1)
+        if self._listening:
+            signal.signal(signal.SIGINT, self._interrupt)
+            signal.set_wakeup_fd(-1)
         try:
             self._loop.run_until_complete(self._let_go())
         except Exception:  # noqa: BLE001 - what can't be closed in order is dropped
