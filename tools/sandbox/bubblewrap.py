@@ -191,7 +191,8 @@ def _command(host: Host, spec: RunSpec, info_out: int, stack: ExitStack) -> tupl
         *("--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"),
         *("--uid", str(UID), "--gid", str(UID), "--hostname", "sandbox", "--info-fd", str(info_out)),
         *host.root,
-        *("--proc", "/proc", "--dev", "/dev"),
+        # bwrap's init runs as the program does: who may write its memory can make it outlive us.
+        *("--proc", "/proc", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1", "--dev", "/dev"),
     ]
     disk = str(spec.limits.disk_mb * MIB)
     shm = str(min(spec.limits.disk_mb, SHM_MB) * MIB)

@@ -262,6 +262,16 @@ async def test_signals_reach_nobody_outside() -> None:
     assert "gone 3" in output["stdout"]
 
 
+async def test_the_memory_of_the_sandbox_s_own_init_is_out_of_reach() -> None:
+    output = await run(
+        code="import os\nprint(os.listdir('/proc/1'), os.path.exists(f'/proc/{os.getpid()}/mem'))\n"
+        "for path in ('/proc/1/mem', '/proc/1/task/1/mem', '/proc/self/../1/mem'):\n"
+        "    try: open(path, 'r+b'); print('OPENED', path)\n"
+        "    except OSError as e: print(type(e).__name__)"
+    )
+    assert output["stdout"].splitlines() == ["[] True", *["FileNotFoundError"] * 3]
+
+
 async def test_there_is_no_network_but_its_own_loopback() -> None:
     listener = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
