@@ -61,7 +61,8 @@ class ItemList:
 
 Block: TypeAlias = "Heading | Paragraph | ItemList"
 
-_FENCE: Final = re.compile(r"(`{3,}|~{3,})[ \t]*([A-Za-z0-9_+#.\-]*)[^`]*")
+# Nothing is given back: it could help no match, and each try would look at the rest of the line again.
+_FENCE: Final = re.compile(r"(`{3,}+|~{3,}+)[ \t]*+([A-Za-z0-9_+#.\-]*+)[^`]*+")
 _HEADING: Final = re.compile(r"#{1,6}\s+(\S.*)")
 _RULE: Final = re.compile(r"([-*_])(?:\s*\1){2,}")
 _BULLET: Final = re.compile(r"[-*+•‣·●○]\s+(.*)")
@@ -83,7 +84,13 @@ _CHECK_BOX: Final = re.compile(r"\[([ xX✓✔])\](?:\s+(.*)|$)")
 
 def read(text: str) -> list[Block]:
     """The blocks of a prompt, in order."""
-    return _Reader(text.expandtabs(_TAB).splitlines()).blocks()
+    return _Reader([_with_even_margin(line) for line in text.splitlines()]).blocks()
+
+
+def _with_even_margin(line: str) -> str:
+    """A line with tabs in its margin, where they are measured, written as spaces; elsewhere they are the author's."""
+    rest = line.lstrip()
+    return line[: len(line) - len(rest)].expandtabs(_TAB) + rest
 
 
 def text_of(content: Sequence[str | Code]) -> str:

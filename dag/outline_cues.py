@@ -36,10 +36,12 @@ _BESIDE_INSIDE: Final = re.compile(
     r"|\b(?:in\s+parallel\s+with|at\s+the\s+same\s+time\s+as)\b",
     re.IGNORECASE,
 )
-# A new step begins at a cue that stands at the start, after punctuation, or, where the cue is plain enough, anywhere.
+# A new step begins at a cue that stands at the start, after punctuation or a line's end, or, where the cue is plain
+# enough, anywhere. Spaces are looked at from where they begin, once: from each of them would be quadratic.
 _BREAK: Final = re.compile(
-    rf"(?:^|(?<=[.;!?,:\n。；！？，、：]))\s*(?={_AFTER_EN}|{_AFTER_ZH}|{_BESIDE_EN}|{_BESIDE_ZH})"
-    rf"|\s+(?=(?:and\s+)?then\b|and\s+(?:finally|meanwhile|afterwards)\b)"
+    rf"(?:(?:^|(?<=[.;!?,:。；！？，、：]))\s*+|(?<!\s)[^\S\n]*+\n\s*+)"
+    rf"(?={_AFTER_EN}|{_AFTER_ZH}|{_BESIDE_EN}|{_BESIDE_ZH})"
+    rf"|(?<!\s)\s++(?=(?:and\s+)?then\b|and\s+(?:finally|meanwhile|afterwards)\b)"
     rf"|(?=然后|接着|随后|与此同时)",
     re.IGNORECASE,
 )
@@ -113,9 +115,10 @@ def clauses(text: str, *, whole: Sequence[tuple[int, int]] = ()) -> list[str]:
     for found in _BREAK.finditer(text):
         while kept and kept[0][1] <= found.start():
             kept.popleft()
+        if kept and kept[0][0] < found.end():
+            continue
         piece = text[start : found.start()]
-        is_inside = bool(kept) and kept[0][0] < found.end()
-        if piece.strip() and not is_inside and not _is_consequence(piece, text, found.end()):
+        if piece.strip() and not _is_consequence(piece, text, found.end()):
             pieces.append(piece)
             start = found.end()
     pieces.append(text[start:])

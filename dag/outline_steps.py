@@ -23,12 +23,15 @@ as the product of their sizes."""
 MAX_RESULTS: Final = 16
 """How many results a text is recorded with: the latest."""
 _MAX_NAME_CHARS: Final = 80
+_MAX_LABEL_CHARS: Final = 1_000
+"""What is said about several steps is repeated in each of them: no more of it than this."""
 _MAX_SLUG_WORDS: Final = 6
 _MAX_SLUG_CHARS: Final = 48
 _NOT_SLUG: Final = re.compile(r"[^a-z0-9]+")
 _NAME_EDGES: Final = " .,;:。，、；："
 _SCHEME: Final = re.compile(r"https?://(?:www\.)?")
 _EMPHASIS: Final = re.compile(r"\*\*|__|`")
+_NOTHING_ELSE: Final = re.compile(r"[\s:：]*\Z")
 
 
 class Steps:
@@ -60,10 +63,11 @@ class Steps:
         Addresses that follow one another are fetched side by side.
         """
         groups, residue = self._calls(content)
+        label = label[:_MAX_LABEL_CHARS]
         fetches_only = bool(groups) and all(call.tool == FETCH_TOOL for group in groups for call in group)
         # Of "Fetch https://…" the address says it all; "Summarise https://…" names the fetching only as a means.
         is_means = fetches_only and bool(without_cue(residue)) and not is_fetching(residue)
-        about = label if fetches_only and not is_means else _joined(label, without_cue(residue))
+        about = label if fetches_only and not is_means else _joined(label, without_cue(residue))[:_MAX_LABEL_CHARS]
         ends = list(before)
         is_alone = sum(map(len, groups)) == 1
         for group in groups:
@@ -96,7 +100,7 @@ class Steps:
                 continue
             end = 0
             for span in spans_of(part, self._tools):
-                if span.given is None and not span.problem and not part[span.end :].strip(" \n:：") and parts:
+                if span.given is None and not span.problem and parts and _NOTHING_ELSE.match(part, span.end):
                     span = _with_block(span, parts)
                 call = self._call(span)
                 if call is None:

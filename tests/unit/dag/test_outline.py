@@ -497,6 +497,39 @@ def test_a_long_prompt_is_split_without_trouble(prompt: str) -> None:
     assert 1 <= len(split(prompt, VIEWS, views=VIEWS).plan.subtasks) <= 5_000
 
 
+@pytest.mark.parametrize(
+    ("prompt", "count"),
+    [
+        ("a" + " " * 200_000 + "b", 1),
+        ("a" + "\t" * 200_000 + "b", 1),
+        ("~" * 500_000 + "`", 1),
+        ("~~~" + "a" * 500_000 + "`", 1),
+        ("~~~" + " " * 500_000 + "`", 1),
+        ("@core.noop " * 8_000 + "`x" * 800_000, 8_000),
+    ],
+    ids=["spaces", "tabs", "fence", "fence of a language", "fence before spaces", "calls of one long text"],
+)
+def test_the_work_grows_with_the_prompt_and_not_with_its_square(prompt: str, count: int) -> None:
+    """Each of them would run into the time limit of tests."""
+    assert len(split(prompt, {"core.noop"}).plan.subtasks) == count
+
+
+def test_a_line_s_end_and_spaces_around_it_are_one_break() -> None:
+    steps = _split("Load a \n  \t finally load b").plan.subtasks
+    assert [step.name for step in steps] == ["Load a", "load b"]
+
+
+def test_tabs_indent_and_are_otherwise_kept() -> None:
+    text, code = _split("- Both\n\t- a\tb\n\t- c\n\n```python\nif x:\n\tf('\t')\n```").plan.subtasks
+    assert text.input == {"value": {"step": "Both: a\tb"}}
+    assert code.input == {"code": "if x:\n    f('\t')"}
+
+
+def test_a_long_label_is_not_repeated_whole_in_each_step_below_it() -> None:
+    steps = _split(f"- {'a' * 2_000}\n" + "  - b\n" * 3).plan.subtasks
+    assert [step.input["value"] for step in steps] == [{"step": f"{'a' * 1_000}: b"}] * 3
+
+
 def test_a_prompt_with_too_many_steps_is_one_subtask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rayloom.dag.outline.MAX_SUBTASKS", 5)
     assert len(split("- a\n" * 5, VIEWS).plan.subtasks) == 5
