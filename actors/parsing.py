@@ -11,11 +11,14 @@ from ray.serve.exceptions import RayServeException
 
 from rayloom.dag.answer import opened
 from rayloom.dag.errors import Bug, Transient
-from rayloom.dag.ports import Planned, PlanRequest
+from rayloom.dag.ports import PARSER_BROKE, Planned, PlanRequest
 
 APPLICATION: Final = "rayloom"
 DEPLOYMENT: Final = "Parser"
-TIMEOUT_S: Final = 120.0
+TAKEN_S: Final = 120.0
+"""Within which a replica must have room for a prompt."""
+ANSWER_S: Final = 120.0
+"""Within which it must have answered."""
 
 
 class ServeParser:
@@ -27,18 +30,43 @@ class ServeParser:
     async def plan(self, request: PlanRequest) -> Planned:
         """Parse a prompt and split it into a plan.
 
-        Raises UserError when it can't be planned, Bug (``PARSER_FAILED``), and Transient (``PARSER_UNAVAILABLE``) when
-        no replica answers.
+        Raises UserError when it can't be planned, Bug (``PARSER_FAILED``), and Transient: ``PARSER_UNAVAILABLE`` when
+        no replica takes the prompt, ``PARSER_BROKE`` when one took it and died or was silent.
         """
+        response: Any = None
+        taken = False
         try:
             if self._handle is None:
-                self._handle = await asyncio.to_thread(serve.get_deployment_handle, DEPLOYMENT, APPLICATION)
-            async with asyncio.timeout(TIMEOUT_S):
-                answer = await self._handle.plan.remote(request)
+                self._handle = await asyncio.to_thread(_find)
+            response = self._handle.plan.remote(request)
+            async with asyncio.timeout(TAKEN_S):
+                await response._to_object_ref()  # waits until a replica has taken it
+            taken = True
+            async with asyncio.timeout(ANSWER_S):
+                answer = await response
         except RayTaskError as error:
             raise Bug("PARSER_FAILED", f"the parser broke: {type(error.cause).__name__}: {error.cause}") from error
-        except (RayError, RayServeException, TimeoutError) as error:
+        except (RayError, RayServeException, TimeoutError, _NotDeployed) as error:
             self._handle = None
-            raise Transient("PARSER_UNAVAILABLE", f"no parser replica answered: {type(error).__name__}") from error
+            if response is not None and isinstance(error, TimeoutError):
+                response.cancel()
+            if taken:
+                raise Transient(PARSER_BROKE, f"the parser took it and did not answer ({_said(error)})") from error
+            raise Transient("PARSER_UNAVAILABLE", f"no parser replica answered ({_said(error)})") from error
         planned: Planned = opened(answer)
         return planned
+
+
+class _NotDeployed(Exception):
+    """Serve runs without our application: it is not up yet, or about to go."""
+
+
+def _find() -> Any:
+    try:
+        return serve.get_deployment_handle(DEPLOYMENT, APPLICATION)
+    except KeyError:
+        raise _NotDeployed from None
+
+
+def _said(error: Exception) -> str:
+    return "silence" if isinstance(error, TimeoutError) else type(error).__name__.strip("_")

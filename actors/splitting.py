@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from uuid import UUID
@@ -12,10 +13,10 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.actors.backlog import Backlog
-from rayloom.dag.errors import ErrorInfo, InvalidPlan, RayloomError, Stale, Transient
+from rayloom.dag.errors import Bug, ErrorInfo, InvalidPlan, RayloomError, Stale, Transient
 from rayloom.dag.log_line import LogLine
 from rayloom.dag.plan import parse_plan
-from rayloom.dag.ports import ParserPort, Planned, PlanRequest, ToolSnapshot
+from rayloom.dag.ports import PARSER_BROKE, ParserPort, Planned, PlanRequest, ToolSnapshot
 from rayloom.dag.resources import NodeShape
 from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import JsonObject
@@ -40,6 +41,7 @@ class Splitting:
     ) -> None:
         self._engine, self._backlog, self._parser, self._on_room = engine, backlog, parser, on_room
         self._busy: dict[asyncio.Task[None], UUID] = {}
+        self._suspected = asyncio.Lock()
         self.tools = ToolSnapshot(version=-1, tools={})
         self.nodes: tuple[NodeShape, ...] = ()
 
@@ -82,13 +84,23 @@ class Splitting:
         broken: list[Exception] = []
         while True:
             try:
-                if len(broken) < BROKEN_MAX:
-                    await self._try(task, incarnation)
-                else:
+                if len(broken) >= BROKEN_MAX:
                     await self._fail(task, incarnation, broken[-1])
+                    return
+                # What was with the parser when it broke goes alone from then on: the one that breaks it shall not
+                # take the others with it.
+                async with self._suspected if broken else nullcontext():
+                    await self._try(task, incarnation)
                 return
             except Transient as error:
                 _log.warning("split.again", extra={"task_id": str(task.task_id), "error": error.message})
+                if error.code == PARSER_BROKE:
+                    broken.append(
+                        Bug(
+                            "PARSER_FAILED",
+                            f"{error.message}, {BROKEN_MAX} times: shorten the prompt, divide it, or give a plan",
+                        )
+                    )
             except Stale:
                 # The task has moved on without us. Who refused has told so.
                 return

@@ -17,6 +17,7 @@ from rayloom.dag.values import Json, JsonObject
 
 Health = Mapping[str, Json]
 
+PARSER_BROKE: Final = "PARSER_BROKE"
 LONG_POLL_S: Final = 20.0
 """How long `RegistryPort.changed` waits for a change before it answers all the same."""
 
@@ -199,4 +200,8 @@ class ParserPort(Protocol):
     """The parser deployment, as the scheduler sees it."""
 
     async def plan(self, request: PlanRequest) -> Planned:
-        """Parse a prompt and split it into a plan. Raises UserError when it can't be planned."""
+        """Parse a prompt and split it into a plan.
+
+        Raises UserError when it can't be planned, and Transient when it was not: with the code ``PARSER_BROKE`` when a
+        parser took the prompt and never answered, with any other when there was none to take it.
+        """

@@ -16,7 +16,7 @@ from rayloom.actors.backlog import Backlog
 from rayloom.actors.registry import describe
 from rayloom.actors.splitting import AT_ONCE, Splitting
 from rayloom.dag.errors import Transient, UserError
-from rayloom.dag.ports import Planned, PlanRequest, ToolSnapshot
+from rayloom.dag.ports import PARSER_BROKE, Planned, PlanRequest, ToolSnapshot
 from rayloom.dag.values import JsonObject
 from rayloom.db.incarnations import begin_incarnation, end_incarnation
 from rayloom.db.submit import NewTask, submit_task
@@ -122,6 +122,46 @@ async def test_a_parser_that_is_away_is_asked_again(spine: Spine) -> None:
     await bench.through()
     assert (await spine.task(task_id))["status"] == "PROCESSING"
     assert len(bench.parser.asked) == 6
+
+
+async def test_a_prompt_that_breaks_the_parser_again_and_again_ends_its_task(spine: Spine) -> None:
+    away, broke = Transient("PARSER_UNAVAILABLE", "away"), Transient(PARSER_BROKE, "the parser took it and died")
+    bench = _bench(spine, broke, away, broke, away, away, broke, PLAN)
+    task_id = await _submit(spine)
+    await bench.through()
+    task = await spine.task(task_id)
+    assert (task["status"], task["error"]["code"], task["error"]["retryable"]) == ("FAILED", "PARSER_FAILED", False)
+    assert "the parser took it and died, 3 times" in task["error"]["message"]
+    assert len(bench.parser.asked) == 6
+
+
+async def test_a_parser_that_broke_once_is_asked_again(spine: Spine) -> None:
+    bench = _bench(spine, Transient(PARSER_BROKE, "it died"), PLAN)
+    task_id = await _submit(spine)
+    await bench.through()
+    assert (await spine.task(task_id))["status"] == "PROCESSING"
+
+
+async def test_suspects_are_never_with_the_parser_together(spine: Spine) -> None:
+    class Parser(ScriptedParser):
+        inside = most = 0
+
+        async def plan(self, request: PlanRequest) -> Planned:
+            again = [asked.task_id for asked in self.asked].count(request.task_id) > 0
+            self.inside += again
+            self.most = max(self.most, self.inside)
+            try:
+                await asyncio.sleep(0)
+                return await super().plan(request)
+            finally:
+                self.inside -= again
+
+    parser = Parser(*[Transient(PARSER_BROKE, "it died")] * 12, PLAN)
+    bench = Bench(spine, parser, spine.incarnation)
+    for _ in range(4):
+        await _submit(spine)
+    await bench.through()
+    assert (parser.most, len(parser.asked)) == (1, 12)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""The parser as the scheduler asks it: away, or broken by what it was asked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ray import serve
+
+from rayloom.actors import parsing
+from rayloom.actors.parsing import APPLICATION, DEPLOYMENT, ServeParser
+from rayloom.dag.answer import Answer
+from rayloom.dag.errors import Transient
+from rayloom.dag.ports import PARSER_BROKE, Planned, PlanRequest
+
+
+class _Parser:
+    async def plan(self, request: PlanRequest) -> Answer[Planned]:
+        if request.prompt == "die":
+            os._exit(1)
+        if request.prompt == "hang":
+            await asyncio.Event().wait()
+        return "ok", Planned(plan={}, source="outline", notes=(), language="en", parsed_s=0.0, split_s=0.0)
+
+
+@pytest.fixture(scope="module")
+def serving(local_ray: None) -> Iterator[None]:
+    serve.start(proxy_location="Disabled")
+    yield
+    serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _request(prompt: str) -> PlanRequest:
+    return PlanRequest(task_id="t", prompt=prompt, context={}, tools={})
+
+
+async def _code(parser: ServeParser, prompt: str) -> str:
+    with pytest.raises(Transient) as refused:
+        await parser.plan(_request(prompt))
+    return refused.value.code
+
+
+async def test_a_parser_that_is_away_is_told_from_one_that_broke(
+    serving: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = ServeParser()
+    assert await _code(parser, "x") == "PARSER_UNAVAILABLE"
+    deployment: Any = serve.deployment(_Parser, name=DEPLOYMENT, ray_actor_options={"num_cpus": 0})
+    await asyncio.to_thread(serve.run, deployment.bind(), name=APPLICATION, route_prefix=None)
+    assert (await parser.plan(_request("x"))).language == "en"
+    assert await _code(parser, "die") == PARSER_BROKE
+    # Waits for the replica that Serve puts in the place of the dead one.
+    assert (await parser.plan(_request("x"))).language == "en"
+    with monkeypatch.context() as impatient:
+        impatient.setattr(parsing, "ANSWER_S", 0.0)
+        assert await _code(parser, "hang") == PARSER_BROKE
+    with monkeypatch.context() as impatient:
+        impatient.setattr(parsing, "TAKEN_S", 0.0)
+        assert await _code(parser, "x") == "PARSER_UNAVAILABLE"
+    assert (await parser.plan(_request("x"))).language == "en"
