@@ -4,7 +4,8 @@ What holds: own user, process, network (none but its own loopback), IPC, host na
 namespaces; a read-only root of /usr alone; size-capped memory file systems for /workspace, /tmp and /dev/shm; no
 capabilities, no further user namespaces, a system-call filter, resource limits, a cap on the memory and the processes
 of the whole tree, a wall clock. What doesn't: it is the host's kernel, so a kernel bug that a program can reach through
-the calls left to it is a way out; CPU time is bounded by the wall clock only.
+the calls left to it is a way out; CPU time is bounded by the wall clock only; bwrap can't cap the inodes of a memory
+file system. Without a control group memory is sampled, and a program that means to can hide some of its own.
 
 The workspace lives in memory inside the sandbox; we hold it by descriptor, so that it outlives the programs in it and
 vanishes with us.

@@ -13,7 +13,6 @@ from rayloom.tools.settings import SandboxLimits
 
 MIB: Final = 1024 * 1024
 OPEN_FILES: Final = 1_024
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 def tree(root: int) -> list[int]:
@@ -39,25 +38,34 @@ def thread_count(pids: list[int]) -> int:
 
 
 def memory_bytes(pids: list[int], *, enough: int) -> int:
-    """The memory that the processes hold together, file pages left out.
+    """The memory that the processes hold together, their own and shared, pages of files left out.
 
     The first sum counts pages that forks share several times; only when it passes ``enough`` is it counted exactly.
     """
-    rough = 0
-    for pid in pids:
-        with suppress(OSError, ValueError):
-            _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
-            rough += (int(resident) - int(shared)) * _PAGE_BYTES
-    if rough <= enough:
-        return rough
-    exact = 0
-    for pid in pids:
+    rough = {pid: _sizes(pid, "status", ("RssAnon", "RssShmem")) for pid in pids}
+    if sum(rough.values()) <= enough:
+        return sum(rough.values())
+    return sum(_sizes(pid, "smaps_rollup", ("Pss_Anon", "Pss_Shmem")) or rough[pid] for pid in pids)
+
+
+def _sizes(pid: int, file: str, names: tuple[str, ...]) -> int:
+    """The sum of the named sizes in a file of a process, in bytes; 0 when it has ended meanwhile."""
+    wanted = re.compile(rf"^(?:{'|'.join(names)}):\s+(\d+) kB", re.MULTILINE)
+    sizes = wanted.findall(_read(f"/proc/{pid}/{file}"))
+    if not sizes:
+        # The thread that a process is named after may end before the others, which hold the memory then.
         with suppress(OSError):
-            match = re.search(r"^Pss_Anon:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-            if match is None:
-                return rough
-            exact += int(match[1]) * 1024
-    return exact or rough
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                sizes = sizes or wanted.findall(_read(f"/proc/{pid}/task/{thread}/{file}"))
+    return sum(map(int, sizes)) * 1024
+
+
+def _read(path: str) -> str:
+    # A program may give itself any name, which need be no text.
+    try:
+        return Path(path).read_text("latin-1")
+    except OSError:
+        return ""
 
 
 def counts_processes_per_namespace() -> bool:

@@ -1,7 +1,8 @@
 """The system-call filter of the sandbox: a deny list as classic BPF, made without libseccomp.
 
 Namespaces already take away what these calls could reach; the filter narrows the kernel code that hostile programs can
-touch at all. New namespaces, kernel modules, keys, tracing, io_uring, mounts and odd socket families are refused.
+touch at all. New namespaces, kernel modules, keys, tracing, io_uring, mounts and odd socket families are refused, and
+so is memory that belongs to no process and no capped file system, where nobody would count it.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ _DENIED: Final[dict[str, tuple[int | None, int | None]]] = {
     "keyctl": (250, 219),
     "lookup_dcookie": (212, 18),
     "mbind": (237, 235),
+    "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "migrate_pages": (256, 238),
     "modify_ldt": (154, None),
@@ -61,6 +63,7 @@ _DENIED: Final[dict[str, tuple[int | None, int | None]]] = {
     "mount_setattr": (442, 442),
     "move_mount": (429, 429),
     "move_pages": (279, 239),
+    "msgget": (68, 186),
     "name_to_handle_at": (303, 264),
     "nfsservctl": (180, 42),
     "open_by_handle_at": (304, 265),
@@ -82,6 +85,7 @@ _DENIED: Final[dict[str, tuple[int | None, int | None]]] = {
     "sethostname": (170, 161),
     "setns": (308, 268),
     "settimeofday": (164, 170),
+    "shmget": (29, 194),
     "swapoff": (168, 225),
     "swapon": (167, 224),
     "syslog": (103, 116),

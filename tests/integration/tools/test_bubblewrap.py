@@ -17,6 +17,7 @@ from rayloom.dag.values import Json
 from rayloom.tools.builtin.catalogue import BUILTINS
 from rayloom.tools.call import call_tool
 from rayloom.tools.sandbox import processes
+from rayloom.tools.sandbox.cgroup import ControlGroup
 from rayloom.tools.sandbox.select import sandbox_for
 from tests.unit.tools.context import KeptLog, make_context
 
@@ -176,6 +177,44 @@ async def test_a_fork_bomb_that_never_stops_is_stopped() -> None:
 async def test_a_memory_hog_is_killed_for_its_memory(code: str) -> None:
     output = await run(code=code, limits={"memory_mb": 128})
     assert (output["oom"], output["exit_code"]) == (True, 137)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import mmap, time\nx = mmap.mmap(-1, 400 << 20)\nx.write(bytes([1]) * (400 << 20))\ntime.sleep(60)",
+        "import ctypes, threading, time\ndef f(): x = b'x' * (400 << 20); time.sleep(60)\n"
+        "threading.Thread(target=f).start()\nctypes.CDLL(None).pthread_exit(None)",
+    ],
+    ids=["shared", "held by a thread that outlives the first"],
+)
+async def test_memory_is_found_where_it_can_only_be_sampled(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ControlGroup, "create", lambda _limits: None)
+    output = await run(code=code, limits={"memory_mb": 128, "wall_s": 60})
+    assert (output["oom"], output["exit_code"]) == (True, 137)
+
+
+async def test_the_usual_ways_to_share_memory_work() -> None:
+    output = await run(
+        code="import concurrent.futures, ctypes, mmap, multiprocessing as m\n"
+        "from multiprocessing.shared_memory import SharedMemory\n"
+        "def fill(name, value):\n    s = SharedMemory(name); s.buf[0] = value.value; s.close()\n"
+        "s = SharedMemory(create=True, size=9)\np = m.Process(target=fill, args=(s.name, m.Value('i', 7)))\n"
+        "p.start(); p.join(); print(s.buf[0]); s.close(); s.unlink()\n"
+        "with concurrent.futures.ProcessPoolExecutor(2) as pool: print(*pool.map(abs, [-1, -2]))\n"
+        "print(m.Manager().list([3])[0], ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 4)(), mmap.mmap(-1, 9)[0])"
+    )
+    assert (output["stdout"], output["stderr"]) == ("7\n1 2\n3 4 0\n", "")
+
+
+async def test_memory_that_nobody_would_count_is_not_to_be_had() -> None:
+    output = await run(
+        code="import ctypes, os\ntry: os.memfd_create('x')\nexcept OSError as e: print(e.errno)\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "for name, args in (('shmget', (0, 1 << 20, 0o1666)), ('msgget', (0, 0o1666))):\n"
+        "    print(libc[name](*args), ctypes.get_errno())"
+    )
+    assert output["stdout"].splitlines() == ["1", "-1 1", "-1 1"]
 
 
 async def test_memory_is_counted_over_all_processes() -> None:

@@ -6,6 +6,8 @@ import asyncio
 import os
 import socket
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +18,7 @@ from rayloom.dag.values import Json
 from rayloom.tools.builtin.catalogue import BUILTINS
 from rayloom.tools.builtin.code import LimitsInput, capped
 from rayloom.tools.call import call_tool
-from rayloom.tools.sandbox import seccomp, workspace
+from rayloom.tools.sandbox import processes, seccomp, workspace
 from rayloom.tools.sandbox.capture import MAX_LINE_CHARS, Capture
 from rayloom.tools.sandbox.sandbox import OutFile
 from rayloom.tools.sandbox.select import sandbox_for
@@ -56,6 +58,9 @@ def judge(machine: str, nr: int, arg0: int = 0, *, arch: int | None = None) -> i
         ("x86_64", 165, 0, EPERM),  # mount
         ("x86_64", 447, 0, EPERM),  # memfd_secret, the highest number
         ("x86_64", 425, 0, EPERM),  # io_uring_setup
+        ("x86_64", 319, 0, EPERM),  # memfd_create
+        ("x86_64", 29, 0, EPERM),  # shmget
+        ("x86_64", 68, 0, EPERM),  # msgget
         ("x86_64", 435, 0, ENOSYS),  # clone3
         ("x86_64", 56, 17, ALLOW),  # clone as fork does it
         ("x86_64", 56, 0x3D0F00, ALLOW),  # clone as pthread_create does it
@@ -67,6 +72,9 @@ def judge(machine: str, nr: int, arg0: int = 0, *, arch: int | None = None) -> i
         ("x86_64", 0x40000000, 0, KILL),  # the x32 way in
         ("aarch64", 63, 0, ALLOW),  # read
         ("aarch64", 117, 0, EPERM),  # ptrace
+        ("aarch64", 279, 0, EPERM),  # memfd_create
+        ("aarch64", 194, 0, EPERM),  # shmget
+        ("aarch64", 186, 0, EPERM),  # msgget
         ("aarch64", 220, 0x20000000, EPERM),  # clone into a pid namespace
         ("aarch64", 198, 40, EAFNOSUPPORT),  # socket AF_VSOCK
     ],
@@ -81,6 +89,42 @@ def test_a_call_of_another_architecture_is_death() -> None:
 
 def test_a_machine_that_we_have_no_numbers_for_has_no_filter() -> None:
     assert seccomp.deny_list("riscv64") is None
+
+
+_SHARED = "import mmap\nx = mmap.mmap(-1, 64 << 20)\nx.write(b'x' * (64 << 20))"
+_LEADERLESS = """
+import ctypes, os, threading
+def hold():
+    # Only then is the thread that began it all gone.
+    while open(f"/proc/self/task/{os.getpid()}/stat", "rb").read().rpartition(b")")[2].split()[0] != b"Z":
+        pass
+    x = b"x" * (64 << 20)
+    print("ready", flush=True)
+    threading.Event().wait()
+# A name that is no text, and one that is like what is looked for.
+ctypes.CDLL(None).prctl(15, b"\\xffRssAnon")
+threading.Thread(target=hold).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+@pytest.mark.parametrize("code", [_SHARED, "x = b'x' * (64 << 20)", _LEADERLESS], ids=["shared", "own", "leaderless"])
+def test_memory_is_counted_wherever_a_program_holds_it(code: str) -> None:
+    command = [sys.executable, "-c", code + "\nprint('ready', flush=True)\ninput()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        try:
+            assert child.stdout.readline() == "ready\n"
+            for enough in (0, 1 << 40):
+                assert 64 << 20 <= processes.memory_bytes([child.pid], enough=enough) < 256 << 20
+        finally:
+            child.kill()
+
+
+def test_who_has_ended_holds_no_memory() -> None:
+    with subprocess.Popen(["true"]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert processes.memory_bytes([child.pid], enough=0) == 0
 
 
 def collect(
