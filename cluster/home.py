@@ -7,6 +7,7 @@ The owner holds a lock of the operating system on ``lock``, so that a killed own
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import json
 import os
@@ -97,14 +98,18 @@ class Home:
             # Not inherited: a service that outlives us by a second must not keep the lock.
             lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise HomeError(f"{self._lock_file} can't be written: {error.strerror}") from None
+            raise unwritable(self._lock_file, error) from None
         try:
             fcntl.fcntl(lock, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK))
         except OSError:
             os.close(lock)
             raise HomeTaken(self.path, self._holder()) from None
-        os.truncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.truncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            os.close(lock)
+            raise unwritable(self._lock_file, error) from None
         self._lock = lock
 
     def release(self) -> None:
@@ -158,8 +163,8 @@ class Home:
             return None
 
     def write_run(self, instance: RunningInstance) -> None:
-        """Tell `status` and `down` about this owner."""
-        write_private(self.run_file, json.dumps(asdict(instance), indent=2) + "\n")
+        """Tell `status` and `down` about this owner. Raises HomeError when that can't be written."""
+        self._write(self.run_file, json.dumps(asdict(instance), indent=2) + "\n")
 
     def read_run(self) -> RunningInstance | None:
         """What the present owner told; None where nobody owns the folder, or has told nothing yet."""
@@ -181,11 +186,14 @@ class Home:
     def new_secret(self, name: Secret) -> str:
         """The same, made anew in the place of the one before."""
         value = _MAKERS[name]()
-        try:
-            write_private(self.path / name, value + "\n")
-        except OSError as error:
-            raise HomeError(f"{self.path / name} can't be written: {error.strerror}") from None
+        self._write(self.path / name, value + "\n")
         return value
+
+    def _write(self, path: Path, text: str) -> None:
+        try:
+            write_private(path, text)
+        except OSError as error:
+            raise unwritable(path, error) from None
 
     def read_secret(self, name: Secret) -> str | None:
         """A secret if it was made before. Raises HomeError when it is there and can't be read."""
@@ -195,6 +203,13 @@ class Home:
             return None
         except OSError as error:
             raise HomeError(f"{self.path / name} can't be read: {error.strerror}") from None
+
+
+def unwritable(path: Path, error: OSError) -> HomeError:
+    """What to tell of a file of a home that can't be written."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = "free some space there" if is_full else "make that possible"
+    return HomeError(f"{path} can't be written ({error.strerror}): {advice}, or set RAYLOOM_HOME to another folder")
 
 
 def _whole_file(kind: int) -> bytes:

@@ -7,6 +7,8 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Final
 
+from rayloom.cluster.home import unwritable
+
 MAX_BYTES: Final = 4 * 1024 * 1024
 
 
@@ -31,5 +33,8 @@ class Logbook:
 
 
 def open_logbook(folder: Path) -> Logbook:
-    """Begin to keep what this process reports. Raises OSError when the file can't be written."""
-    return Logbook(folder)
+    """Begin to keep what this process reports. Raises HomeError when the file can't be written."""
+    try:
+        return Logbook(folder)
+    except OSError as error:
+        raise unwritable(folder / "up.log", error) from None

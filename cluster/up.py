@@ -28,7 +28,7 @@ from rayloom.cluster.checks import StartRefused, ports_are_free, python_version,
 from rayloom.cluster.cli.output import Output
 from rayloom.cluster.embedded.identity import ServiceError
 from rayloom.cluster.embedded.services import EmbeddedServices
-from rayloom.cluster.home import Home, RunningInstance
+from rayloom.cluster.home import Home, HomeError, RunningInstance
 from rayloom.cluster.instance import run_down, run_status
 from rayloom.cluster.logbook import open_logbook
 from rayloom.cluster.settings import Settings, load_settings
@@ -157,7 +157,7 @@ class _Supervisor:
         finally:
             self._say("stopping (Ctrl-C again: at once)")
             # A disk may be full, and that must not keep us from stopping in order.
-            with suppress(OSError):
+            with suppress(HomeError):
                 self._tell("stopping")
             await running.stop()
         return 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rayloom.cluster.home import Home, HomeError, HomeTaken, RunningInstance, write_private
+from rayloom.cluster.logbook import open_logbook
 
 
 @pytest.fixture
@@ -151,14 +152,37 @@ def test_the_secret_key_is_one_that_fernet_takes(home: Home) -> None:
     assert cipher.decrypt(cipher.encrypt(b"x")) == b"x"
 
 
+FULL = r"can't be written \(No space left on device\): free some space there, or set RAYLOOM_HOME to another folder$"
+
+
+def _full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_is_told_with_its_place_and_what_to_do(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", _full)
+        with pytest.raises(HomeError, match=f"^{home.path}/lock {FULL}"):
+            home.acquire()
+    assert home.owner() is None
+    home.acquire()
+    monkeypatch.setattr(os, "fsync", _full)
+    with pytest.raises(HomeError, match=f"^{home.path}/run.json {FULL}"):
+        home.write_run(instance(1))
+    with pytest.raises(HomeError, match=f"^{home.path}/api_key {FULL}"):
+        home.secret("api_key")
+
+
+def test_a_logbook_that_can_not_be_begun_is_told_like_that(home: Home) -> None:
+    with pytest.raises(HomeError, match=rf"^{home.logs}/up.log can't be written \(No such file.*make that possible"):
+        open_logbook(home.logs)
+
+
 def test_a_file_is_written_whole_or_not_at_all(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     home.create()
     write_private(home.path / "file", "old")
 
-    def full(_descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", _full)
     with pytest.raises(OSError, match="No space"):
         write_private(home.path / "file", "new")
     assert (home.path / "file").read_text() == "old"
