@@ -1,13 +1,13 @@
-"""What the two SQL dialects share: rows, limits, and the rule that rayloom's own database is out of bounds."""
+"""What a statement may do, and where a connection may lead: never to rayloom's own database."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from rayloom.dag.errors import Refused, UserError
@@ -16,23 +16,6 @@ POSTGRESQL_PORT: Final = 5432
 _LOCAL: Final = "local"
 _READING: Final = frozenset({"select", "with", "values", "table", "explain", "show"})
 _NOISE: Final = re.compile(r"(\s+|--[^\n]*(\n|$)|/\*.*?\*/|\()", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SqlLimits:
-    """What one statement may use."""
-
-    timeout_s: float
-    max_rows: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """What a statement gave."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    truncated: bool
 
 
 @dataclass(frozen=True, slots=True)

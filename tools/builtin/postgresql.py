@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any, Final
@@ -13,10 +13,12 @@ import orjson
 
 from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
 from rayloom.dag.values import Json
-from rayloom.tools.builtin.database import Rows, SqlLimits, refuse_writing
+from rayloom.tools.builtin.database import refuse_writing
+from rayloom.tools.builtin.rows import Rows, SqlLimits, Taker
 from rayloom.tools.ports import LogPort
 
 CONNECT_S: Final = 10.0
+MAX_FETCHED_ROWS: Final = 16
 
 _FROM_TEXT: Final[Mapping[str, Callable[[str], Any]]] = {
     "date": date.fromisoformat,
@@ -55,7 +57,7 @@ async def query(url: str, sql: str, params: Sequence[Any] | Mapping[str, Any], l
         return await _read(connection, sql, params, limits, log)
     except RayloomError:
         raise
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, OverflowError, ValueError) as error:
         raise _named(error, limits) from None
     finally:
         if connection is not None:
@@ -64,6 +66,7 @@ async def query(url: str, sql: str, params: Sequence[Any] | Mapping[str, Any], l
 
 
 async def _read(connection: Any, sql: str, params: Sequence[Any], limits: SqlLimits, log: LogPort) -> Rows:
+    taker = Taker(limits)
     if await connection.fetchval("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"):
         log.line("the SQL connection uses a superuser: give it a role that may only read", level="WARNING")
     transaction = connection.transaction(readonly=True)
@@ -76,18 +79,34 @@ async def _read(connection: Any, sql: str, params: Sequence[Any], limits: SqlLim
         types = [parameter.name for parameter in statement.get_parameters()]
         if len(types) != len(params):
             raise UserError("SQL_INVALID", f"/params: the statement takes {len(types)}, and {len(params)} are given")
-        cursor = await statement.cursor(*(_bound(value, kind) for value, kind in zip(params, types, strict=True)))
-        found = await cursor.fetch(limits.max_rows + 1)
+        cursor = await statement.cursor(*_all_bound(params, types))
         columns = statement.get_attributes()
+        documents = {at for at, column in enumerate(columns) if column.type.name in ("json", "jsonb")}
+        # A few at a time, and the first alone: what is fetched is held.
+        count = 1
+        wants_more = True
+        while wants_more and (found := await cursor.fetch(count)):
+            wants_more = all(taker.take(_opened(row, documents)) for row in found)
+            count = min(count * 2, MAX_FETCHED_ROWS)
     finally:
         # Never committed: before PostgreSQL 16 a read-only transaction may still make and remove large objects.
         await transaction.rollback()
-    documents = {at for at, column in enumerate(columns) if column.type.name in ("json", "jsonb")}
-    rows = [
-        [orjson.loads(value) if at in documents and value is not None else value for at, value in enumerate(row)]
-        for row in found[: limits.max_rows]
-    ]
-    return Rows(columns=[column.name for column in columns], rows=rows, truncated=len(found) > limits.max_rows)
+    return Rows(columns=[column.name for column in columns], rows=taker.rows, truncated=taker.truncated)
+
+
+def _opened(row: Sequence[Any], documents: Collection[int]) -> list[Any]:
+    """A row whose JSON documents are values and no longer text."""
+    return [orjson.loads(value) if at in documents and value is not None else value for at, value in enumerate(row)]
+
+
+def _all_bound(params: Sequence[Any], types: Sequence[str]) -> list[Any]:
+    bound: list[Any] = []
+    for value, kind in zip(params, types, strict=True):
+        try:
+            bound.append(_bound(value, kind))
+        except (ArithmeticError, TypeError, ValueError):
+            raise UserError("SQL_INVALID", f"/params/{len(bound)}: {value!r:.100} is no {kind}") from None
+    return bound
 
 
 def _bound(value: Json, kind: str) -> Any:
@@ -128,7 +147,8 @@ def _named(error: Exception, limits: SqlLimits) -> RayloomError:
             | asyncpg.ConnectionDoesNotExistError()
         ):
             return Transient("SQL_UNAVAILABLE", message)
-        case asyncpg.PostgresError() | asyncpg.InterfaceError() | ValueError():
+        case asyncpg.PostgresError() | asyncpg.InterfaceError() | OverflowError() | ValueError():
+            # Python's dates don't reach as far as PostgreSQL's: those must be asked for as text.
             return UserError("SQL_INVALID", message)
         case _:
             return Transient("SQL_UNAVAILABLE", f"the database can't be reached: {type(error).__name__}")

@@ -1,31 +1,26 @@
 """sql.query: one read-only statement on a connection that an administrator named.
 
-What holds: a read-only transaction or file, one statement, a time limit, a row limit, and never rayloom's own database.
-What can't: on PostgreSQL a function may do what its caller's role may do, so give the connection a role that can do
-little.
+What holds: a read-only transaction or file, one statement, limits of time, rows and bytes, and never rayloom's own
+database. What can't: on PostgreSQL a function may do what its caller's role may do, so give the connection a role that
+can do little; and one row is read whole before it is known how large it is.
 """
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping, Sequence
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 from urllib.parse import urlsplit
 
-import orjson
 from pydantic import Field
 
 from rayloom.dag.errors import UserError
 from rayloom.dag.values import Json
 from rayloom.tools.builtin import postgresql, sqlite
-from rayloom.tools.builtin.database import Rows, SqlLimits, refuse_own
+from rayloom.tools.builtin.database import refuse_own
+from rayloom.tools.builtin.rows import SqlLimits
 from rayloom.tools.native import AnyJson, ToolInput, native
 from rayloom.tools.tool import ToolContext, ToolResult
 
 MAX_SQL_CHARS: Final = 100_000
-MAX_SAFE_INTEGER: Final = 2**53
 
 
 class QueryInput(ToolInput):
@@ -45,7 +40,9 @@ async def _query(input: QueryInput, context: ToolContext) -> ToolResult:
     url = secret.get_secret_value()
     if "\0" in input.sql:
         raise UserError("SQL_INVALID", "a statement can't hold a NUL")
-    limits = SqlLimits(timeout_s=settings.sql_timeout_s, max_rows=settings.sql_max_rows)
+    limits = SqlLimits(
+        timeout_s=settings.sql_timeout_s, max_rows=settings.sql_max_rows, max_bytes=settings.sql_max_bytes
+    )
     scheme = urlsplit(url).scheme.partition("+")[0]
     if scheme in ("postgresql", "postgres"):
         await refuse_own(url, [own.get_secret_value() for own in settings.sql_forbidden_urls])
@@ -54,44 +51,12 @@ async def _query(input: QueryInput, context: ToolContext) -> ToolResult:
         rows = await sqlite.query(url, input.sql, input.params, limits)
     else:
         raise UserError("CONNECTION_INVALID", f"the connection {input.connection!r} is neither PostgreSQL nor SQLite")
-    return ToolResult(output=_output(rows, settings.sql_max_bytes))
-
-
-def _output(rows: Rows, max_bytes: int) -> dict[str, Json]:
-    kept: list[Json] = []
-    size = 0
-    for row in rows.rows:
-        values: list[Json] = [as_json(value) for value in row]
-        size += len(orjson.dumps(values))
-        if size > max_bytes:
-            return {"columns": list(rows.columns), "rows": kept, "truncated": True}
-        kept.append(values)
-    return {"columns": list(rows.columns), "rows": kept, "truncated": rows.truncated}
-
-
-def as_json(value: Any) -> Json:
-    """A database value as JSON: numbers stay numbers where nothing is lost, the rest becomes text, bytes base64."""
-    match value:
-        case None | bool() | str():
-            return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-        case int():
-            return value if abs(value) <= MAX_SAFE_INTEGER else str(value)
-        case float():
-            return value if value == value and value not in (float("inf"), float("-inf")) else None
-        case Decimal():
-            return str(value)
-        case datetime() | date() | time():
-            return value.isoformat()
-        case timedelta():
-            return value.total_seconds()
-        case bytes() | bytearray() | memoryview():
-            return base64.b64encode(bytes(value)).decode()
-        case Mapping():
-            return {str(key): as_json(item) for key, item in value.items()}
-        case Sequence() | set() | frozenset():
-            return [as_json(item) for item in value]
-        case _:
-            return str(value)
+    output: Json = {
+        "columns": list(rows.columns),
+        "rows": [list(row) for row in rows.rows],
+        "truncated": rows.truncated,
+    }
+    return ToolResult(output=output)
 
 
 QUERY = native(

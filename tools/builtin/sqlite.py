@@ -13,10 +13,11 @@ from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
 from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
-from rayloom.tools.builtin.database import Rows, SqlLimits
+from rayloom.tools.builtin.rows import Rows, SqlLimits, Taker
 
 STEPS_BETWEEN_CHECKS: Final = 10_000
-MAX_VALUE_BYTES: Final = 16 * 1024 * 1024
+LEAST_LENGTH_BYTES: Final = 1024 * 1024
+"""The limit of a value's length is never less: it holds for the schema's own rows too."""
 _READING: Final = frozenset(
     {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 )
@@ -55,19 +56,23 @@ def _query(
     path: Path, sql: str, params: Sequence[Any] | Mapping[str, Any], limits: SqlLimits, stop: threading.Event
 ) -> Rows:
     deadline = time.monotonic() + limits.timeout_s
+    taker = Taker(limits)
     try:
         opened = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=min(limits.timeout_s, 5.0))
         with closing(opened) as connection:
-            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
+            # No larger value could be given out.
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(limits.max_bytes, LEAST_LENGTH_BYTES))
             connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
             connection.set_authorizer(_authorize)
             connection.set_progress_handler(lambda: stop.is_set() or time.monotonic() > deadline, STEPS_BETWEEN_CHECKS)
             with closing(connection.execute(sql, params)) as cursor:
-                found = cursor.fetchmany(limits.max_rows + 1)
                 columns = [column[0] for column in cursor.description or ()]
+                # Row by row: what is fetched is held.
+                while (row := cursor.fetchone()) is not None and taker.take(row):
+                    pass
     except (sqlite3.Error, sqlite3.Warning, OverflowError, ValueError) as error:
         raise _named(error, limits) from None
-    return Rows(columns=columns, rows=found[: limits.max_rows], truncated=len(found) > limits.max_rows)
+    return Rows(columns=columns, rows=taker.rows, truncated=taker.truncated)
 
 
 def _authorize(action: int, first: str | None, second: str | None, _database: str | None, _source: str | None) -> int:

@@ -82,6 +82,39 @@ async def test_rows_are_limited_and_not_all_fetched(ask: Ask) -> None:
     assert (output["rows"], output["truncated"]) == ([[1], [2], [3]], True)
 
 
+async def test_no_more_is_fetched_than_there_is_room_for(ask: Ask) -> None:
+    """The rows are some 100 kB each, and the 20th could not be had at all."""
+    output = await ask(
+        "select 1 / (20 - n), repeat('x', 100000) from generate_series(1, 1000) n", sql_max_bytes=350_000
+    )
+    assert ([row[0] for row in output["rows"]], output["truncated"]) == ([0, 0, 0], True)
+    exact = await ask("select n from generate_series(1, 40) n", sql_max_rows=40)
+    assert (exact["rows"], exact["truncated"]) == ([[n] for n in range(1, 41)], False)
+
+
+@pytest.mark.parametrize(
+    ("sql", "param"),
+    [
+        ("select $1::numeric", "abc"),
+        ("select $1::numeric[]", ["1", "x"]),
+        ("select $1::date", "tomorrow"),
+        ("select $1::jsonb", "\ud800"),
+        ("select $1::text", "\ud800"),
+        ("select $1::int", 2**70),
+        ("select $1::int", "1"),
+        ("select $1::timestamptz", "0001-01-01T00:00:00+23:59"),
+        ("select $1::text::timestamp", "4000-01-01 BC"),
+        ("select $1::text::json", "[" * 300 + "]" * 300),
+        ("select $1::text::json", "[" * 900 + "]" * 900),
+    ],
+)
+async def test_values_that_do_not_fit_are_their_author_s_fault(ask: Ask, sql: str, param: Json) -> None:
+    with pytest.raises(UserError) as error:
+        await ask(sql, param)
+    assert error.value.code in ("SQL_INVALID", "OUTPUT_TOO_DEEP")
+    assert "decimal." not in error.value.message
+
+
 @pytest.mark.parametrize(
     "sql",
     [

@@ -17,7 +17,7 @@ from rayloom.dag.errors import Refused, Transient, UserError
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.catalogue import BUILTINS
 from rayloom.tools.builtin.database import refuse_own, refuse_writing
-from rayloom.tools.builtin.sql import as_json
+from rayloom.tools.builtin.rows import as_json
 from rayloom.tools.call import call_tool
 from tests.unit.tools.context import make_context
 
@@ -65,6 +65,22 @@ async def test_rows_and_bytes_are_limited(ask: Ask) -> None:
         "rows": [],
         "truncated": True,
     }
+
+
+async def test_no_more_is_fetched_than_there_is_room_for(ask: Ask) -> None:
+    """The rows are some 100 kB each, and the 20th could not be had at all."""
+    sql = (
+        "with recursive r(n) as (select 1 union all select n + 1 from r limit 1000) "
+        "select case when n = 20 then abs(-9223372036854775808) else 0 end, printf('%.100000c', 'x') from r"
+    )
+    output = await ask(sql, sql_max_bytes=350_000)
+    assert ([row[0] for row in output["rows"]], output["truncated"]) == ([0, 0, 0], True)
+
+
+async def test_a_value_larger_than_all_that_may_be_given_is_not_made(ask: Ask) -> None:
+    assert (await ask("select length(zeroblob(4194304))"))["rows"] == [[4_194_304]]
+    with pytest.raises(UserError, match="too big"):
+        await ask("select length(zeroblob(4194305))")
 
 
 @pytest.mark.parametrize(
