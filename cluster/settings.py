@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from rayloom.actors.settings import EngineSettings
 from rayloom.cluster.sources import PREFIX, SettingsError, Source, from_environment, from_folder, variable
-from rayloom.cluster.spellings import CommaList, DatabaseUrl, HttpUrl, JsonObjectOfSecrets, RedisUrl
+from rayloom.cluster.spellings import AddressList, DatabaseUrl, HttpUrl, JsonObjectOfSecrets, RedisUrl
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.serve.settings import ServeSettings
 from rayloom.tools.settings import SandboxLimits, ToolSettings
@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     sandbox_max_disk_mb: int = Field(default=2_048, ge=1)
     log_store: Literal["postgres", "loki", "elasticsearch"] = "postgres"
     blob_store: str = Field(default="postgres", description="postgres or s3://bucket/prefix")
-    allow_addresses: CommaList = Field(
+    allow_addresses: AddressList = Field(
         default=(), description="host:port or CIDR, comma-separated, that tools may reach although private"
     )
     sql_connections: JsonObjectOfSecrets = Field(default_factory=dict, description='{"name": "url"} for sql.query')

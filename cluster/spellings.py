@@ -6,7 +6,10 @@ import json
 from typing import Annotated
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
-from pydantic import BeforeValidator, SecretStr
+from pydantic import AfterValidator, BeforeValidator, SecretStr
+
+from rayloom.dag.errors import UserError
+from rayloom.tools.addresses import AddressRules
 
 
 def _split(url: str) -> SplitResult:
@@ -50,6 +53,14 @@ def _comma_list(value: object) -> object:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
 
+def _addresses(entries: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        AddressRules.parse(entries)
+    except UserError as error:
+        raise ValueError(error.message) from None
+    return entries
+
+
 def _json_object(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -66,4 +77,5 @@ DatabaseUrl = Annotated[SecretStr, BeforeValidator(_database_url)]
 RedisUrl = Annotated[SecretStr, BeforeValidator(_redis_url)]
 HttpUrl = Annotated[str, BeforeValidator(_http_url)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
+AddressList = Annotated[CommaList, AfterValidator(_addresses)]
 JsonObjectOfSecrets = Annotated[dict[str, SecretStr], BeforeValidator(_json_object)]

@@ -164,18 +164,16 @@ class AddressRules:
         names: set[tuple[str, int]] = set()
         networks: list[tuple[IPv4Network | IPv6Network, int | None]] = []
         for entry in entries:
-            try:
-                networks.append((ip_network(entry.strip().strip("[]")), None))
-                continue
-            except ValueError:
-                pass
-            host, colon, port = entry.strip().rpartition(":")
-            if not colon or not host or not port.isdigit() or not 0 < int(port) < 65_536:
-                raise UserError("ALLOW_ADDRESSES_INVALID", f"{entry!r} is neither host:port nor an address nor a CIDR")
-            try:
-                networks.append((ip_network(host.strip("[]")), int(port)))
-            except ValueError:
-                names.add((host.lower().removesuffix("."), int(port)))
+            whole = _network(entry.strip())
+            host, _, port = entry.strip().rpartition(":")
+            if whole is not None:
+                networks.append((whole, None))
+            elif not port.isdecimal() or not 0 < int(port) < 65_536:
+                raise _no_entry(entry)
+            elif (network := _network(host)) is not None:
+                networks.append((network, int(port)))
+            else:
+                names.add((_name(host, entry), int(port)))
         return cls(frozenset(names), tuple(networks))
 
     def allow(self, host: str, port: int, address: Address) -> bool:
@@ -222,6 +220,33 @@ async def _look_up(host: str, port: int) -> list[Address]:
     if not found:
         raise Transient("DNS_FAILED", f"the name {host} has no address")
     return found
+
+
+def _network(text: str) -> IPv4Network | IPv6Network | None:
+    try:
+        # Who writes 192.168.1.5/24 means the network that it is in.
+        return ip_network(text.removeprefix("[").removesuffix("]"), strict=False)
+    except ValueError:
+        return None
+
+
+def _name(text: str, entry: str) -> str:
+    """A host name in the spelling of `Target`."""
+    try:
+        host = text.lower() if text.isascii() else idna.encode(text, uts46=True).decode("ascii")
+    except idna.IDNAError:
+        raise _no_entry(entry) from None
+    host = host.removesuffix(".")
+    if not _HOST_NAME.fullmatch(host) or _LOOKS_NUMERIC.fullmatch(host.rpartition(".")[2]):
+        raise _no_entry(entry)
+    return host
+
+
+def _no_entry(entry: str) -> UserError:
+    return UserError(
+        "ALLOW_ADDRESSES_INVALID",
+        f"{entry!r} is none of host:port, address, address:port, [IPv6]:port and CIDR such as 10.0.0.0/8",
+    )
 
 
 def _invalid(reason: str) -> UserError:

@@ -116,6 +116,15 @@ def test_lists_and_objects(home: Path, here: Path) -> None:
     assert settings.tools.sql_connections["b"].get_secret_value() == "v"
 
 
+def test_addresses_that_mean_nothing_are_refused_with_what_is_accepted(home: Path) -> None:
+    assert load(home, RAYLOOM_ALLOW_ADDRESSES="192.168.1.5/24").allow_addresses == ("192.168.1.5/24",)
+    (line,) = refused(home, RAYLOOM_ALLOW_ADDRESSES="10.0.0.0/8,localhost")
+    assert line == (
+        "RAYLOOM_ALLOW_ADDRESSES=10.0.0.0/8,localhost in the environment: 'localhost' is none of host:port, address, "
+        "address:port, [IPv6]:port and CIDR such as 10.0.0.0/8"
+    )
+
+
 def test_unknown_names_are_refused_with_the_nearest_valid_one(home: Path, here: Path) -> None:
     assert refused(home, RAYLOOM_PROT="1") == (
         "RAYLOOM_PROT in the environment is not a setting; did you mean RAYLOOM_PORT?",

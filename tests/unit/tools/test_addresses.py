@@ -145,15 +145,25 @@ def test_what_is_shown_of_a_url_holds_no_query() -> None:
         ("[::1]:80", "::1", 81, "::1", False),
         ("::1", "::1", 81, "::1", True),
         ("127.0.0.0/8", "x.example", 80, "::ffff:127.0.0.1", False),
+        ("192.168.1.5/24", "x.example", 80, "192.168.1.77", True),
+        ("192.168.1.5/24:80", "x.example", 81, "192.168.1.77", False),
+        ("fd00::1/64", "x.example", 80, "fd00::2", True),
+        ("Bücher.example.:80", "xn--bcher-kva.example", 80, "10.0.0.1", True),
     ],
 )
 def test_the_allow_list(entry: str, host: str, port: int, address: str, allowed: bool) -> None:
     assert AddressRules.parse([entry]).allow(host, port, ip_address(address)) is allowed
 
 
-@pytest.mark.parametrize("entry", ["", "localhost", "localhost:", "localhost:0", "localhost:x", ":80", "10.0.0.0/33"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *("", "localhost", "localhost:", "localhost:0", "localhost:x", "localhost:²", ":80", "10.0.0.0/33", "*"),
+        *("http://db:80", "10.1.2:80", "a b:80", "-:80", "x" * 64 + ":80", "\u2024:80"),
+    ],
+)
 def test_an_allow_list_entry_that_means_nothing(entry: str) -> None:
-    with pytest.raises(UserError, match="neither"):
+    with pytest.raises(UserError, match="none of host:port, address"):
         AddressRules.parse([entry])
 
 
