@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
+import orjson
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, WithJsonSchema
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails
@@ -113,6 +114,14 @@ def _make_whole(input: Any, place: tuple[int | str, ...]) -> None:
 def _is_whole(fault: ErrorDetails) -> bool:
     value = fault["input"]
     return fault["type"] == "int_type" and isinstance(value, float) and abs(value) < 2**63 and value.is_integer()
+
+
+def json_bytes(value: Json, pointer: str) -> bytes:
+    """A part of an input as JSON. Raises UserError (``INPUT_INVALID``) for what no JSON can carry."""
+    try:
+        return orjson.dumps(value)
+    except TypeError as error:
+        raise UserError("INPUT_INVALID", f"{pointer}: it can't be written as JSON: {error}") from None
 
 
 def _faults(error: ValidationError) -> str:

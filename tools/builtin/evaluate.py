@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import sys
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rayloom.dag.errors import RayloomError, Refused, UserError
 from rayloom.dag.growth import growth, makes_texts
+from rayloom.dag.output import clean_text
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.page import read_page
 
@@ -34,6 +36,7 @@ PLAIN_RESULT: Final = 2**18
 """Values of a query's result."""
 MAX_NODES: Final = 1_000_000
 
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _PLAIN_NODES: Final = (
     nodes.Template,
     nodes.Output,
@@ -72,7 +75,10 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def render(template: str, values: dict[str, Any], *, max_chars: int) -> str:
-    """The text of a template. Raises UserError (``TEMPLATE_INVALID``) and Refused (``OUTPUT_TOO_LARGE``)."""
+    """The text of a template.
+
+    Raises UserError (``TEMPLATE_INVALID``, ``OUTPUT_INVALID``) and Refused (``OUTPUT_TOO_LARGE``).
+    """
     chunks: list[str] = []
     size = 0
     try:
@@ -86,10 +92,16 @@ def render(template: str, values: dict[str, Any], *, max_chars: int) -> str:
     except TemplateError as error:
         line = getattr(error, "lineno", None)
         raise UserError("TEMPLATE_INVALID", f"{error}" + (f" (line {line})" if line else "")) from None
+    except SyntaxError as error:
+        # A template becomes Python, which nests less deeply than Jinja does.
+        raise UserError("TEMPLATE_INVALID", f"it can't be compiled: {error.msg}") from None
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         # What a template's own expressions raise.
         raise UserError("TEMPLATE_INVALID", f"{type(error).__name__}: {error}") from None
-    return "".join(chunks)
+    text = "".join(chunks)
+    if _SURROGATE.search(text):
+        raise UserError("OUTPUT_INVALID", "the template gives lone surrogates, which are no text")
+    return text
 
 
 def search(query: str, data: Json) -> Json:
@@ -163,14 +175,24 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
                 page = read_page(base64.b64decode(request["body"]), request["charset"])
                 value = {"title": page.title, "text": page.text}
     except RayloomError as error:
-        return {"code": error.code, "message": error.message, "refused": isinstance(error, Refused)}
+        return _failure(error.code, error.message, refused=isinstance(error, Refused))
     return {"value": value}
+
+
+def _failure(code: str, message: str, *, refused: bool) -> dict[str, Any]:
+    return {"code": code, "message": clean_text(message), "refused": refused}
 
 
 def main() -> None:
     """The child: one request on standard input, one answer on standard output."""
     try:
-        text = orjson.dumps(answer(orjson.loads(sys.stdin.buffer.read())))
+        answered = answer(orjson.loads(sys.stdin.buffer.read()))
+        try:
+            text = orjson.dumps(answered)
+        except TypeError as error:
+            text = orjson.dumps(
+                _failure("OUTPUT_INVALID", f"the result can't be written as JSON: {error}", refused=False)
+            )
     except MemoryError:
         # Also where the result was made and could not be written out any more.
         text = b'{"code":"EVALUATION_LIMIT","message":"it needs more memory than its limit","refused":true}'

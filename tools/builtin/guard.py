@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Any, Final
@@ -9,10 +10,13 @@ from typing import Any, Final
 import orjson
 
 from rayloom.dag.errors import Refused, Transient, UserError
+from rayloom.tools.native import json_bytes
 from rayloom.tools.sandbox import processes
 from rayloom.tools.sandbox.sandbox import ignore_line
 from rayloom.tools.sandbox.supervisor import Child
 from rayloom.tools.settings import SandboxLimits, ToolSettings
+
+_log = logging.getLogger(__name__)
 
 START_ALLOWANCE_S: Final = 10.0
 """Wall clock beyond the CPU limit: a busy machine starts an interpreter slowly."""
@@ -25,7 +29,8 @@ _BOOT: Final = (
 async def evaluate(request: dict[str, Any], settings: ToolSettings) -> Any:
     """What ``rayloom.tools.builtin.evaluate.answer`` gives for a request.
 
-    Raises its errors, and Refused (``EVALUATION_LIMIT``) when it takes too long or too much.
+    Raises its errors, Refused (``EVALUATION_LIMIT``) when it takes too long or too much, and Transient
+    (``EVALUATION_FAILED``) when the process fails.
     """
     limits = SandboxLimits(
         wall_s=settings.evaluation_cpu_s + START_ALLOWANCE_S,
@@ -38,7 +43,7 @@ async def evaluate(request: dict[str, Any], settings: ToolSettings) -> Any:
     data = os.memfd_create("rayloom-evaluate", os.MFD_CLOEXEC)
     try:
         with os.fdopen(os.dup(data), "wb") as file:
-            file.write(orjson.dumps(request))
+            file.write(json_bytes(request, ""))
         script = "; ".join(
             [
                 processes.limits_script(limits, address_space=True, processes=False),
@@ -75,7 +80,9 @@ async def evaluate(request: dict[str, Any], settings: ToolSettings) -> Any:
             f"{settings.evaluation_max_bytes} bytes of output",
         )
     if child.exit_code != 0:
-        raise Transient("EVALUATION_FAILED", f"the process ended with {child.exit_code}: {child.stderr.text()[-500:]}")
+        # What it said is about our own machine, and for its administrator alone.
+        _log.error("evaluation.failed", extra={"exit_code": child.exit_code, "stderr": child.stderr.text()[-2_000:]})
+        raise Transient("EVALUATION_FAILED", f"the process ended with {child.exit_code}")
     answer = orjson.loads(child.stdout.text())
     if "code" in answer:
         raise (Refused if answer["refused"] else UserError)(answer["code"], answer["message"])

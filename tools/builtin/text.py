@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-import orjson
 from pydantic import Field
 
 from rayloom.dag.errors import Refused
 from rayloom.tools.builtin import evaluate
 from rayloom.tools.builtin.guard import evaluate as evaluate_guarded
-from rayloom.tools.native import AnyJson, ToolInput, native
+from rayloom.tools.native import AnyJson, ToolInput, json_bytes, native
 from rayloom.tools.tool import ToolContext, ToolResult
 
 MAX_SOURCE_CHARS: Final = 1_000_000
@@ -33,7 +32,7 @@ class QueryInput(ToolInput):
 async def _template(input: TemplateInput, context: ToolContext) -> ToolResult:
     settings = context.settings
     values: dict[str, Any] = dict(input.values)
-    if evaluate.is_plain_template(input.template, len(orjson.dumps(values))):
+    if evaluate.is_plain_template(input.template, len(json_bytes(input.values, "/values"))):
         text = evaluate.render(input.template, values, max_chars=settings.evaluation_max_bytes)
     else:
         text = await evaluate_guarded(
@@ -45,14 +44,14 @@ async def _template(input: TemplateInput, context: ToolContext) -> ToolResult:
             },
             settings,
         )
-    if len(text.encode("utf-8", "surrogatepass")) > settings.evaluation_max_bytes:
+    if len(text.encode()) > settings.evaluation_max_bytes:
         raise Refused("OUTPUT_TOO_LARGE", f"the template gives more than {settings.evaluation_max_bytes} bytes")
     return ToolResult(output={"text": text})
 
 
 async def _query(input: QueryInput, context: ToolContext) -> ToolResult:
     data: Any = input.data
-    if evaluate.is_plain_query(input.query, len(orjson.dumps(data))):
+    if evaluate.is_plain_query(input.query, len(json_bytes(data, "/data"))):
         return ToolResult(output={"result": evaluate.search(input.query, data)})
     found = await evaluate_guarded({"kind": "query", "query": input.query, "data": data}, context.settings)
     return ToolResult(output={"result": found})

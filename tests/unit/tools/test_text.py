@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from rayloom.dag.errors import Refused, UserError
+from rayloom.dag.errors import Refused, Transient, UserError
 from rayloom.dag.values import Json
+from rayloom.tools.builtin import guard
 from rayloom.tools.builtin.catalogue import BUILTINS
 from rayloom.tools.builtin.evaluate import is_plain_query, is_plain_template, search
 from rayloom.tools.call import call_tool
@@ -73,12 +75,60 @@ async def test_other_templates_run_in_a_child(template: str, text: str) -> None:
         "{{ xs.append(1) }}",
         "{{ 'a' + 1 }}",
         "{{ lipsum() }}",
+        # Deeper than Python takes it, though Jinja does: in the child, and on the plain path.
+        "{% for x in xs %}" * 21 + "{% endfor %}" * 21,
+        "{% if x %}" * 99 + "{% endif %}" * 99,
+        "{{ " + "not " * 201 + "x }}",
     ],
 )
 async def test_templates_that_are_wrong_or_forbidden(template: str) -> None:
     with pytest.raises(UserError) as error:
         await render(template, {"x": {}, "xs": []})
     assert error.value.code == "TEMPLATE_INVALID"
+
+
+@pytest.mark.parametrize("template", ['{{ "\\ud800" }}', '{% for x in "a" %}{{ "\\ud800" }}{% endfor %}'])
+async def test_a_template_that_gives_no_text_is_wrong(template: str) -> None:
+    with pytest.raises(UserError) as error:
+        await render(template)
+    assert error.value.code == "OUTPUT_INVALID"
+
+
+@pytest.mark.parametrize("asked", ['[to_string(@), `"\\ud800"`]', "to_string(@) && " + "[" * 260 + "@" + "]" * 260])
+async def test_a_result_that_no_json_can_carry_is_its_author_s_fault(asked: str) -> None:
+    assert not is_plain_query(asked, 1)
+    with pytest.raises(UserError) as error:
+        await query(asked, 1)
+    assert error.value.code == "OUTPUT_INVALID"
+
+
+@pytest.mark.parametrize("template", ["{{ x }}", "{% for y in x %}{{ y }}{% endfor %}"])
+async def test_values_that_are_no_text_are_refused(template: str) -> None:
+    with pytest.raises(UserError):
+        await render(template, {"x": "\ud800"})
+
+
+async def test_values_nested_more_deeply_than_json_is_written_are_refused() -> None:
+    deep: Json = []
+    for _ in range(240):
+        deep = [deep]
+    # At some depth it fits, at the next only without what we put around it, and then not at all.
+    for _ in range(20):
+        deep = [deep]
+        with suppress(UserError):
+            await render("{% for y in x %}{% endfor %}", {"x": deep})
+    with pytest.raises(UserError):
+        await render("{% for y in x %}{% endfor %}", {"x": deep})
+
+
+async def test_a_child_that_fails_says_nothing_of_our_machine(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(guard, "_BOOT", "open('/no/such/place')")
+    with pytest.raises(Transient) as error:
+        await render("{% for x in [1] %}{% endfor %}")
+    assert (error.value.code, error.value.message) == ("EVALUATION_FAILED", "the process ended with 1")
+    assert "/no/such/place" in caplog.records[-1].__dict__["stderr"]
 
 
 @pytest.mark.parametrize(
