@@ -32,6 +32,7 @@ _NEVER: Final[tuple[IPv4Network | IPv6Network, ...]] = tuple(
         "10.0.0.0/8",
         "100.64.0.0/10",
         "127.0.0.0/8",
+        "168.63.129.16/32",  # public by its number, and to every machine of Azure the one that configures it
         "169.254.0.0/16",
         "172.16.0.0/12",
         "192.0.0.0/24",

@@ -22,7 +22,13 @@ MAX_RETRY_AFTER_S: Final = 86_400.0
 EXCERPT_CHARS: Final = 300
 RETRYABLE_STATUSES: Final = frozenset({408, 425, 429})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_PRIVATE_HEADERS: Final = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key"})
+# Any other may be a credential, whatever its name: those go to the origin that they were written for, and no further.
+_HARMLESS_HEADERS: Final = frozenset(
+    {
+        *("accept", "accept-encoding", "accept-language", "cache-control", "content-encoding", "content-language"),
+        *("content-type", "idempotency-key", "range", "user-agent"),
+    }
+)
 _BODY_HEADERS: Final = frozenset({"content-type", "content-encoding", "content-language", "content-location"})
 
 
@@ -133,9 +139,16 @@ async def _hop(
         status=answer.status_code,
         headers={name.lower(): value for name, value in answer.headers.items()},
         body=body,
-        charset=answer.charset_encoding,
+        charset=_charset(answer),
     )
     return response, location
+
+
+def _charset(answer: httpx2.Response) -> str | None:
+    try:
+        return answer.charset_encoding
+    except ValueError:  # nonsense that looks like an encoded parameter
+        return None
 
 
 async def _body(answer: httpx2.Response, target: Target, max_bytes: int) -> bytes:
@@ -155,7 +168,7 @@ def _redirected(request: Request, status: int, location: str) -> Request:
         raise UserError("URL_INVALID", f"{request.target.shown} redirects to no URL: {error}") from None
     headers = dict(request.headers)
     if target.origin != request.target.origin:
-        headers = {name: value for name, value in headers.items() if name not in _PRIVATE_HEADERS}
+        headers = {name: value for name, value in headers.items() if name in _HARMLESS_HEADERS}
     redirected = replace(request, target=target, headers=headers)
     if (status == 303 and request.method != "HEAD") or (status in (301, 302) and request.method == "POST"):
         without_body = {name: value for name, value in headers.items() if name not in _BODY_HEADERS}

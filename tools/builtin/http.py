@@ -13,9 +13,10 @@ from pydantic import ConfigDict, Field, model_validator
 from rayloom.dag.errors import UserError
 from rayloom.dag.values import Json
 from rayloom.tools.addresses import AddressRules, parse_url
+from rayloom.tools.builtin.charset import decoded
 from rayloom.tools.builtin.exchange import Request, Response, exchange, failure
 from rayloom.tools.builtin.guard import evaluate
-from rayloom.tools.native import AnyJson, ToolInput, native
+from rayloom.tools.native import AnyJson, ToolInput, json_bytes, native
 from rayloom.tools.tool import ToolContext, ToolResult
 
 Method = Literal["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"]
@@ -23,6 +24,8 @@ _OURS: Final = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "keep-alive", "expect"}
 )
 _IDEMPOTENT_BY_NATURE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+_HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e]*")
 _JSON_TYPE: Final = re.compile(r"application/([a-z0-9.+-]+\+)?json|text/json", re.IGNORECASE)
 
 _ONE_BODY: Final = "give either json or body"
@@ -68,12 +71,15 @@ def _rules(entries: tuple[str, ...]) -> AddressRules:
 
 async def _request(input: RequestInput, context: ToolContext) -> ToolResult:
     headers = {name.lower(): value for name, value in input.headers.items()}
-    for name in headers:
+    for name, value in headers.items():
         if name in _OURS or name.startswith("proxy-"):
             raise UserError("HTTP_INVALID", f"/headers/{name}: this header is set by the tool")
+        # The value may be a secret: it is not told.
+        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            raise UserError("HTTP_INVALID", f"/headers/{name}: a header is written in printable ASCII")
     content = input.body.encode("utf-8", "surrogatepass") if input.body is not None else None
     if input.json_ is not None:
-        content = orjson.dumps(input.json_)
+        content = json_bytes(input.json_, "/json")
         headers.setdefault("content-type", "application/json")
     elif content is not None:
         headers.setdefault("content-type", "text/plain; charset=utf-8")
@@ -128,10 +134,7 @@ async def _exchange(
 
 
 def _text(response: Response) -> str:
-    try:
-        return response.body.decode(response.charset or "utf-8", "replace")
-    except LookupError:
-        return response.body.decode("utf-8", "replace")
+    return decoded(response.body, [response.charset])
 
 
 def _json(response: Response) -> Json:

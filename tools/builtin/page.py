@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from typing import Final
 
+from rayloom.tools.builtin.charset import decoded
+
 _SILENT: Final = frozenset(
     re.findall(r"\w+", "script style noscript template svg math iframe object nav button select textarea")
 )
@@ -41,13 +43,7 @@ def _decode(body: bytes, charset: str | None) -> str:
     declared = _DECLARED.search(body[:2_048])
     if body.startswith((b"\xff\xfe", b"\xfe\xff")):
         charset = "utf-16"
-    for encoding in (charset, declared[1].decode("ascii") if declared else None, "utf-8"):
-        if encoding:
-            try:
-                return body.decode(encoding, "replace").removeprefix("\ufeff")
-            except (LookupError, ValueError):
-                continue
-    return body.decode("utf-8", "replace")
+    return decoded(body, (charset, declared[1].decode("ascii") if declared else None)).removeprefix("\ufeff")
 
 
 def _tidy(text: str) -> str:
@@ -97,6 +93,13 @@ class _Reader(HTMLParser):
             self.title.append(data)
         else:
             self.text.append(data if self._preformatted else re.sub(r"\s+", " ", data))
+
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        """Where ``<![…`` ends. The parser gives up at words that it doesn't know; a browser skips them."""
+        try:
+            return super().parse_marked_section(i, report)
+        except AssertionError:
+            return self.parse_bogus_comment(i)
 
     def _space(self, tag: str) -> None:
         if tag == "br":

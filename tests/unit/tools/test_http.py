@@ -86,9 +86,12 @@ async def test_authorization_stays_with_its_origin(web: Web) -> None:
     web.answer("/there", status=307, location=f"http://localhost:{web.port}/end")
     url = web.answer("/here", status=307, location="/there")
     allowed = (f"127.0.0.1:{web.port}", f"localhost:{web.port}")
-    await ask(web, {"url": url, "headers": {"Authorization": "Bearer s", "X-Kept": "1"}}, allow_addresses=allowed)
+    headers: Json = {"Authorization": "Bearer s", "PRIVATE-TOKEN": "s", "Cookie": "s", "Accept": "text/csv"}
+    await ask(web, {"url": url, "headers": headers}, allow_addresses=allowed)
     assert [asked.headers.get("authorization") for asked in web.asked] == ["Bearer s", "Bearer s", None]
-    assert web.asked[2].headers["x-kept"] == "1"
+    assert [asked.headers.get("private-token") for asked in web.asked] == ["s", "s", None]
+    assert set(web.asked[2].headers) <= {"host", "accept", "user-agent", "accept-encoding", "connection"}
+    assert web.asked[2].headers["accept"] == "text/csv"
 
 
 async def test_a_post_that_is_told_to_see_other_becomes_a_get(web: Web) -> None:
@@ -165,6 +168,43 @@ async def test_a_header_that_smuggles_a_line_is_refused(web: Web) -> None:
     with pytest.raises(UserError):
         await ask(web, {"url": web.answer("/x"), "headers": {"X-A": "b\r\nX-C: d"}})
     assert web.asked == []
+
+
+@pytest.mark.parametrize(
+    "headers", [{"X-A": "geheim é"}, {"X-É": "b"}, {"X A": "b"}, {"": "b"}, {"X-A": "geheim \x7f"}]
+)
+async def test_a_header_that_http_can_not_carry_is_refused(web: Web, headers: Json) -> None:
+    with pytest.raises(UserError, match="printable ASCII") as error:
+        await ask(web, {"url": web.answer("/x"), "headers": headers})
+    assert (error.value.code, web.asked) == ("HTTP_INVALID", [])
+    assert "geheim" not in error.value.message
+
+
+@pytest.mark.parametrize(
+    "charset",
+    [
+        *("charset=idna", "charset=punycode", "charset=undefined", "charset=unicode_escape", "charset=hex"),
+        *("charset=no-such", "charset*=utf-8''a%00b", "charset*=a%00b''c", 'charset="', "charset=\xff"),
+    ],
+)
+async def test_a_charset_that_is_none_means_utf_8(web: Web, charset: str) -> None:
+    url = web.answer("/x", "größe \\x".encode(), content_type=f"text/plain; {charset}")
+    assert (await ask(web, {"url": url}))["body"] == "größe \\x"
+    page = web.answer("/y", "<p>größe \\x".encode(), content_type=f"text/html; {charset}")
+    assert (await ask(web, {"url": page}, tool="http.fetch_text"))["text"] == "größe \\x"
+
+
+async def test_json_that_can_not_be_written_is_its_author_s_fault(web: Web) -> None:
+    with pytest.raises(UserError):
+        await ask(web, {"url": web.answer("/x"), "method": "POST", "json": ["\ud800"]})
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [(b"a<![x[y]]>b", "ab"), (b"a<![>b", "ab"), (b"a<![9[>b", "ab"), (b"a<![CDATA[x>y]]>b", "ab"), (b"a<![", "a<![")],
+)
+def test_marks_that_nobody_knows_are_skipped(page: bytes, text: str) -> None:
+    assert read_page(page, None).text == text
 
 
 async def test_json_and_body_together_are_refused(web: Web) -> None:
