@@ -14,7 +14,7 @@ from typing import Literal
 
 from rayloom.cluster.home import Home, HomeError
 from rayloom.cluster.settings import Settings
-from rayloom.dag.errors import Refused
+from rayloom.dag.errors import Refused, Transient
 from rayloom.db.keys import MAX_KEY_CHARS
 from rayloom.tools.sandbox.select import sandbox_for
 
@@ -212,7 +212,7 @@ def sandbox(settings: Settings) -> Check:
     """Whether foreign code can be confined on this machine, by the sandbox that the settings mean."""
     try:
         report = asyncio.run(sandbox_for(settings.sandbox).probe())
-    except Refused as error:
+    except (Refused, Transient) as error:
         advice = "python.run and shell.run are refused without it; `rayloom doctor` runs this check again"
         return Check(name="sandbox", level="warn", detail=error.message, advice=advice)
     notes = "; ".join((f"{report.backend} {report.version}", f"memory limit: {report.memory_limit}", *report.notes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from typing import Annotated, Final
 
 from pydantic import Field
@@ -19,6 +20,7 @@ from rayloom.tools.tool import SANDBOXED, ToolContext, ToolResult
 
 MAX_SOURCE_CHARS: Final = 1_000_000
 MAX_INPUT_FILES: Final = 256
+PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _SHARED_TEXT: Final = (
     "It runs in a sandbox without network, in an empty workspace that `files` are put into; files that it creates or "
     "changes there come back in `files`. A program that fails, overruns its time or its memory is a result, not an "
@@ -122,7 +124,8 @@ def _files(input: RunInput, limits: SandboxLimits) -> dict[str, bytes]:
     for name in files:
         if any(other.startswith(name + "/") for other in files):
             raise UserError("PATH_INVALID", f"/files: {name!r} is both a file and a folder")
-    if sum(map(len, files.values())) > limits.disk_mb * 1024 * 1024:
+    # A file takes whole pages of the memory that it lies in.
+    if sum(-(-len(data) // PAGE_BYTES) for data in files.values()) * PAGE_BYTES > limits.disk_mb * 1024 * 1024:
         raise UserError("FILES_TOO_LARGE", f"/files: more than the workspace's {limits.disk_mb} MiB")
     return files
 

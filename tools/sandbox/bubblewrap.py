@@ -22,13 +22,13 @@ from typing import Final
 
 import orjson
 
-from rayloom.dag.errors import Refused, Transient
+from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
 from rayloom.tools.sandbox import processes, seccomp, workspace
 from rayloom.tools.sandbox.cgroup import ControlGroup, sweep
 from rayloom.tools.sandbox.host import Host, find_host
 from rayloom.tools.sandbox.result import result_of
 from rayloom.tools.sandbox.sandbox import RunResult, RunSpec, SandboxReport
-from rayloom.tools.sandbox.supervisor import Child, Verdict
+from rayloom.tools.sandbox.supervisor import Child, Verdict, cant_start
 from rayloom.tools.settings import SandboxLimits
 
 START_S: Final = 20.0
@@ -64,7 +64,11 @@ class Bubblewrap:
         self._report: SandboxReport | None = None
 
     async def probe(self) -> SandboxReport:
-        """Run an empty program. Raises Refused (``SANDBOX_UNAVAILABLE``) with what the machine said."""
+        """Run an empty program. Raises Refused (``SANDBOX_UNAVAILABLE``) with what the machine said.
+
+        Raises Transient (``SANDBOX_START_FAILED``) when it has no time or room: that says nothing of the machine, and
+        must not lead to the next way, which is weaker, for all of this process's life.
+        """
         if self._report is not None:
             return self._report
         sweep()
@@ -73,9 +77,11 @@ class Bubblewrap:
             limits = SandboxLimits(wall_s=START_S)
             try:
                 result, memory_limit = await self._run(host, RunSpec(program="python", source=b"", limits=limits))
-            except (Refused, Transient) as error:
+            except Refused as error:
                 reasons.append(error.message)
                 continue
+            if result.timed_out:
+                raise Transient("SANDBOX_START_FAILED", f"an empty program did not end within {START_S:g} s")
             if result.exit_code != 0:
                 reasons.append(f"an empty program ended with {result.exit_code}: {result.stderr.strip()[-300:]}")
                 continue
@@ -99,12 +105,12 @@ class Bubblewrap:
 
     async def _run(self, host: Host, spec: RunSpec) -> tuple[RunResult, bool]:
         with ExitStack() as stack:
-            info, info_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            stack.callback(os.close, info)
-            with ExitStack() as passed:
-                passed.callback(os.close, info_out)
-                command, fds = _command(host, spec, info_out, passed)
-                try:
+            try:
+                info, info_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+                stack.callback(os.close, info)
+                with ExitStack() as passed:
+                    passed.callback(os.close, info_out)
+                    command, fds = _command(host, spec, info_out, passed)
                     child = Child(
                         command,
                         executable=host.executable,
@@ -116,8 +122,8 @@ class Bubblewrap:
                         identity=host.identity,
                         handshake=True,
                     )
-                except OSError as error:
-                    raise Refused("SANDBOX_UNAVAILABLE", f"can't start {host.executable}: {error}") from error
+            except OSError as error:
+                raise cant_start(host.executable, error) from error
             return await _supervise(child, spec, info, stack)
 
 
@@ -173,13 +179,18 @@ def _confine(child: Child, limits: SandboxLimits, info: int) -> tuple[int, bool]
     except OSError as error:
         if group is not None:
             group.discard()
-        raise Transient("SANDBOX_START_FAILED", f"can't take hold of the sandbox: {error}") from error
+        said = f"can't take hold of the sandbox: {error}"
+        if isinstance(error, PermissionError):
+            raise Refused("SANDBOX_UNAVAILABLE", said) from error
+        raise Transient("SANDBOX_START_FAILED", said) from error
 
 
-def _not_started(child: Child) -> Refused | Transient:
+def _not_started(child: Child) -> RayloomError:
     said = child.stderr.text().strip()[-500:] or f"exit code {child.exit_code}"
     if "Resource temporarily unavailable" in said or "Cannot allocate memory" in said:
         return Transient("SANDBOX_START_FAILED", f"the machine has no room for a sandbox now: {said}")
+    if "No space left on device" in said and "/workspace/" in said:
+        return UserError("FILES_TOO_LARGE", "/files: they don't fit into the workspace")
     return Refused("SANDBOX_UNAVAILABLE", f"bubblewrap refused to start: {said}")
 
 

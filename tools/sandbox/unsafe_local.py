@@ -20,7 +20,7 @@ from rayloom.dag.errors import Transient
 from rayloom.tools.sandbox import processes, workspace
 from rayloom.tools.sandbox.result import result_of
 from rayloom.tools.sandbox.sandbox import RunResult, RunSpec, SandboxReport
-from rayloom.tools.sandbox.supervisor import Child, Verdict
+from rayloom.tools.sandbox.supervisor import Child, Verdict, cant_start
 
 _LAUNCHER: Final = 'echo; read -r go || exit 125; exec "$@" <../stdin'
 
@@ -58,22 +58,25 @@ async def _run(folder: Path, spec: RunSpec) -> RunResult:
     with ExitStack() as stack:
         root = os.open(place, os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, root)
-        child = Child(
-            ["sh", "-c", f"{limits}; {_LAUNCHER}", "sh", program, str(folder / "main")],
-            executable="/bin/sh",
-            env={
-                "HOME": str(place),
-                "LANG": "C.UTF-8",
-                "PATH": "/usr/local/bin:/usr/bin:/bin",
-                "PYTHONDONTWRITEBYTECODE": "1",
-                "PYTHONPATH": str(place),
-                "PYTHONUNBUFFERED": "1",
-            },
-            limits=spec.limits,
-            on_line=spec.on_line,
-            cwd=str(place),
-            handshake=True,
-        )
+        try:
+            child = Child(
+                ["sh", "-c", f"{limits}; {_LAUNCHER}", "sh", program, str(folder / "main")],
+                executable="/bin/sh",
+                env={
+                    "HOME": str(place),
+                    "LANG": "C.UTF-8",
+                    "PATH": "/usr/local/bin:/usr/bin:/bin",
+                    "PYTHONDONTWRITEBYTECODE": "1",
+                    "PYTHONPATH": str(place),
+                    "PYTHONUNBUFFERED": "1",
+                },
+                limits=spec.limits,
+                on_line=spec.on_line,
+                cwd=str(place),
+                handshake=True,
+            )
+        except OSError as error:
+            raise cant_start("a shell", error) from error
         try:
             if not await child.started():
                 raise Transient("SANDBOX_START_FAILED", "the program's shell ended before it began")

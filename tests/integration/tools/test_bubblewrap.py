@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 
+from rayloom.dag.errors import UserError
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.catalogue import BUILTINS
 from rayloom.tools.call import call_tool
 from rayloom.tools.sandbox import processes
 from rayloom.tools.sandbox.cgroup import ControlGroup
+from rayloom.tools.sandbox.sandbox import RunSpec
 from rayloom.tools.sandbox.select import sandbox_for
+from rayloom.tools.settings import SandboxLimits
 from tests.unit.tools.context import KeptLog, make_context
 
 
@@ -234,6 +237,17 @@ async def test_a_disk_hog_meets_the_end_of_its_disk(place: str) -> None:
     written, errno = map(int, output["stdout"].split())
     assert written <= 8
     assert errno == 28
+
+
+async def test_files_that_do_not_fit_are_their_author_s_fault() -> None:
+    """Should the tool have counted wrongly, bwrap itself meets the end of the disk."""
+    limits = SandboxLimits(disk_mb=1)
+    spec = RunSpec(program="shell", source=b"", limits=limits, files={"a": b"x" * (1 << 20), "b": b"x"})
+    with pytest.raises(UserError) as error:
+        await sandbox_for("auto").run(spec)
+    assert error.value.code == "FILES_TOO_LARGE"
+    full: Json = {str(n): "x" for n in range(256)}
+    assert (await run(code="print(1)", files=full, limits={"disk_mb": 1}))["stdout"] == "1\n"
 
 
 async def test_output_without_end_is_cut_and_stopped() -> None:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import struct
 import subprocess
 import sys
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from rayloom.dag.errors import Refused, UserError
+from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.catalogue import BUILTINS
 from rayloom.tools.builtin.code import LimitsInput, capped
 from rayloom.tools.call import call_tool
-from rayloom.tools.sandbox import processes, seccomp, workspace
+from rayloom.tools.sandbox import bubblewrap, processes, seccomp, workspace
+from rayloom.tools.sandbox.bubblewrap import Bubblewrap
 from rayloom.tools.sandbox.capture import MAX_LINE_CHARS, Capture
-from rayloom.tools.sandbox.sandbox import OutFile
+from rayloom.tools.sandbox.host import Host
+from rayloom.tools.sandbox.sandbox import KILLED, OutFile, RunResult, RunSpec
 from rayloom.tools.sandbox.select import sandbox_for
+from rayloom.tools.sandbox.unsafe_local import UnsafeLocal
 from rayloom.tools.settings import SandboxLimits, ToolSettings
 from tests.unit.tools.context import KeptLog, make_context
 
@@ -241,6 +247,74 @@ def test_limits_are_capped_by_the_settings() -> None:
     assert given == SandboxLimits(wall_s=10, memory_mb=50, pids=5, output_kb=1, disk_mb=1)
 
 
+HOSTS = [Host(executable=name, version="1", python="", root=()) for name in ("strong", "weak")]
+PASSED = RunResult(
+    exit_code=0, stdout="", stderr="", truncated=False, timed_out=False, oom=False, duration_ms=0, backend="", files={}
+)
+
+
+@pytest.mark.parametrize(
+    ("first", "chosen"),
+    [
+        (Refused("SANDBOX_UNAVAILABLE", "not here"), "weak"),
+        (replace(PASSED, exit_code=126), "weak"),
+        (Transient("SANDBOX_START_FAILED", "no room"), "strong"),
+        (replace(PASSED, exit_code=KILLED, timed_out=True), "strong"),
+    ],
+)
+async def test_a_machine_that_is_busy_for_once_does_not_lead_to_a_weaker_way(
+    first: RunResult | RayloomError, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bubblewrap, "find_host", lambda _reasons: iter(HOSTS))
+    answers = [first, PASSED, PASSED]
+    ran: list[str] = []
+
+    async def run(_self: Bubblewrap, host: Host, _spec: RunSpec) -> tuple[RunResult, bool]:
+        ran.append(host.executable)
+        answer = answers.pop(0)
+        if isinstance(answer, RayloomError):
+            raise answer
+        return answer, False
+
+    monkeypatch.setattr(Bubblewrap, "_run", run)
+    sandbox = Bubblewrap()
+    with suppress(Transient):
+        await sandbox.probe()
+    await sandbox.probe()
+    await sandbox.run(RunSpec(program="shell", source=b"", limits=SandboxLimits()))
+    assert ran == ["strong", chosen, chosen]
+
+
+@pytest.mark.parametrize(
+    ("number", "error_class"), [(errno.EAGAIN, "transient"), (errno.ENOMEM, "transient"), (errno.ENOENT, "refused")]
+)
+async def test_a_process_that_there_is_no_room_for_is_tried_again(
+    number: int, error_class: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    spec = RunSpec(program="shell", source=b"", limits=SandboxLimits())
+    for sandbox in (Bubblewrap(), UnsafeLocal()):
+        with pytest.raises(RayloomError) as error:
+            await sandbox.run(spec)
+        assert error.value.error_class == error_class
+    monkeypatch.setattr(bubblewrap, "find_host", lambda _reasons: iter(HOSTS))
+    with pytest.raises(RayloomError) as error:
+        await Bubblewrap().run(spec)
+    assert error.value.error_class == error_class
+
+
+async def test_a_bwrap_that_takes_its_time_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(*_: object, **__: object) -> None:
+        raise subprocess.TimeoutExpired("bwrap", 10)
+
+    monkeypatch.setattr(subprocess, "run", wait)
+    with pytest.raises(Transient):
+        await Bubblewrap().probe()
+
+
 @pytest.mark.parametrize("choice", ["docker", "e2b"])
 def test_sandboxes_of_later_versions_are_refused(choice: Literal["docker", "e2b"]) -> None:
     with pytest.raises(Refused, match="sandbox yet"):
@@ -261,6 +335,7 @@ def test_auto_is_never_unprotected() -> None:
         ({"files": {"a": "", "a/b": ""}}, "PATH_INVALID"),
         ({"files": {"a": {"base64": "!"}}}, "BASE64_INVALID"),
         ({"files": {"a": "x" * 2_000_000}, "limits": {"disk_mb": 1}}, "FILES_TOO_LARGE"),
+        ({"files": {str(n): "x" * 4_097 for n in range(255)}, "limits": {"disk_mb": 1}}, "FILES_TOO_LARGE"),
         ({"files": {str(n): "" for n in range(300)}}, "FILES_TOO_MANY"),
         ({"stdin": "\ud800"}, "TEXT_INVALID"),
         ({"limits": {"wall_s": 0}}, "INPUT_INVALID"),
