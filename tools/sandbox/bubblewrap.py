@@ -149,8 +149,8 @@ async def _supervise(child: Child, spec: RunSpec, info: int, stack: ExitStack) -
     finally:
         await child.close()
     duration_ms = round((time.monotonic() - started_at) * 1000)
-    files, left_out = await asyncio.to_thread(
-        workspace.collect, root, spec.files, max_count=spec.files_max_count, max_bytes=spec.files_max_bytes
+    files, left_out = await workspace.collected(
+        root, spec.files, max_count=spec.files_max_count, max_bytes=spec.files_max_bytes
     )
     return result_of(
         child, spec, verdict, duration_ms=duration_ms, files=files, left_out=left_out, backend=Bubblewrap.name

@@ -86,8 +86,8 @@ async def _run(folder: Path, spec: RunSpec) -> RunResult:
         finally:
             await child.close()
         duration_ms = round((time.monotonic() - started_at) * 1000)
-        files, left_out = await asyncio.to_thread(
-            workspace.collect, root, spec.files, max_count=spec.files_max_count, max_bytes=spec.files_max_bytes
+        files, left_out = await workspace.collected(
+            root, spec.files, max_count=spec.files_max_count, max_bytes=spec.files_max_bytes
         )
     return result_of(
         child, spec, verdict, duration_ms=duration_ms, files=files, left_out=left_out, backend=UnsafeLocal.name

@@ -9,6 +9,9 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +191,94 @@ def test_too_many_files_are_left_out(tmp_path: Path) -> None:
         (tmp_path / str(n)).write_text("x")
     files, left_out = collect(tmp_path, max_count=2)
     assert (sorted(files), left_out) == (["0", "1"], ["2", "3", "4"])
+
+
+def test_folders_count_and_the_walk_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workspace, "MAX_ENTRIES", 6)
+    for folder in ("a", "b", "c", "d"):
+        (tmp_path / folder / "e").mkdir(parents=True)
+        (tmp_path / folder / "f").write_text("x")
+    files, left_out = collect(tmp_path)
+    assert (list(files), left_out) == (["a/f"], ["a/e", "b", "c", "d"])
+
+
+def test_a_folder_with_too_many_entries_is_read_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workspace, "MAX_ENTRIES", 6)
+    for n in range(9):
+        (tmp_path / str(n)).write_text("x")
+    files, left_out = collect(tmp_path)
+    assert (len(files), left_out) == (6, ["."])
+
+
+def test_what_is_left_out_for_its_number_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(5):
+        (tmp_path / str(n)).write_text("x")
+    read: list[str] = []
+
+    def reading(parent: int, name: str, room: int) -> bytes:
+        read.append(name)
+        return b"x"
+
+    monkeypatch.setattr(workspace, "_read", reading)
+    files, left_out = collect(tmp_path, {"4": b"x"}, max_count=2)
+    assert (list(files), left_out, read) == (["0", "1"], ["2", "3"], ["0", "1", "4"])
+
+
+async def test_a_cancelled_walk_stops_and_reads_from_no_other_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(5):
+        (tmp_path / str(n)).write_text("x")
+    reached, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+    folders: list[os.stat_result] = []
+
+    def reading(parent: int, name: str, room: int) -> bytes:
+        reached.set()
+        go_on.wait()
+        folders.append(os.fstat(parent))
+        return b"x"
+
+    def closing(descriptor: int, close: Callable[[int], None] = os.close) -> None:
+        close(descriptor)
+        if go_on.is_set():
+            closed.set()
+
+    monkeypatch.setattr(workspace, "_read", reading)
+    root = os.open(tmp_path, os.O_DIRECTORY)
+    running = asyncio.ensure_future(workspace.collected(root, {}, max_count=9, max_bytes=9))
+    await asyncio.to_thread(reached.wait)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    ours = os.fstat(root)
+    os.close(root)
+    other = os.open("/", os.O_DIRECTORY)
+    assert other == root
+    monkeypatch.setattr(os, "close", closing)
+    go_on.set()
+    await asyncio.to_thread(closed.wait)
+    assert [os.path.samestat(folder, ours) for folder in folders] == [True]
+    os.close(other)
+
+
+async def test_a_walk_that_was_cancelled_before_it_began_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadPoolExecutor(max_workers=1) as busy:
+        go_on = threading.Event()
+        busy.submit(go_on.wait)
+        monkeypatch.setattr(workspace, "_threads", busy)
+        root = os.open(tmp_path, os.O_DIRECTORY)
+        before = len(os.listdir("/proc/self/fd"))
+        running = asyncio.ensure_future(workspace.collected(root, {}, max_count=9, max_bytes=9))
+        await asyncio.sleep(0)
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert len(os.listdir("/proc/self/fd")) == before
+        os.close(root)
+        go_on.set()
 
 
 def test_names_that_no_workspace_takes_are_left_out(tmp_path: Path) -> None:
