@@ -30,7 +30,10 @@ def _database_url(value: object) -> object:
         raise ValueError("must look like postgresql+asyncpg://user:password@host:5432/database")
     # libpq's name for TLS; asyncpg knows the same values as "ssl".
     query = [("ssl" if key == "sslmode" else key, item) for key, item in parse_qsl(parts.query)]
-    return SecretStr(parts._replace(scheme="postgresql+asyncpg", query=urlencode(query)).geturl())
+    # By hand: urlunsplit leaves out the // where no host follows, as with the socket of ?host=/var/run/postgresql.
+    url = f"postgresql+asyncpg://{parts.netloc}{parts.path}"
+    url += f"?{urlencode(query)}" if query else ""
+    return SecretStr(url + (f"#{parts.fragment}" if parts.fragment else ""))
 
 
 def _redis_url(value: object) -> object:

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from rayloom.cluster.settings import Settings, SettingsError, load_settings
 
@@ -104,6 +105,14 @@ def test_an_empty_value_means_the_default_whatever_others_say(home: Path) -> Non
 def test_any_spelling_of_a_database_url_becomes_asyncpgs(home: Path, spelling: str) -> None:
     settings = load(home, RAYLOOM_DATABASE_URL=f"{spelling}://u:p%40@db:5433/x?sslmode=require")
     assert settings.database.primary_dsn() == "postgresql+asyncpg://u:p%40@db:5433/x?ssl=require"
+
+
+@pytest.mark.parametrize("user", ["", "u@", "u:p%40@"])
+def test_a_database_url_may_lead_to_a_local_socket(home: Path, user: str) -> None:
+    settings = load(home, RAYLOOM_DATABASE_URL=f"postgresql://{user}/db?host=/var/run/postgresql")
+    url = make_url(settings.database.primary_dsn())
+    assert (url.drivername, url.host, url.database) == ("postgresql+asyncpg", None, "db")
+    assert url.query == {"host": "/var/run/postgresql"}
 
 
 def test_lists_and_objects(home: Path, here: Path) -> None:
