@@ -77,7 +77,8 @@ async def start(
         deploying = asyncio.ensure_future(asyncio.to_thread(_start_serve, settings, worker_settings))
         await asyncio.shield(deploying)
         await _until_deployed()
-        await _until_ready(settings.api_url)
+        # Not at RAYLOOM_URL: what stands between that and us may come up after us.
+        await _until_ready(settings.near_url)
         if running.owns_ray:
             await _warm_workers(settings, engine)
     except BaseException:

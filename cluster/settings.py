@@ -117,8 +117,15 @@ class Settings(BaseSettings):
     @property
     def api_url(self) -> str:
         """Where the command line, the client and batches find the API."""
-        if self.url:
-            return self.url
+        return self.url or self._listening_url
+
+    @property
+    def near_url(self) -> str:
+        """Where `rayloom up` itself finds it: where it listens, unless that is on the nodes of somebody's Ray."""
+        return self.api_url if self.ray_address else self._listening_url
+
+    @property
+    def _listening_url(self) -> str:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 

@@ -223,7 +223,7 @@ class _Supervisor:
         from rayloom.cluster import demo
 
         try:
-            ended_well = demo.run(self._settings.api_url, api_key, Console(highlight=False, stderr=self._as_json)) == 0
+            ended_well = demo.run(self._settings.near_url, api_key, Console(highlight=False, stderr=self._as_json)) == 0
             reason = "see above"
         except RayloomError as error:
             ended_well, reason = False, error.message

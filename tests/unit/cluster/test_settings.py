@@ -252,7 +252,8 @@ def test_values_that_contradict_each_other(home: Path) -> None:
 )
 def test_clients_find_the_api_wherever_it_listens(home: Path, host: str, url: str) -> None:
     assert load(home, RAYLOOM_HOST=host).api_url == url
-    assert load(home, RAYLOOM_HOST=host, RAYLOOM_URL="https://x.example/").api_url == "https://x.example"
+    named = load(home, RAYLOOM_HOST=host, RAYLOOM_URL="https://x.example/")
+    assert (named.api_url, named.near_url) == ("https://x.example", url)
 
 
 def test_tools_may_never_reach_our_own_database(home: Path) -> None:
