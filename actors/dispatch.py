@@ -161,9 +161,6 @@ class Dispatch:
         for item in missing:
             # Somebody was faster, or it was cancelled: it is not ours to start.
             self._forget(item)
-        if missing and attempts.may_have_left(claimed):
-            # Or their inputs were too much for one claim.
-            await self._backlog.add(missing)
         if missing and (won or await self._lives()):
             # They may have hidden others.
             self._backlog.dirty = True
@@ -180,6 +177,9 @@ class Dispatch:
                 self._flight.start(one, shape, registry_version=self.registry_version)
         # While Ray has more than it can run, ends may be told in larger lots.
         self._flight.lane.can_spare(sum(self.window.running.values()))
+        if missing and attempts.may_have_left(claimed):
+            # Their inputs may have been too much for one claim.
+            await self._backlog.add(missing)
         return claimed
 
     async def _lives(self) -> bool:

@@ -62,10 +62,6 @@ async def invoke(request: Request, me: Me, name: str) -> Response:
     timeout_s = body.timeout_s or settings.invoke_timeout_s
     patience_s = timeout_s + settings.invoke_queue_s
     call_of(request).allow(patience_s + settings.request_timeout_s)
-    held = await _limit(deps, me.user_id)
-    if held is not None and (held.free_in_s is None or held.free_in_s > settings.invoke_queue_s):
-        # It would wait for nothing.
-        raise _too_many(held)
     judge = Judge(deps, me)
     await judge.prepare()
     try:
@@ -73,6 +69,10 @@ async def invoke(request: Request, me: Me, name: str) -> Response:
     except InvalidPlan as error:
         faults = [Fault(fault.pointer.removeprefix(_INPUT), fault.message) for fault in error.faults]
         raise invalid(faults, code="INPUT_INVALID") from error
+    held = await _limit(deps, me.user_id)
+    if held is not None and (held.free_in_s is None or held.free_in_s > settings.invoke_queue_s):
+        # It would wait for nothing.
+        raise _too_many(held)
     task = NewTask(user_id=me.user_id, title=f"invoke {name}", prompt=None, priority=PRIORITY, plan=plan)
     submitted = await submit_task(deps.backends.primary, task)
     log.info("tool.invoked", extra={"tool": name, "task_id": str(submitted.task_id)})
@@ -120,16 +120,13 @@ async def _give_up(deps: Deps, task_id: UUID, user_id: UUID, patience_s: float) 
         return
     if ended.stopped:
         await stop(deps, ended.stopped)
-        raise unavailable(
-            f"the call got its turn too late to end within {patience_s:g} s, and was cancelled",
-            code="CALL_WAITED_TOO_LONG",
-        )
+        message = f"the call was not over within {patience_s:g} s, and was cancelled"
+        raise unavailable(message, code="CALL_WAITED_TOO_LONG")
     held = await _limit(deps, user_id)
     if held is not None:
         raise _too_many(held)
-    raise unavailable(
-        f"the call did not get its turn within {patience_s:g} s, and was cancelled", code="CALL_WAITED_TOO_LONG"
-    )
+    message = f"the call did not get its turn within {patience_s:g} s, and was cancelled"
+    raise unavailable(message, code="CALL_WAITED_TOO_LONG")
 
 
 async def _limit(deps: Deps, user_id: UUID) -> Limited | None:

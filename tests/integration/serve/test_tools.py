@@ -168,7 +168,7 @@ class TestImpatience:
         [item] = await world.claimed(await me.only_task())
         answer = await calling
         assert answer.status_code == 503
-        assert answer.json()["detail"] == "the call got its turn too late to end within 1.05 s, and was cancelled"
+        assert answer.json()["detail"] == "the call was not over within 1.05 s, and was cancelled"
         assert world.fakes.scheduler.stopped == [(item.sub_task_id, 1)]
 
     async def test_a_call_that_ended_at_the_last_moment_is_answered(
@@ -195,6 +195,9 @@ async def test_a_call_that_a_limit_holds_for_longer_than_it_may_wait_is_refused_
     assert (answer.status_code, answer.headers["retry-after"]) == (429, retry_after)
     assert answer.json()["detail"] == "the limit requests_per_min of your quota holds the call back"
     assert (await me.get("/tasks"))["items"] == []
+    # What is wrong with it is worth more to know.
+    wrong = await me.http.post("/api/v1/tools/core.noop/invoke", json={"input": {"x": 1}})
+    assert wrong.status_code == 422
 
 
 async def test_a_call_goes_on_while_nobody_knows_the_limits(world: World) -> None:
