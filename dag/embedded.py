@@ -47,8 +47,8 @@ def _closing(text: str, start: int) -> int | None:
     """Where the brace stands that closes a reference: JMESPath has braces and quotes of its own.
 
     None where there is none; it is looked for in a bounded stretch, so that many open ones don't cost their square.
-    For the same reason the first brace closes what none closes as JMESPath would have it: that is no JMESPath, so a
-    fault that is told, and not text that would be looked through again.
+    For the same reason the first brace ends what no brace closes properly: that is no JMESPath, and is told as a fault
+    instead of being looked through again and again.
     """
     first = text.find("}", start, start + MAX_REFERENCE_CHARS)
     if first < 0:
