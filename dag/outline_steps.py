@@ -63,7 +63,11 @@ class Steps:
         Addresses that follow one another are fetched side by side.
         """
         groups, residue = self._calls(content)
-        label = label[:_MAX_LABEL_CHARS]
+        if len(label) > _MAX_LABEL_CHARS:
+            note = f"of what stands above a step only {_MAX_LABEL_CHARS:,} characters are kept: {label[:60]} …"
+            if note not in self._notes:
+                self._notes.append(note)
+            label = label[:_MAX_LABEL_CHARS]
         fetches_only = bool(groups) and all(call.tool == FETCH_TOOL for group in groups for call in group)
         # Of "Fetch https://…" the address says it all; "Summarise https://…" names the fetching only as a means.
         is_means = fetches_only and bool(without_cue(residue)) and not is_fetching(residue)

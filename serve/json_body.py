@@ -15,11 +15,11 @@ from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.written import MAX_GROWTH, MAX_WRITTEN_CHARS, written_fault
 from rayloom.serve.problems import Problem, invalid
 
-MAX_VALUES: Final = 2_500_000
-"""25 for each subtask of the largest plan. One of two bytes takes up to a hundred in memory."""
+MAX_VALUES: Final = 5_000_000
+"""50 for each subtask of the largest plan. One of two bytes takes up to a hundred in memory."""
 
-# A text that is not closed goes on to the end, so that nothing is looked at twice.
-_TEXT: Final = rb'"[^"\\]*(?:\\.[^"\\]*)*"?'
+# A text that is not closed goes on to the end, so that nothing is looked at twice; nor is anything kept for going back.
+_TEXT: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
 _TEXTS: Final = re.compile(_TEXT, re.DOTALL)
 _PIECE: Final = re.compile(_TEXT + rb'|[^\[\]{}"]+|[\[\]{}]', re.DOTALL)
 _LONG_INTEGER: Final = re.compile(rb'(?<![0-9.eE+"])[0-9]{19,}(?![0-9.eE])')

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
+from time import monotonic
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -85,13 +86,23 @@ async def _read(connection: Any, sql: str, params: Sequence[Any], limits: SqlLim
         # A few at a time, and the first alone: what is fetched is held.
         count = 1
         wants_more = True
-        while wants_more and (found := await cursor.fetch(count)):
+        # The server's own limit of time begins anew with each fetch.
+        deadline = monotonic() + limits.timeout_s
+        while wants_more and (found := await _fetched(cursor, count, deadline, limits)):
             wants_more = all(taker.take(_opened(row, documents)) for row in found)
             count = min(count * 2, MAX_FETCHED_ROWS)
     finally:
         # Never committed: before PostgreSQL 16 a read-only transaction may still make and remove large objects.
         await transaction.rollback()
     return Rows(columns=[column.name for column in columns], rows=taker.rows, truncated=taker.truncated)
+
+
+async def _fetched(cursor: Any, count: int, deadline: float, limits: SqlLimits) -> Sequence[Any]:
+    try:
+        rows: Sequence[Any] = await cursor.fetch(count, timeout=max(deadline - monotonic(), 0.001))
+    except TimeoutError:
+        raise _too_long(limits) from None
+    return rows
 
 
 def _opened(row: Sequence[Any], documents: Collection[int]) -> list[Any]:
@@ -126,11 +137,15 @@ def _bound(value: Json, kind: str) -> Any:
     return value
 
 
+def _too_long(limits: SqlLimits) -> Transient:
+    return Transient("SQL_TIMEOUT", f"the statement took longer than {limits.timeout_s:g} s")
+
+
 def _named(error: Exception, limits: SqlLimits) -> RayloomError:
     message = f"{type(error).__name__}: {str(error)[:1_000]}"
     match error:
         case asyncpg.QueryCanceledError() | asyncpg.IdleInTransactionSessionTimeoutError():
-            return Transient("SQL_TIMEOUT", f"the statement took longer than {limits.timeout_s:g} s")
+            return _too_long(limits)
         case asyncpg.ReadOnlySQLTransactionError():
             return Refused("SQL_READ_ONLY", str(error))
         case asyncpg.InsufficientPrivilegeError():

@@ -16,7 +16,8 @@ from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
 from rayloom.tools.builtin.rows import Rows, SqlLimits, Taker
 
 STEPS_BETWEEN_CHECKS: Final = 10_000
-LEAST_LENGTH_BYTES: Final = 1024 * 1024
+VALUE_BYTES: Final = 16 * 1024 * 1024
+"""A statement may work on larger values than may be given out."""
 """The limit of a value's length is never less: it holds for the schema's own rows too."""
 _READING: Final = frozenset(
     {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
@@ -60,8 +61,7 @@ def _query(
     try:
         opened = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=min(limits.timeout_s, 5.0))
         with closing(opened) as connection:
-            # No larger value could be given out.
-            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(limits.max_bytes, LEAST_LENGTH_BYTES))
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(limits.max_bytes, VALUE_BYTES))
             connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
             connection.set_authorizer(_authorize)
             connection.set_progress_handler(lambda: stop.is_set() or time.monotonic() > deadline, STEPS_BETWEEN_CHECKS)

@@ -158,6 +158,12 @@ async def test_a_slow_statement_is_stopped_by_the_server(ask: Ask) -> None:
     assert error.value.code == "SQL_TIMEOUT"
 
 
+async def test_a_statement_whose_rows_come_slowly_has_one_limit_of_time_for_all(ask: Ask) -> None:
+    with pytest.raises(Transient) as error:
+        await ask("select pg_sleep(0.02)::text from generate_series(1, 900)", sql_timeout_s=0.5)
+    assert error.value.code == "SQL_TIMEOUT"
+
+
 async def test_a_cancelled_statement_leaves_its_connection(ask: Ask) -> None:
     running = asyncio.ensure_future(ask("select pg_sleep(60) /* to be cancelled */"))
     mine = (

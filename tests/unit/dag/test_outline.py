@@ -526,8 +526,9 @@ def test_tabs_indent_and_are_otherwise_kept() -> None:
 
 
 def test_a_long_label_is_not_repeated_whole_in_each_step_below_it() -> None:
-    steps = _split(f"- {'a' * 2_000}\n" + "  - b\n" * 3).plan.subtasks
-    assert [step.input["value"] for step in steps] == [{"step": f"{'a' * 1_000}: b"}] * 3
+    outline = _split(f"- {'a' * 2_000}\n" + "  - b\n" * 3)
+    assert [step.input["value"] for step in outline.plan.subtasks] == [{"step": f"{'a' * 1_000}: b"}] * 3
+    assert sum("only 1,000 characters are kept" in note for note in outline.notes) == 1
 
 
 def test_a_prompt_with_too_many_steps_is_one_subtask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from rayloom.dag.errors import Fault
@@ -94,7 +96,17 @@ def test_a_body_has_a_bounded_number_of_values(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_text_that_is_not_closed_is_looked_through_once() -> None:
-    assert _refusal(b"," * 3_000_000 + b'"' + b'\\"' * 1_000_000)[0] == 413
+    assert _refusal(b"," * 6_000_000 + b'"' + b'\\"' * 1_000_000)[0] == 413
+
+
+def test_texts_full_of_escapes_are_left_out_of_the_count_without_taking_memory() -> None:
+    body = b'{"prompt": "%s"}' % (b",\\n" * 6_000_000)
+    tracemalloc.start()
+    try:
+        assert len(parse(body)["prompt"]) == 12_000_000
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(body)
+    finally:
+        tracemalloc.stop()
 
 
 def test_numbers_that_the_database_would_write_out_at_length_are_refused() -> None:
