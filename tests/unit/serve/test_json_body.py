@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 
+import orjson
 import pytest
 
 from rayloom.dag.errors import Fault
@@ -99,14 +101,18 @@ def test_text_that_is_not_closed_is_looked_through_once() -> None:
     assert _refusal(b"," * 6_000_000 + b'"' + b'\\"' * 1_000_000)[0] == 413
 
 
-def test_texts_full_of_escapes_are_left_out_of_the_count_without_taking_memory() -> None:
-    body = b'{"prompt": "%s"}' % (b",\\n" * 6_000_000)
+def _peak_bytes(read: Callable[[bytes], object], body: bytes) -> int:
     tracemalloc.start()
     try:
-        assert len(parse(body)["prompt"]) == 12_000_000
-        assert tracemalloc.get_traced_memory()[1] < 8 * len(body)
+        read(body)
+        return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def test_texts_full_of_escapes_are_left_out_of_the_count_without_taking_memory() -> None:
+    body = b'{"prompt": "%s"}' % (b",\\n" * 6_000_000)
+    assert _peak_bytes(parse, body) < _peak_bytes(orjson.loads, body) + 2 * len(body)
 
 
 def test_numbers_that_the_database_would_write_out_at_length_are_refused() -> None:
