@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from uuid import UUID
 
@@ -52,7 +52,7 @@ class Backlog:
         """The resource shape that a key stands for: its JSON text."""
         return _shape(key)
 
-    async def add(self, items: Sequence[Queued], *, tasks: Iterable[str] = ()) -> None:
+    async def add(self, items: Sequence[Queued], *, tasks: Collection[str] = ()) -> None:
         """These have become QUEUED, and something happened to these tasks."""
         if items:
             self.dirty = True
@@ -65,7 +65,10 @@ class Backlog:
         """There is no room for these yet. No reason to look again."""
         await self._push(items, ())
 
-    async def _push(self, items: Sequence[Queued], tasks: Iterable[str]) -> None:
+    async def _push(self, items: Sequence[Queued], tasks: Collection[str]) -> None:
+        if not items and not tasks:
+            # Nobody would be asked, and so it would not be known whether Redis is there.
+            return
         try:
             await self._calls.call(lambda: self._queue.push(items, wake=False, tasks=tasks))
             self._there()
@@ -108,9 +111,12 @@ class Backlog:
         left = {shape: count for shape, count in room.items() if count > 0}
         taken: list[Queued] = []
         after: tuple[float, UUID] | None = None
+        closed = self.parked.closed()
         # Only what has room is looked at: else a shape without any would hide what is queued behind it.
         while left:
-            page = await leases.queued_page(self._engine, after=after, limit=PAGE_ROWS, shapes=list(left))
+            page = await leases.queued_page(
+                self._engine, after=after, limit=PAGE_ROWS, shapes=list(left), but_of=closed
+            )
             for item in page:
                 if left.get(item.shape, 0) > 0 and item.sub_task_id not in held and item.sub_task_id not in self.parked:
                     left[item.shape] -= 1

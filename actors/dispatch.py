@@ -62,7 +62,7 @@ class Dispatch:
         if any(shape not in self._known for shape in self._backlog.waiting):
             self._backlog.dirty = True
         if self._given_up:
-            items = await self._without_hopeless(items)
+            items = await self._without_hopeless(items, back)
         taken: list[tuple[Queued, bool]] = []
         parked = False
         for item in items:
@@ -87,26 +87,32 @@ class Dispatch:
             return ()
         return await self._start(taken)
 
-    async def _without_hopeless(self, items: tuple[Queued, ...]) -> tuple[Queued, ...]:
+    async def _without_hopeless(self, items: tuple[Queued, ...], back: Sequence[Queued]) -> tuple[Queued, ...]:
         """Fail those of a shape that was given up; answers the others. Raises Transient, with nothing lost."""
-        hopeless = [item for item in items if self._backlog.shape(item.shape) in self._given_up]
+        # Another look at the cluster may change it meanwhile.
+        given_up = self._given_up
+        hopeless = [item for item in items if self._backlog.shape(item.shape) in given_up]
         if hopeless:
             try:
                 await self._give_up(hopeless)
             except BaseException:
-                for item in items:
+                for item in (*items, *back):
                     self._backlog.hold(item, ASK_AGAIN_S)
                 raise
-        return tuple(item for item in items if self._backlog.shape(item.shape) not in self._given_up)
+        return tuple(item for item in items if self._backlog.shape(item.shape) not in given_up)
 
     async def _give_up(self, items: Sequence[Queued]) -> None:
         """Fail what no node can run, instead of waiting for ever: its plan was accepted when there were other nodes."""
         assert self.incarnation is not None
         asked = [(item.sub_task_id, False) for item in items]
-        for one in await attempts.claim(self._line, asked, incarnation=self.incarnation):
+        claimed = await attempts.claim(self._line, asked, incarnation=self.incarnation)
+        for one in claimed:
             shape = self._backlog.shape(one.shape)
             _log.warning("attempt.unschedulable", extra={"sub_task_id": one.sub_task_id, "shape": one.shape})
             self._commits.add(never_started(one, shape), unschedulable(shape))
+        if attempts.may_have_left(claimed):
+            won = {one.sub_task_id for one in claimed}
+            await self._backlog.add([item for item in items if item.sub_task_id not in won])
 
     def note_hopeless(self) -> None:
         """Give a shape up once no node could have run it for some time: the cluster may just be coming up.

@@ -48,7 +48,11 @@ class _NeverStarted:
         """Nothing runs."""
 
 
-@dataclass(slots=True)
+def _nothing() -> None:
+    """What is left to do for an attempt that has ended."""
+
+
+@dataclass(slots=True, weakref_slot=True)
 class Flying:
     """One attempt in flight. ``stopping_at``: when it was asked to stop (monotonic seconds); ``killed_at``: by force.
 
@@ -62,7 +66,7 @@ class Flying:
     killed_at: float | None = None
     overran: bool = False
     hopeless: bool = False
-    abandon: Callable[[], None] = lambda: None
+    abandon: Callable[[], None] = _nothing
     """Wait for its end no longer."""
 
 
@@ -91,7 +95,7 @@ class Flight:
             handed_at=time.time(),
         )
         flying: Flying
-        has_ended = False
+        has_ended, handed_at = False, order.handed_at
 
         def ended(outcome: Outcome) -> None:
             nonlocal has_ended
@@ -99,6 +103,8 @@ class Flight:
                 # One that was abandoned has ended after all.
                 return
             has_ended = True
+            # Else it would hold itself, until the collector of garbage comes by.
+            flying.abandon = _nothing
             if self.attempts.get(claimed.sub_task_id) is flying:
                 del self.attempts[claimed.sub_task_id]
             self.on_end(flying, outcome)
@@ -112,7 +118,7 @@ class Flight:
         if len(claimed.input) > LARGE_CHARS:
             # It is with the lane now.
             claimed = replace(claimed, input="")
-        flying = Flying(claimed, shape, running, abandon=lambda: ended(_abandoned(order.handed_at)))
+        flying = Flying(claimed, shape, running, abandon=lambda: ended(_abandoned(handed_at)))
         self.attempts[claimed.sub_task_id] = flying
 
     def stop(self, sub_task_id: str, attempt: int | None = None) -> bool:

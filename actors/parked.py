@@ -71,6 +71,10 @@ class Parked:
         self._ids.difference_update(item.sub_task_id for item in out)
         return out
 
+    def closed(self) -> list[str]:
+        """The users of whom none may start for now."""
+        return [user_id for user_id, lot in self._lots.items() if lot.closed]
+
     def next_at(self) -> float | None:
         """When the next ones are to be let out (monotonic seconds)."""
         return min((lot.due_at for lot in self._lots.values()), default=None)

@@ -213,6 +213,9 @@ class Scheduler:
                     asyncio.get_running_loop().call_later(committed.retry_in_s + 0.01, self._requeue_soon)
                 started: Sized = ()
                 may_start, backlog = self._incarnation is not None, self._backlog
+                if backlog.next_held_s() == 0:
+                    # While there is always something to do, the timer is never set.
+                    await backlog.put_back_held()
                 # Without Redis nobody tells what has been queued.
                 if may_start and (backlog.dirty or backlog.waiting or backlog.redis_away or self._commits.finished):
                     started = await self._dispatch.turn()

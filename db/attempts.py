@@ -186,6 +186,8 @@ async def complete(engine: Source, endings: Sequence[Ending]) -> Committed:
     """
     if not endings:
         return Committed()
+    # Of several ends of one attempt the first one counts: in one statement nobody could say which of them it would be.
+    endings = list({(each.sub_task_id, each.attempt): each for each in reversed(endings)}.values())[::-1]
     try:
         async with driver(engine) as connection:
             rows = await connection.fetch(

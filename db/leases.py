@@ -58,22 +58,29 @@ async def leases_of(engine: AsyncEngine, incarnation: UUID) -> frozenset[tuple[s
 
 
 async def queued_page(
-    engine: AsyncEngine, *, after: tuple[float, UUID] | None, limit: int, shapes: Sequence[str] | None = None
+    engine: AsyncEngine,
+    *,
+    after: tuple[float, UUID] | None,
+    limit: int,
+    shapes: Sequence[str] | None = None,
+    but_of: Sequence[str] = (),
 ) -> tuple[Queued, ...]:
     """A page of what is QUEUED and not leased, in queue order; ``after`` is the (score, id) of the last one seen.
 
-    ``shapes``: of these resource shapes only.
+    ``shapes``: of these resource shapes only. ``but_of``: nothing of these users.
     """
     score, last = after if after is not None else (float("-inf"), UUID(int=0))
     of_shapes = "" if shapes is None else "AND shape = ANY ($4::text[]) "
+    of_others = f"AND user_id <> ALL (${4 if shapes is None else 5}::uuid[]) " if but_of else ""
     async with driver(engine) as connection:
         rows = await connection.fetch(
             "SELECT id, user_id, shape, score FROM sub_tasks WHERE status = 'QUEUED' AND incarnation IS NULL "
-            f"AND (score, id) > ($1, $2) {of_shapes}ORDER BY score, id LIMIT $3",
+            f"AND (score, id) > ($1, $2) {of_shapes}{of_others}ORDER BY score, id LIMIT $3",
             score,
             last,
             limit,
             *([] if shapes is None else [list(shapes)]),
+            *([list(but_of)] if but_of else []),
         )
     return tuple(Queued(str(row["id"]), str(row["user_id"]), row["shape"], row["score"]) for row in rows)
 

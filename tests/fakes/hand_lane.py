@@ -11,6 +11,10 @@ from rayloom.dag.outcome import Outcome
 from rayloom.dag.resources import ResourceShape
 
 
+def _told(_outcome: Outcome) -> None:
+    raise AssertionError("an attempt ends once")
+
+
 @dataclass
 class Held:
     """An attempt that was handed over; ``stops`` holds how it was asked to stop: whether by force."""
@@ -47,5 +51,9 @@ class HandLane:
 
     async def end(self, sub_task_id: str, outcome: Outcome) -> None:
         """The attempt of this subtask ends so."""
-        self.held.pop(sub_task_id).done(outcome)
+        held = self.held.pop(sub_task_id)
+        # Like a lane that has told an end, it keeps nothing of it.
+        done, held.done = held.done, _told
+        done(outcome)
+        del done
         await asyncio.sleep(0)

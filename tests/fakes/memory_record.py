@@ -22,9 +22,9 @@ SHAPE = '{"cpus":1.0,"custom":{},"gpus":0.0,"labels":{},"memory_bytes":0}'
 class MemoryRecord:
     """``queued``: what may be claimed. ``moved_on``: the statuses of subtasks whose outcomes come too late.
 
-    ``counted``: how often what is queued was counted. ``away``: nothing answers. ``unstorable``: outputs that it
-    refuses. ``over``: the life that claims was ended. ``inputs``: those that are not empty; ``unreadable``: subtasks
-    whose inputs it can't give.
+    ``counted``: how often what is queued was counted; ``read``: how many rows of it. ``away``: nothing answers.
+    ``unstorable``: outputs that it refuses. ``over``: the life that claims was ended. ``inputs``: those that are not
+    empty; ``unreadable``: subtasks whose inputs it can't give.
     """
 
     queued: dict[str, Queued] = field(default_factory=dict)
@@ -37,6 +37,7 @@ class MemoryRecord:
     unstorable: set[str] = field(default_factory=set)
     moved_on: dict[str, str] = field(default_factory=dict)
     counted: int = 0
+    read: int = 0
     away: bool = False
     over: bool = False
     read_only: bool = False
@@ -141,13 +142,25 @@ class MemoryRecord:
         return tuple(free.values())
 
     async def queued_page(
-        self, _engine: Any, *, after: Any, limit: int, shapes: Sequence[str] | None = None
+        self,
+        _engine: Any,
+        *,
+        after: Any,
+        limit: int,
+        shapes: Sequence[str] | None = None,
+        but_of: Sequence[str] = (),
     ) -> tuple[Queued, ...]:
         """See `leases.queued_page`."""
         self._answer()
         seen = float("-inf") if after is None else after[0]
-        found = [q for q in self.queued.values() if q.score > seen and (shapes is None or q.shape in shapes)]
-        return tuple(sorted(found, key=lambda item: item.score)[:limit])
+        found = [
+            each
+            for each in self.queued.values()
+            if each.score > seen and (shapes is None or each.shape in shapes) and each.user_id not in but_of
+        ]
+        page = tuple(sorted(found, key=lambda item: item.score)[:limit])
+        self.read += len(page)
+        return page
 
     async def queued_counts(self, _engine: Any) -> dict[str, int]:
         """See `leases.queued_counts`."""

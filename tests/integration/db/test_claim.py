@@ -259,6 +259,11 @@ async def test_the_queue_is_read_and_counted_by_shape(spine: Spine) -> None:
     page = await leases.queued_page(spine.engine, after=None, limit=5, shapes=["a shape", "none's"])
     assert {item.sub_task_id for item in page} == {ids["s1"], ids["s2"]}
     assert await leases.queued_page(spine.engine, after=None, limit=5, shapes=[]) == ()
+    mine = str(spine.user_id)
+    assert await leases.queued_page(spine.engine, after=None, limit=5, shapes=["a shape"], but_of=[mine]) == ()
+    everybody = await leases.queued_page(spine.engine, after=None, limit=10_000)
+    others = await leases.queued_page(spine.engine, after=None, limit=10_000, but_of=[mine])
+    assert others == tuple(item for item in everybody if item.user_id != mine)
     assert (await leases.queued_counts(spine.engine))["a shape"] == 2
 
 

@@ -17,6 +17,19 @@ from tests.integration.db.spine import BROKEN, Edges, Spine, outcome
 DIAMOND: Edges = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "tail": ["d"]}
 
 
+@pytest.mark.parametrize("good_first", [True, False])
+async def test_of_several_ends_of_one_attempt_the_first_counts(spine: Spine, good_first: bool) -> None:
+    """However PostgreSQL would join them: a log that says one thing and a subtask that says the other can't be."""
+    made = await spine.submit({f"s{n}": [] for n in range(40)})
+    claimed = (await spine.claim(made.task_id)).values()
+    good = [spine.ending(one, outcome("good")) for one in claimed]
+    spent = [spine.ending(one, outcome(error=BROKEN)) for one in claimed]
+    await attempts.complete(spine.engine, good + spent if good_first else spent + good)
+    status = "COMPLETED" if good_first else "BLOCKED"
+    assert set((await spine.statuses(made.task_id)).values()) == {status}
+    await spine.audit()
+
+
 async def test_a_batch_with_every_kind_of_end(spine: Spine) -> None:
     made = await spine.submit(
         {"good": [], "again": [], "spent": [], "stale": [], "handed": [], "lost": [], "below": ["good", "handed"]}

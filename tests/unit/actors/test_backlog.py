@@ -109,6 +109,27 @@ async def test_without_redis_who_is_held_back_hides_nobody(
     assert await backlog.pop({SHAPE: 2}) == (items[11],)
 
 
+async def test_without_redis_nothing_is_read_of_who_is_held_back(
+    backlog: Backlog, record: MemoryRecord, queue: MemoryQueue
+) -> None:
+    queue.away = True
+    for item in record.add(*(f"s{n}" for n in range(100))):
+        if item.sub_task_id == "s0":
+            backlog.parked.add(item, 60)
+    assert await backlog.pop({SHAPE: 4}) == ()
+    assert record.read == 0
+
+
+async def test_that_nothing_had_to_be_said_does_not_mean_that_redis_is_back(
+    backlog: Backlog, queue: MemoryQueue
+) -> None:
+    queue.away = True
+    await backlog.pop({SHAPE: 1})
+    queue.away = False
+    await backlog.add([])
+    assert backlog.redis_away
+
+
 async def test_without_redis_counting_takes_a_small_part_of_the_time(
     backlog: Backlog, record: MemoryRecord, queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

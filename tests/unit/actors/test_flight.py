@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import gc
+import weakref
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from rayloom.actors import flight as module
 from rayloom.actors.flight import ABANDON_S, Flight, Flying
+from rayloom.actors.order import AttemptOrder
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.resources import ResourceShape
 from rayloom.db.attempts import Claimed
@@ -130,3 +133,20 @@ async def test_one_that_can_not_even_be_killed_is_abandoned_and_ends_once(
     assert (outcome.error.code, outcome.started_at, outcome.finished_at) == ("WORKER_DIED", 100.0, clock.now_s)
     await air.lane.end("a", GOOD)
     assert len(air.ended) == 1
+
+
+async def test_what_has_ended_is_not_kept_for_the_collector_of_garbage(air: Air) -> None:
+    air.flight.start(replace(_claimed("a"), input="x" * 100_000), SHAPE, registry_version=1)
+    (flying,) = air.flight
+    kept = weakref.ref(flying)
+    assert flying.claimed.input == ""
+    held = [cell.cell_contents for cell in flying.abandon.__closure__ or ()]
+    assert held
+    assert not any(isinstance(each, AttemptOrder) for each in held), "an order has the whole input"
+    del flying, held
+    gc.disable()
+    try:
+        await air.lane.end("a", GOOD)
+        assert kept() is None
+    finally:
+        gc.enable()
