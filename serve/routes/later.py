@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from fastapi import APIRouter
@@ -40,9 +41,12 @@ def _add(method: str, path: str, what: str) -> None:
 
     # One path holds several methods: without an id of its own each would share the name of the first.
     id_ = f"later_{method}_{path}".replace("/", "_").replace("{", "").replace("}", "").replace("-", "_").lower()
+    names = re.findall(r"\{(\w+)\}", path)
+    parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
     router.add_api_route(
-        path, refuse, methods=[method], summary=f"Not built yet: {what}", operation_id=id_, status_code=501
-    )
+        path, refuse, methods=[method], summary=f"Not built yet: {what}", operation_id=id_, status_code=501,
+        openapi_extra={"parameters": parameters} if parameters else None,
+    )  # fmt: skip
 
 
 for _method, _path, _what in ROUTES:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from pydantic import SecretStr
 from uuid_utils.compat import uuid7
@@ -171,3 +173,7 @@ async def test_openapi_names_every_route_and_every_body(world: World) -> None:
     body = document["paths"]["/api/v1/tasks"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert {"prompt", "priority", "plan", "budget", "labels"} <= set(body["properties"])
     assert set(document["components"]["securitySchemes"]) == {"HTTPBearer", "APIKeyHeader"}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            declared = {each["name"] for each in operation.get("parameters", []) if each["in"] == "path"}
+            assert declared == set(re.findall(r"\{(\w+)\}", path)), (method, path)
