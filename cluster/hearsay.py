@@ -11,6 +11,7 @@ _log = logging.getLogger(__name__)
 
 def keep_out_of_the_terminal() -> None:
     """From now on. Ray prints what goes on in a cluster (workers started, actors ended) with no switch for it."""
+    import ray.serve  # noqa: F401 - it sets the level of its log when it is imported
     from ray._private import worker
 
     _log.setLevel(logging.INFO)
