@@ -10,6 +10,10 @@ ROOMS := dag db tools actors serve cluster
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PYTEST := $(BIN)/python -m pytest
+FAULTS ?= 7:0.02
+MINUTES ?= 5
+SEED ?= 1
+CHAOS ?=
 
 # Says what a virtual environment was made from, so that nothing is done twice: the lock, the project, the place.
 key = $$({ cat $(1) pyproject.toml; pwd; $(BIN)/python -V; } | cksum)
@@ -43,6 +47,16 @@ test-fast: setup  ## the tests that need no services, under a minute
 .PHONY: test-long
 test-long: setup  ## only the long runs
 	@$(PYTEST) tests -m long
+
+.PHONY: test-faults
+test-faults: setup  ## what must hold whatever breaks, with faults injected into every process; FAULTS=seed:rate
+	@RAYLOOM_TEST_FAULTS=$(FAULTS) $(PYTEST) tests/integration/engine/test_graphs.py \
+	    tests/integration/engine/test_outputs.py tests/integration/engine/test_failures.py \
+	    tests/integration/engine/test_cancel.py -m "not exact and not long"
+
+.PHONY: chaos
+chaos: setup  ## kill everything at random for MINUTES, then check every guarantee; SEED, CHAOS="--subtasks 5000 …"
+	@$(BIN)/python -m tests.chaos.run --minutes $(MINUTES) --seed $(SEED) $(CHAOS)
 
 .PHONY: cover
 cover: setup  ## fast tests with branch coverage of dag/, which must be complete

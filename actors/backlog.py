@@ -13,6 +13,7 @@ import orjson
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.actors.bound import Bound
+from rayloom.actors.halted import Halted
 from rayloom.actors.parked import Parked
 from rayloom.dag.resources import ResourceShape
 from rayloom.db import leases
@@ -38,7 +39,7 @@ class Backlog:
     def __init__(self, engine: AsyncEngine, queue: ReadyQueue) -> None:
         self._engine, self._queue, self._calls = engine, queue, Bound()
         self._held: list[tuple[float, str, Queued]] = []
-        self.parked = Parked()
+        self.parked, self.halted = Parked(), Halted()
         self._sweep_after: tuple[float, UUID] | None = None
         self._count_again_at = 0.0
         self.waiting: dict[str, int] = {}
@@ -76,12 +77,19 @@ class Backlog:
             self._away(error)
 
     def hold(self, item: Queued, seconds: float) -> None:
-        """Something that is away holds this one back for so long. What a limit holds back is ``parked``."""
+        """Something that is away holds this one back for so long.
+
+        What a limit holds back is ``parked``, what a breaker does is ``halted``.
+        """
         heapq.heappush(self._held, (time.monotonic() + seconds, item.sub_task_id, item))
+
+    def is_held(self, sub_task_id: str) -> bool:
+        """Whether something that is away holds this one back."""
+        return any(item.sub_task_id == sub_task_id for _, _, item in self._held)
 
     async def put_back_held(self) -> None:
         """Queue again what was held back long enough: of what limits hold back, the best few of each user."""
-        due = self.parked.let_out()
+        due = self.parked.let_out() + self.halted.let_out()
         while self._held and self._held[0][0] <= time.monotonic():
             due.append(heapq.heappop(self._held)[2])
         if due:
@@ -90,7 +98,10 @@ class Backlog:
     def next_held_s(self) -> float | None:
         """Seconds until the next held one is due."""
         times = [at for at in (self._held[0][0] if self._held else None, self.parked.next_at()) if at is not None]
-        return max(min(times) - time.monotonic(), 0.0) if times else None
+        waits = [max(at - time.monotonic(), 0.0) for at in times]
+        if (halted_s := self.halted.wait_s()) is not None:
+            waits.append(halted_s)
+        return min(waits, default=None)
 
     async def pop(self, room: Mapping[str, int]) -> tuple[Queued, ...]:
         """Take the best of each shape, at most as many as it has room for; best first."""
@@ -107,18 +118,17 @@ class Backlog:
     async def _pop_from_database(self, room: Mapping[str, int]) -> tuple[Queued, ...]:
         # PostgreSQL's claim decides; here we only look, so a second look may see the same rows again.
         await self._count()
-        held = {item.sub_task_id for _, _, item in self._held}
         left = {shape: count for shape, count in room.items() if count > 0}
         taken: list[Queued] = []
         after: tuple[float, UUID] | None = None
-        closed = self.parked.closed()
+        closed, halted = self.parked.closed(), self.halted.calls()
         # Only what has room is looked at: else a shape without any would hide what is queued behind it.
         while left:
             page = await leases.queued_page(
-                self._engine, after=after, limit=PAGE_ROWS, shapes=list(left), but_of=closed
+                self._engine, after=after, limit=PAGE_ROWS, shapes=list(left), but_of=closed, but_with=halted
             )
-            for item in page:
-                if left.get(item.shape, 0) > 0 and item.sub_task_id not in held and item.sub_task_id not in self.parked:
+            for item in self._free(page):
+                if left.get(item.shape, 0) > 0:
                     left[item.shape] -= 1
                     taken.append(item)
             if len(page) < PAGE_ROWS:
@@ -148,8 +158,13 @@ class Backlog:
         if not self.sweep_due:
             last = page[-1] if len(page) == SWEEP_ROWS else None
             self._sweep_after = None if last is None else (last.score, UUID(last.sub_task_id))
+        await self.add(self._free(page))
+
+    def _free(self, items: Sequence[Queued]) -> list[Queued]:
+        """Those of them that nothing holds back here."""
         held = {item.sub_task_id for _, _, item in self._held}
-        await self.add([item for item in page if item.sub_task_id not in held and item.sub_task_id not in self.parked])
+        places = (held, self.parked, self.halted)
+        return [item for item in items if not any(item.sub_task_id in place for place in places)]
 
     def _there(self) -> None:
         if self.redis_away:

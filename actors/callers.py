@@ -10,12 +10,25 @@ from typing import Final
 
 from rayloom.actors.named import NamedActor
 from rayloom.actors.settings import EngineSettings
-from rayloom.dag.ports import LONG_POLL_S, Ask, Finished, Health, Held, Limited, Quota, RegisteredTool, ToolSnapshot
+from rayloom.dag.breaker import Call
+from rayloom.dag.ports import (
+    LONG_POLL_S,
+    Ask,
+    BreakerWish,
+    Finished,
+    Health,
+    Held,
+    Limited,
+    Quota,
+    RegisteredTool,
+    ToolSnapshot,
+)
 
 REGISTRY_NAME: Final = "rayloom-registry-v1"
 TOKENS_NAME: Final = "rayloom-tokens-v1"
 HEALTH_TIMEOUT_S: Final = 3.0
 ADMIT_TIMEOUT_S: Final = 3.0
+REPORT_TIMEOUT_S: Final = 3.0
 
 
 class RayRegistry:
@@ -38,6 +51,10 @@ class RayRegistry:
         snapshot: ToolSnapshot = await self._actor.call("changed", version, idempotent=True, timeout_s=LONG_POLL_S + 20)
         return snapshot
 
+    async def look(self) -> None:
+        """Rows were changed: read them now. Does not wait for a restart, which reads them anyway."""
+        await self._actor.call("look", idempotent=True, retry_for_s=0)
+
     async def register_native(self, name: str, endpoint: str) -> RegisteredTool:
         """Switch on an installed entry point.
 
@@ -45,6 +62,11 @@ class RayRegistry:
         """
         tool: RegisteredTool = await self._actor.call("register_native", name, endpoint, idempotent=False)
         return tool
+
+    async def register_skill(self, tool: RegisteredTool, contents: Sequence[str]) -> RegisteredTool:
+        """Add a Skill whose contents are in the blob store. Raises UserError (``TOOL_EXISTS``)."""
+        made: RegisteredTool = await self._actor.call("register_skill", tool, contents, idempotent=False)
+        return made
 
     async def set_active(self, name: str, active: bool) -> RegisteredTool:
         """Switch a tool on or off. Raises UserError (``TOOL_UNKNOWN``)."""
@@ -54,6 +76,28 @@ class RayRegistry:
     async def remove(self, name: str) -> None:
         """Remove a tool that is not built in. Raises UserError (``TOOL_UNKNOWN``, ``TOOL_BUILT_IN``)."""
         await self._actor.call("remove", name, idempotent=False)
+
+    async def report(self, calls: Sequence[Call]) -> None:
+        """How calls of tools went. Does not wait for a restart: who reports has more to do."""
+        await self._actor.call("report", calls, idempotent=False, timeout_s=REPORT_TIMEOUT_S, retry_for_s=0)
+
+    async def probe(self, key: str, by: str) -> bool:
+        """Let one subtask past a breaker whose time has come. False: wait. Does not wait for a restart."""
+        may: bool = await self._actor.call("probe", key, by, idempotent=True, timeout_s=REPORT_TIMEOUT_S, retry_for_s=0)
+        return may
+
+    async def set_breaker(self, name: str, state: BreakerWish) -> RegisteredTool:
+        """Close or open the breaker of a tool by hand, or switch it off. Raises UserError (``TOOL_UNKNOWN``)."""
+        tool: RegisteredTool = await self._actor.call("set_breaker", name, state, idempotent=True)
+        return tool
+
+    async def set_alternative(self, name: str, alternative: str | None) -> RegisteredTool:
+        """What is called in its place while its breaker is open.
+
+        Raises UserError (``TOOL_UNKNOWN``, ``ALTERNATIVE_INVALID``).
+        """
+        tool: RegisteredTool = await self._actor.call("set_alternative", name, alternative, idempotent=True)
+        return tool
 
     async def health(self) -> Health:
         """Alive, with its version; ``ok`` once it has read the database. Does not wait for a restart."""

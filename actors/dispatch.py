@@ -9,10 +9,11 @@ from uuid import UUID
 
 from rayloom.actors.backlog import KNOWN_SHAPES, Backlog
 from rayloom.actors.commits import Commits
-from rayloom.actors.flight import Flight, never_started, not_begun, unreadable, unschedulable
+from rayloom.actors.flight import Flight, never_started, not_begun, turning, unreadable, unschedulable
+from rayloom.actors.passing import Passing
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import Transient
-from rayloom.dag.ports import Ask, Finished, TokenPort
+from rayloom.dag.ports import Ask, Finished, TokenPort, Waiting
 from rayloom.dag.resources import ResourceShape
 from rayloom.dag.window import Window
 from rayloom.db import attempts, incarnations
@@ -37,13 +38,13 @@ class Dispatch:
         commits: Commits,
         flight: Flight,
         tokens: TokenPort,
+        passing: Passing,
         settings: EngineSettings,
     ) -> None:
         self._line, self._backlog, self._commits, self._flight = line, backlog, commits, flight
-        self._tokens, self._settings = tokens, settings
+        self._tokens, self._passing, self._settings = tokens, passing, settings
         self.window = Window()
         self.incarnation: UUID | None = None
-        self.registry_version = 0
         self._known: frozenset[str] = frozenset()
         self._hopeless_since: dict[ResourceShape, float] = {}
         self._given_up: frozenset[ResourceShape] = frozenset()
@@ -56,6 +57,13 @@ class Dispatch:
         """
         if self.incarnation is None:
             return ()
+        try:
+            return await self._turn()
+        finally:
+            # One that has ended meanwhile is heard when that is written down.
+            self._passing.settle(lambda id_: id_ in self._flight.attempts or id_ in self._commits)
+
+    async def _turn(self) -> tuple[Claimed, ...]:
         popped = await self._backlog.pop(self._room())
         # Each shape has its room; what is claimed in one statement is bounded over all of them.
         items, back = popped[: self._settings.batch_max], list(popped[self._settings.batch_max :])
@@ -63,9 +71,10 @@ class Dispatch:
             self._backlog.dirty = True
         if self._given_up:
             items = await self._without_hopeless(items, back)
+        through = await self._through(items, back)
         taken: list[tuple[Queued, bool]] = []
-        parked = False
-        for item in items:
+        parked = len(through) < len(items)
+        for item in through:
             if item.sub_task_id in self._flight.attempts:
                 # An echo of the sweep: its lease is ours already. Redis has lost it by now, PostgreSQL shows it again.
                 self._backlog.dirty |= not self._backlog.redis_away
@@ -86,6 +95,16 @@ class Dispatch:
         if not taken and not self._commits.finished:
             return ()
         return await self._start(taken)
+
+    async def _through(self, items: tuple[Queued, ...], back: Sequence[Queued]) -> list[Queued]:
+        """Without those whose tools' breakers are not closed. Raises Transient, with nothing lost."""
+        try:
+            return await self._passing.through(items)
+        except BaseException:
+            for item in (*items, *back):
+                if item.sub_task_id not in self._backlog.halted:
+                    self._backlog.hold(item, ASK_AGAIN_S)
+            raise
 
     async def _without_hopeless(self, items: tuple[Queued, ...], back: Sequence[Queued]) -> tuple[Queued, ...]:
         """Fail those of a shape that was given up; answers the others. Raises Transient, with nothing lost."""
@@ -137,6 +156,22 @@ class Dispatch:
                     flying.hopeless = True
                     self._flight.stop(flying.claimed.sub_task_id)
 
+    def waiting(self, sub_task_id: str, user_id: str, shape_key: str) -> Waiting:
+        """What is known of a queued subtask, and of why it was not started yet."""
+        shape, window = self._backlog.shape(shape_key), self.window
+        limit, limit_in_s = self._backlog.parked.limit_of(user_id) or (None, None)
+        since = self._hopeless_since.get(shape)
+        return Waiting(
+            handed_over=sub_task_id in self._flight.attempts,
+            limit=limit,
+            limit_in_s=limit_in_s,
+            is_held=self._backlog.is_held(sub_task_id),
+            nodes=len(window.nodes),
+            room=window.room(shape),
+            fits=not window.is_hopeless(shape),
+            gives_up_in_s=None if since is None else max(GIVE_UP_S - (monotonic() - since), 0.0),
+        )
+
     def _room(self) -> dict[str, int]:
         self._known = frozenset(self._backlog.waiting)
         return {key: self._most(key) for key in self._known}
@@ -176,11 +211,16 @@ class Dispatch:
             if one.sub_task_id in surplus:
                 self.window.give_back(shape)
                 self._commits.add(never_started(one, shape), not_begun())
+            elif fallback := self._passing.turns_to(one.sub_task_id):
+                self.window.give_back(shape)
+                self._commits.add(never_started(one, shape, turns=True), turning(one.tool, fallback))
             elif one.unreadable:
                 self.window.give_back(shape)
                 self._commits.add(never_started(one, shape), unreadable(one.unreadable))
             else:
-                self._flight.start(one, shape, registry_version=self.registry_version)
+                stand_in, is_probe = self._passing.stand_in(one.sub_task_id), self._passing.is_probe(one.sub_task_id)
+                version = self._passing.tools.version
+                self._flight.start(one, shape, registry_version=version, stand_in=stand_in, is_probe=is_probe)
         # While Ray has more than it can run, ends may be told in larger lots.
         self._flight.lane.can_spare(sum(self.window.running.values()))
         if missing and attempts.may_have_left(claimed):
@@ -225,7 +265,7 @@ class Dispatch:
             answer = held.get(item.sub_task_id)
             if answer is not None:
                 self.window.give_back(self._backlog.shape(item.shape))
-                self._backlog.parked.add(item, answer.ask_again_in_s)
+                self._backlog.parked.add(item, answer.ask_again_in_s, limit=answer.limit)
         # Their room is for whoever is behind them.
         self._backlog.dirty |= bool(held)
         if self._backlog.parked:

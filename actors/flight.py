@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from rayloom.actors.order import AttemptOrder
-from rayloom.dag.errors import ErrorInfo
-from rayloom.dag.outcome import Outcome
+from rayloom.dag.breaker import BREAKER_OPEN
+from rayloom.dag.errors import ErrorClass, ErrorInfo
+from rayloom.dag.outcome import Outcome, Verdict
 from rayloom.dag.resources import ResourceShape
 from rayloom.db.attempts import Claimed
 
@@ -41,6 +42,14 @@ class Lane(Protocol):
         """As long as more than ``count`` attempts are in flight, nobody waits for the end of the next one."""
 
 
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """The tool that is called in place of the one whose breaker is open, and when to try again if it can't be."""
+
+    tool: str
+    wait_s: float
+
+
 class _NeverStarted:
     """In place of an attempt that its lane refused."""
 
@@ -56,7 +65,9 @@ def _nothing() -> None:
 class Flying:
     """One attempt in flight. ``stopping_at``: when it was asked to stop (monotonic seconds); ``killed_at``: by force.
 
-    ``overran``: because it did not stop at its timeout. ``hopeless``: because no node can run it.
+    ``overran``: because it did not stop at its timeout. ``hopeless``: because no node can run it. ``calls``: the tool
+    that it really calls; ``is_probe``: to see for its breaker whether the callee is back. ``turns``: it ends so that
+    its subtask turns to its fallback.
     """
 
     claimed: Claimed
@@ -66,6 +77,9 @@ class Flying:
     killed_at: float | None = None
     overran: bool = False
     hopeless: bool = False
+    calls: str = ""
+    is_probe: bool = False
+    turns: bool = False
     abandon: Callable[[], None] = _nothing
     """Wait for its end no longer."""
 
@@ -78,8 +92,16 @@ class Flight:
     on_end: Callable[[Flying, Outcome], None]
     attempts: dict[str, Flying] = field(default_factory=dict)
 
-    def start(self, claimed: Claimed, shape: ResourceShape, *, registry_version: int) -> None:
-        """Hand an attempt over."""
+    def start(
+        self,
+        claimed: Claimed,
+        shape: ResourceShape,
+        *,
+        registry_version: int,
+        stand_in: StandIn | None = None,
+        is_probe: bool = False,
+    ) -> None:
+        """Hand an attempt over. ``stand_in``: what it calls in place of its tool. ``is_probe``: see `Flying`."""
         order = AttemptOrder(
             sub_task_id=claimed.sub_task_id,
             task_id=claimed.task_id,
@@ -93,6 +115,10 @@ class Flight:
             referred=claimed.referred,
             running=claimed.running,
             handed_at=time.time(),
+            cacheable=claimed.cacheable,
+            alternative=stand_in.tool if stand_in else "",
+            breaker_wait_s=stand_in.wait_s if stand_in else 0.0,
+            input_blob=claimed.input_blob,
         )
         flying: Flying
         has_ended, handed_at = False, order.handed_at
@@ -118,7 +144,9 @@ class Flight:
         if len(claimed.input) > LARGE_CHARS:
             # It is with the lane now.
             claimed = replace(claimed, input="")
-        flying = Flying(claimed, shape, running, abandon=lambda: ended(_abandoned(handed_at)))
+        flying = Flying(
+            claimed, shape, running, calls=order.calls, is_probe=is_probe, abandon=lambda: ended(_abandoned(handed_at))
+        )
         self.attempts[claimed.sub_task_id] = flying
 
     def stop(self, sub_task_id: str, attempt: int | None = None) -> bool:
@@ -130,6 +158,11 @@ class Flight:
             flying.stopping_at = time.monotonic()
             flying.running.stop(force=False)
         return True
+
+    def stop_all(self, leases: Iterable[tuple[str, int]], *, grace_s: float) -> None:
+        """Ask these (subtask id, attempt) to stop, and kill those that are still there after ``grace_s`` seconds."""
+        if [lease for lease in leases if self.stop(*lease)]:
+            asyncio.get_running_loop().call_later(grace_s + 0.3, self.kill_stubborn, grace_s + 0.2)
 
     def kill(self, flying: Flying) -> None:
         """Kill the worker of an attempt."""
@@ -164,48 +197,52 @@ class Flight:
         return iter(list(self.attempts.values()))
 
 
-def never_started(claimed: Claimed, shape: ResourceShape) -> Flying:
+def never_started(claimed: Claimed, shape: ResourceShape, *, turns: bool = False) -> Flying:
     """An attempt whose lease was taken, and that is not handed over: its commit frees the lease."""
-    return Flying(claimed, shape, _NeverStarted())
+    return Flying(claimed, shape, _NeverStarted(), turns=turns)
 
 
 def not_begun() -> Outcome:
     """The outcome of an attempt whose lease is to be given back unused."""
-    now = time.time()
-    info = ErrorInfo(code="NOT_BEGUN", error_class="transient", message="it was claimed too early", retryable=True)
-    return Outcome(verdict="lost", error=info, started_at=now, finished_at=now)
+    return _in_its_place("lost", "NOT_BEGUN", "transient", "it was claimed too early")
+
+
+def turning(tool: str, fallback: str) -> Outcome:
+    """The outcome of an attempt that is not made, as the breaker of its tool is open and there is a fallback."""
+    message = f"the breaker of {tool} is open: the subtask turns to its fallback {fallback} at once"
+    return _in_its_place("failed", BREAKER_OPEN, "transient", message)
 
 
 def unschedulable(shape: ResourceShape) -> Outcome:
     """The outcome of an attempt that no node can run."""
-    now = time.time()
     wanted = ", ".join(f"{name} {amount:g}" for name, amount in shape.amounts())
     message = f"no node that the cluster has or could start offers what it asks for: {wanted}"
-    info = ErrorInfo(code="UNSCHEDULABLE", error_class="user", message=message, retryable=False)
-    return Outcome(verdict="failed", error=info, started_at=now, finished_at=now)
-
-
-def _abandoned(started_at: float) -> Outcome:
-    """What is said in place of a worker that can't even be killed."""
-    message = "the worker process that ran the attempt does not answer, and could not be killed"
-    info = ErrorInfo(code="WORKER_DIED", error_class="transient", message=message, retryable=True)
-    return Outcome(verdict="cancelled", error=info, started_at=started_at, finished_at=time.time())
+    return _in_its_place("failed", "UNSCHEDULABLE", "user", message)
 
 
 def unreadable(why: str) -> Outcome:
     """What is said of an attempt whose input PostgreSQL can't give."""
-    now = time.time()
-    message = f"the database can't give its input: {why[:500]}"
-    info = ErrorInfo(code="INPUT_UNREADABLE", error_class="user", message=message, retryable=False)
-    return Outcome(verdict="failed", error=info, started_at=now, finished_at=now)
+    return _in_its_place("failed", "INPUT_UNREADABLE", "user", f"the database can't give its input: {why[:500]}")
+
+
+def _abandoned(started_at: float) -> Outcome:
+    """What is said of an attempt whose worker can't even be killed."""
+    message = "the worker process that ran the attempt does not answer, and could not be killed"
+    return _in_its_place("cancelled", "WORKER_DIED", "transient", message, started_at=started_at)
 
 
 def _refused(error: Exception) -> Outcome:
     """What it amounts to that a lane raised: a request that no lane takes, or a lane that is away."""
-    now = time.time()
     if isinstance(error, ValueError | TypeError):
-        info = ErrorInfo(code="NOT_STARTABLE", error_class="bug", message=str(error)[:500], retryable=False)
-        return Outcome(verdict="failed", error=info, started_at=now, finished_at=now)
+        return _in_its_place("failed", "NOT_STARTABLE", "bug", str(error)[:500])
     message = f"the attempt could not be handed over: {type(error).__name__}: {str(error)[:300]}"
-    info = ErrorInfo(code="LANE_UNAVAILABLE", error_class="transient", message=message, retryable=True)
-    return Outcome(verdict="lost", error=info, started_at=now, finished_at=now)
+    return _in_its_place("lost", "LANE_UNAVAILABLE", "transient", message)
+
+
+def _in_its_place(
+    verdict: Verdict, code: str, error_class: ErrorClass, message: str, *, started_at: float | None = None
+) -> Outcome:
+    """The end of an attempt that no worker tells. It took no time, unless it is known when it was started."""
+    now = time.time()
+    error = ErrorInfo(code=code, error_class=error_class, message=message, retryable=error_class == "transient")
+    return Outcome(verdict=verdict, error=error, started_at=now if started_at is None else started_at, finished_at=now)

@@ -27,6 +27,7 @@ from rayloom.actors.worker import Worker
 from rayloom.dag.errors import ErrorInfo
 from rayloom.dag.outcome import Outcome, Verdict
 from rayloom.dag.resources import ResourceShape
+from rayloom.db import faults
 
 if TYPE_CHECKING:
     # Not in a worker: it needs nothing of the scheduler's side.
@@ -79,6 +80,8 @@ class OwnLane:
 
     def start(self, order: AttemptOrder, shape: ResourceShape, done: Callable[[Outcome], None]) -> Running:
         """Hand an attempt to Ray."""
+        if faults.injector is not None and faults.injector.strikes_now(faults.LANE, "before"):
+            raise ConnectionError("fault injected: the attempt could not be handed over")
         options = self._options(shape)
         # What .options(...).remote(...) comes to, without making and checking a class for every attempt.
         ref = self._task._remote(args=(order.pack(),), kwargs={}, name=order.ray_name, **options)
@@ -86,7 +89,8 @@ class OwnLane:
         return _RayAttempt(ref)
 
     def _checked_options(self, shape: ResourceShape) -> Mapping[str, Any]:
-        options = ray_options(shape)
+        # `_remote` knows nothing of what the function was declared with, and Ray's own default are three retries.
+        options = {**ray_options(shape), "max_retries": 0}
         self._task.options(**options)  # raises if Ray can't take them
         return options
 
@@ -202,6 +206,8 @@ def ray_options(shape: ResourceShape) -> Mapping[str, Any]:
 def _outcomes(ended: Sequence[_Watched]) -> list[Outcome]:
     """What Ray tasks that have ended gave, each: its own outcome, or the outcome that its death amounts to."""
     try:
+        if faults.injector is not None and faults.injector.strikes_now(faults.LANE, "after"):
+            raise ray_errors.WorkerCrashedError()  # the outcome is lost, for one of them or for all
         return [unpack(packed) for packed in ray.get([each.ref for each in ended])]
     except Exception as error:  # noqa: BLE001 - the one place where Ray's exceptions become values
         if len(ended) > 1:

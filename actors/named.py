@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from rayloom.dag.answer import as_error
 from rayloom.dag.errors import Bug, Transient
+from rayloom.db import faults
 
 CALL_TIMEOUT_S: Final = 30.0
 RETRY_FOR_S: Final = 30.0
@@ -58,9 +59,11 @@ class NamedActor:
             sent = False
             try:
                 handle = await self._find()
+                await _lose("before")
                 sent = True
                 future = getattr(handle, method).remote(*arguments).future()
                 kind, value = await asyncio.wait_for(asyncio.wrap_future(future), timeout_s)
+                await _lose("after")
                 if kind == "error":
                     raise as_error(value)
                 return value
@@ -90,3 +93,9 @@ class NamedActor:
     def _unavailable(self, error: BaseException) -> Transient:
         reason = str(error).partition("\n")[0] or type(error).__name__
         return Transient("ACTOR_UNAVAILABLE", f"{self.name} does not answer: {reason}", retry_after_s=1.0)
+
+
+async def _lose(when: faults.When) -> None:
+    """Let the call time out, if a fault strikes now."""
+    if faults.injector is not None and await faults.injector.strikes(faults.ACTOR, when):
+        raise TimeoutError(f"fault injected {when} the call")

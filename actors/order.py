@@ -14,10 +14,12 @@ from dataclasses import dataclass, fields
 class AttemptOrder:
     """One attempt of one subtask.
 
-    ``input`` is the JSON text of the plan's input, references unresolved; ``referred``: the subtasks
-    whose outputs it refers to. ``registry_version``: the worker's list of
-    tools must be at least this new. ``running``: the row is RUNNING already; else the worker says so when it has begun.
-    ``handed_at``: when the scheduler handed it over, in seconds since the epoch.
+    ``input`` is the JSON text of the plan's input, references unresolved; one that is too large for a row is in the
+    blob store under ``input_blob``. ``referred``: the subtasks whose outputs it refers to. ``registry_version``: the
+    worker's list of tools must be at least this new. ``running``: the row is RUNNING already; else the worker says so
+    when it has begun. ``handed_at``: when the scheduler handed it over, in seconds since the epoch. ``cacheable``: the
+    result of an equal call will do. ``alternative``: the tool to call, as the breaker of ``tool`` is open;
+    ``breaker_wait_s``: when to try again if its input does not fit that.
     """
 
     sub_task_id: str
@@ -32,6 +34,15 @@ class AttemptOrder:
     referred: tuple[str, ...]
     running: bool
     handed_at: float
+    cacheable: bool = False
+    alternative: str = ""
+    breaker_wait_s: float = 0.0
+    input_blob: str = ""
+
+    @property
+    def calls(self) -> str:
+        """The tool that is really called."""
+        return self.alternative or self.tool
 
     @property
     def ray_name(self) -> str:

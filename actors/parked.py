@@ -20,9 +20,13 @@ NEXT_S = 1.0
 
 @dataclass(slots=True)
 class _Lot:
-    """One user's, best first. ``due_at``: when to let some out. ``closed``: none may start before that."""
+    """One user's, best first. ``due_at``: when to let some out. ``closed``: none may start before that.
+
+    ``limit``: what said so last.
+    """
 
     due_at: float
+    limit: str
     closed: bool = True
     items: list[tuple[float, str, Queued]] = field(default_factory=list)
 
@@ -34,10 +38,11 @@ class Parked:
         self._lots: dict[str, _Lot] = {}
         self._ids: set[str] = set()
 
-    def add(self, item: Queued, seconds: float) -> None:
+    def add(self, item: Queued, seconds: float, *, limit: str) -> None:
         """A limit of its user holds this one back for so long."""
         due_at = time.monotonic() + seconds
-        lot = self._lots.setdefault(item.user_id, _Lot(due_at))
+        lot = self._lots.setdefault(item.user_id, _Lot(due_at, limit))
+        lot.limit = limit
         # Of several that are told to wait the first one counts.
         lot.due_at = min(lot.due_at, due_at) if lot.closed else due_at
         lot.closed = True
@@ -74,6 +79,13 @@ class Parked:
     def closed(self) -> list[str]:
         """The users of whom none may start for now."""
         return [user_id for user_id, lot in self._lots.items() if lot.closed]
+
+    def limit_of(self, user_id: str) -> tuple[str, float] | None:
+        """The limit that lets nothing of a user start, and in how many seconds it is asked again; None without one."""
+        lot = self._lots.get(user_id)
+        if lot is None or not lot.closed:
+            return None
+        return lot.limit, max(lot.due_at - time.monotonic(), 0.0)
 
     def next_at(self) -> float | None:
         """When the next ones are to be let out (monotonic seconds)."""

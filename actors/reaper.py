@@ -1,4 +1,4 @@
-"""What keeps work from being stuck for ever: heartbeats, dead schedulers' leases, back-offs, deadlines."""
+"""What keeps work from being stuck for ever: heartbeats, dead schedulers' leases, back-offs, deadlines, letters."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.commits import Commits
 from rayloom.actors.flight import Flight
+from rayloom.actors.letters import LetterKeeper
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import ErrorInfo
-from rayloom.db import incarnations, leases, task_moves
+from rayloom.db import approvals, incarnations, leases, task_moves
 
 _log = logging.getLogger(__name__)
 
@@ -28,10 +29,16 @@ class Reaper:
     """Returns expired leases, and everything else that time alone brings about. Sweeps are bounded."""
 
     def __init__(
-        self, engine: AsyncEngine, backlog: Backlog, flight: Flight, commits: Commits, settings: EngineSettings
+        self,
+        engine: AsyncEngine,
+        backlog: Backlog,
+        flight: Flight,
+        commits: Commits,
+        letters: LetterKeeper,
+        settings: EngineSettings,
     ) -> None:
         self._engine, self._backlog, self._flight, self._settings = engine, backlog, flight, settings
-        self._commits = commits
+        self._commits, self._letters = commits, letters
         self._next_sweep = 0.0
         self._suspects: frozenset[tuple[str, int]] = frozenset()
 
@@ -41,15 +48,19 @@ class Reaper:
             return False
         await self.requeue()
         await self.expire()
+        await self.expire_approvals()
         await self.recover()
         await self.stop_stale(incarnation)
         self._flight.kill_stubborn(self._settings.stop_grace_s + 0.4)
         await self._backlog.put_back_held()
+        if not self._backlog.redis_away:
+            await self._letters.mirror()
         now = time.monotonic()
         if now >= self._next_sweep:
             self._next_sweep = now + self._settings.sweep_s
             await self._backlog.sweep()
             await self.reclaim(incarnation)
+            await self._letters.forget()
         elif self._backlog.sweep_due:
             await self._backlog.sweep()
         return True
@@ -98,9 +109,20 @@ class Reaper:
             ended = await task_moves.end_task(
                 self._engine, task_id, status="FAILED", error=error, reason="DEADLINE_EXCEEDED"
             )
-            for sub_task_id, attempt in ended.stopped:
-                self._flight.stop(sub_task_id, attempt)
+            self._flight.stop_all(ended.stopped, grace_s=self._settings.stop_grace_s)
             await self._backlog.add((), tasks=[str(task_id)])
+
+    async def expire_approvals(self) -> None:
+        """Reject what has waited for approval for too long."""
+        ttl_s = self._settings.approval_ttl_s
+        for task_id in await approvals.expired_plans(self._engine, ttl_s=ttl_s):
+            decided = await approvals.reject(
+                self._engine, task_id, subtask=None, reason=approvals.EXPIRED, plan_ttl_s=ttl_s
+            )
+            await self._backlog.add(decided.queued, tasks=[str(task_id)])
+        expired = await approvals.expire(self._engine, ttl_s=ttl_s)
+        if expired.touched:
+            await self._backlog.add(expired.queued, tasks=expired.touched)
 
     async def stop_stale(self, incarnation: UUID) -> None:
         """Stop attempts whose lease is gone, and those that have overrun their timeout by far."""

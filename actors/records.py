@@ -7,19 +7,24 @@ of CPU on drivers before its first no-op.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rayloom.actors.order import AttemptOrder
 from rayloom.actors.settings import WorkerSettings
+from rayloom.actors.shared_calls import SharedCalls
 from rayloom.dag.log_line import LogLine
+from rayloom.dag.references import Outputs
 from rayloom.dag.states import Phase, SubtaskEvent
-from rayloom.dag.values import Json
 from rayloom.db import attempts
+from rayloom.db.blobs import Blob, BlobStore
 from rayloom.db.engine import make_engine
 from rayloom.db.files import TaskFiles
 from rayloom.db.log_lines import append
+from rayloom.db.outputs import outputs
 from rayloom.db.queue import REDIS_AWAY, Signals, make_redis
 from rayloom.db.refusals import tell_refusal
+from rayloom.db.result_cache import ResultCache
+from rayloom.db.s3 import in_time
 
 _log = logging.getLogger(__name__)
 
@@ -36,16 +41,33 @@ class WorkerRecords:
             name="rayloom-worker",
         )
         self._redis = make_redis(settings.redis, name="rayloom-worker")
+        self._blobs = BlobStore(self._engine, self._redis, settings.blobs)
         self._signals = Signals(self._redis)
+        ttl_s = settings.engine.cache_ttl_s
+        self._shared = SharedCalls(ResultCache(self._redis), ttl_s=ttl_s) if ttl_s else None
 
     async def close(self) -> None:
         """Close every connection."""
         await self._redis.aclose()
         await self._engine.dispose()
 
-    async def outputs(self, task_id: str, keys: Sequence[str]) -> dict[str, Json]:
-        """The outputs of completed subtasks of a task, by their ids in the plan."""
-        return await attempts.outputs(self._engine, task_id, keys)
+    async def outputs(self, task_id: str, keys: Sequence[str], *, within_s: float) -> Outputs:
+        """What subtasks of a task that are done have given, by their ids in the plan."""
+        return await outputs(self._engine, self._blobs, task_id, keys, within_s=within_s)
+
+    async def content(self, sha256: str, *, within_s: float) -> bytes:
+        """What the blob store has under this name."""
+        async with in_time(within_s):
+            return await self._blobs.get(sha256)
+
+    async def contents(self, sizes: Mapping[str, int]) -> Mapping[str, bytes]:
+        """What the blob store has under these names."""
+        blobs = [Blob(sha256=sha256, size=size) for sha256, size in sizes.items()]
+        return {sha256: data async for sha256, data in self._blobs.get_all(blobs)}
+
+    async def keep(self, data: bytes) -> str:
+        """Put something into the blob store; gives its name there."""
+        return (await self._blobs.put(data)).sha256
 
     async def begin(self, order: AttemptOrder) -> bool:
         """The attempt has begun. False: its lease is gone."""
@@ -72,6 +94,10 @@ class WorkerRecords:
         except REDIS_AWAY:
             _log.info("attempt.signal_lost", extra={"task_id": task_id})
 
+    def shared_calls(self) -> SharedCalls | None:
+        """The results that are kept for equal calls; None where the settings say so."""
+        return self._shared
+
     def files(self, task_id: str) -> TaskFiles:
         """The workspace of a task."""
-        return TaskFiles(self._engine, task_id)
+        return TaskFiles(self._engine, self._blobs, task_id)

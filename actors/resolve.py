@@ -9,7 +9,7 @@ from rayloom.dag.errors import Refused, UserError
 from rayloom.dag.ports import RegisteredTool
 from rayloom.tools import entry_points
 from rayloom.tools.builtin.catalogue import BUILTINS
-from rayloom.tools.tool import Tool
+from rayloom.tools.tool import PermissionLevel, Tool
 
 BUILT_IN: Final = "builtin:"
 
@@ -22,9 +22,19 @@ def resolve(registered: RegisteredTool) -> Tool:
     """
     if not registered.is_active:
         raise Refused("TOOL_INACTIVE", f"the tool {registered.name} is switched off")
+    if registered.type == "SKILL":
+        return _skill(registered.name, registered.description, registered.version, registered.permission_level)
     if registered.type != "NATIVE":
         raise Refused("TOOL_UNSUPPORTED", f"{registered.name}: tools of type {registered.type} can't be run yet")
     return _found(registered.endpoint, registered.version)
+
+
+@lru_cache(maxsize=1024)
+def _skill(name: str, description: str, version: str, level: PermissionLevel) -> Tool:
+    # Most workers never run one, and need not wait for what it is made of.
+    from rayloom.tools.skills.tool import skill_tool
+
+    return skill_tool(name=name, description=description, version=version, level=level)
 
 
 @lru_cache(maxsize=1024)

@@ -12,24 +12,29 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence, Sized
 from typing import Any
 from uuid import UUID
 
-from redis.exceptions import RedisError
 from uuid_utils.compat import uuid7
 
 from rayloom.actors.backlog import Backlog
+from rayloom.actors.blob_collector import BlobCollector
 from rayloom.actors.commits import Commits
 from rayloom.actors.dispatch import Dispatch
 from rayloom.actors.flight import Flight, Flying, Lane
+from rayloom.actors.letters import LetterKeeper
 from rayloom.actors.nodes import ClusterView
+from rayloom.actors.passing import Passing
 from rayloom.actors.reaper import Reaper
 from rayloom.actors.settings import WorkerSettings
 from rayloom.actors.splitting import Splitting
-from rayloom.actors.trouble import Trouble
+from rayloom.actors.timers import Timers
+from rayloom.actors.trouble import Trouble, is_away
+from rayloom.actors.webhooks import Webhooks
 from rayloom.dag.errors import RayloomError
 from rayloom.dag.outcome import Outcome
-from rayloom.dag.ports import Health, ParserPort, RegistryPort, TokenPort
+from rayloom.dag.ports import Health, ParserPort, RegistryPort, TokenPort, Waiting
 from rayloom.dag.resources import NodeShape
 from rayloom.db import incarnations
-from rayloom.db.engine import Line, is_unavailable, make_engine
+from rayloom.db.blobs import BlobStore
+from rayloom.db.engine import Line, make_engine
 from rayloom.db.queue import TASKS, WAKE, ReadyQueue, Signals, make_redis
 
 _log = logging.getLogger(__name__)
@@ -57,10 +62,9 @@ class Scheduler:
         look: Callable[[], Awaitable[ClusterView]],
         actor: str,
     ) -> None:
-        engine_settings, database = settings.engine, settings.database
-        self._settings, self._actor, self._look, self._registry = engine_settings, actor, look, registry
-        self._awake = asyncio.Event()
-        self._split_awake = asyncio.Event()
+        engine, database = settings.engine, settings.database
+        self._settings, self._actor, self._look, self._registry = engine, actor, look, registry
+        self._awake, self._split_awake = asyncio.Event(), asyncio.Event()
         self._engine = make_engine(
             database.primary_dsn(),
             pool_size=database.pool_size,
@@ -68,30 +72,36 @@ class Scheduler:
             name="rayloom-scheduler",
         )
         self._redis = make_redis(settings.redis, name="rayloom-scheduler")
-        self._signals = Signals(self._redis)
+        blobs = BlobStore(self._engine, self._redis, settings.blobs)
         self._backlog = Backlog(self._engine, ReadyQueue(self._redis))
         # Commits and claims take turns in one loop, so they share one line.
         self._line = Line(self._engine)
-        self._commits = Commits(self._line, self._backlog, engine_settings)
+        self._passing = Passing(self._line, self._backlog, registry)
+        self._commits = Commits(self._line, self._backlog, engine, on_ended=self._passing.ended)
         self._flight = Flight(lane, self._ended)
-        self._dispatch = Dispatch(self._line, self._backlog, self._commits, self._flight, tokens, engine_settings)
-        self._reaper = Reaper(self._engine, self._backlog, self._flight, self._commits, engine_settings)
-        self._splitting = Splitting(self._engine, self._backlog, parser, on_room=self._split_soon)
+        self._dispatch = Dispatch(self._line, self._backlog, self._commits, self._flight, tokens, self._passing, engine)
+        letters = LetterKeeper(self._engine, self._redis, retention_s=engine.dead_letter_retention_s)
+        self._reaper = Reaper(self._engine, self._backlog, self._flight, self._commits, letters, engine)
+        self._splitting = Splitting(
+            self._engine, blobs, self._backlog, parser, on_room=self._split_awake.set, levels=engine.approval_levels
+        )
+        grace_s = settings.blobs.grace_s
+        self._collector = BlobCollector(self._engine, blobs, grace_s=grace_s, every_s=engine.sweep_s)
+        self._webhooks = Webhooks.of(settings, self._engine, blobs)
         self._view = ClusterView()
         self._incarnation: UUID | None = None
         self._loops: list[asyncio.Task[None]] = []
-        self._closing = False
-        self._turns = 0
-        self._timers: set[asyncio.Task[None]] = set()
+        self._closing, self._turns = False, 0
+        self._timers = Timers(self._awake.set)
         self._held_timer: asyncio.TimerHandle | None = None
-        self._timer_trouble, self._beat_trouble = Trouble(), Trouble()
+        self._beat_trouble = Trouble()
 
     async def start(self) -> None:
         """Begin a life, take back what earlier lives left, and start the loops."""
-        self._loops = [
-            asyncio.get_running_loop().create_task(self._forever(loop), name=loop.__name__)
-            for loop in (self._live, self._turn, self._listen, self._split, self._watch_nodes, self._watch_tools)
-        ]
+        loops = [self._live, self._turn, self._listen, self._split]
+        loops += [self._watch_nodes, self._watch_tools, self._passing.tell, self._collector.run]
+        loops += [] if self._webhooks is None else [self._webhooks.run]
+        self._loops = [asyncio.create_task(self._forever(loop), name=loop.__name__) for loop in loops]
 
     async def close(self) -> None:
         """End this life in order: leases are given back at once, not after their time."""
@@ -100,7 +110,10 @@ class Scheduler:
             loop.cancel()
         # The Redis client swallows a cancellation that reaches it while it connects: don't wait for that loop for ever.
         await asyncio.wait(self._loops, timeout=CLOSE_S)
+        await self._timers.close(within_s=CLOSE_S)
         await self._splitting.close()
+        if self._webhooks is not None:
+            await self._webhooks.close()
         await self._write_down_the_last()
         for flying in self._flight:
             self._flight.kill(flying)
@@ -129,15 +142,19 @@ class Scheduler:
 
     async def stop(self, attempts: Sequence[tuple[str, int]]) -> None:
         """Stop these running attempts (subtask id, attempt number)."""
-        for sub_task_id, attempt in attempts:
-            self._flight.stop(sub_task_id, attempt)
-        asyncio.get_running_loop().call_later(
-            self._settings.stop_grace_s + 0.3, self._flight.kill_stubborn, self._settings.stop_grace_s + 0.2
-        )
+        self._flight.stop_all(attempts, grace_s=self._settings.stop_grace_s)
 
     async def nodes(self) -> Sequence[NodeShape]:
         """Every kind of node that the cluster has or could start."""
         return (*self._view.nodes, *self._view.types)
+
+    async def waiting(self, sub_task_id: str, user_id: str, shape: str) -> Waiting:
+        """What it knows of a QUEUED subtask."""
+        return self._dispatch.waiting(sub_task_id, user_id, shape)
+
+    async def knows_tools(self, version: int) -> bool:
+        """Wait until what it starts is judged by the tools of this version or a newer one. False: not in time."""
+        return await self._passing.known(version)
 
     async def health(self) -> Health:
         """Alive, with counts of what it holds."""
@@ -148,6 +165,7 @@ class Scheduler:
             "uncommitted": len(self._commits),
             "splitting": self._splitting.count,
             "waiting": sum(self._backlog.waiting.values()),
+            "halted": len(self._backlog.halted),
             "redis": "away" if self._backlog.redis_away else "ok",
             "turns": self._turns,
         }
@@ -160,11 +178,13 @@ class Scheduler:
             try:
                 await loop()
             except Exception as error:  # noqa: BLE001 - a loop of the scheduler goes on whatever happens
-                trouble.tell(_log, "scheduler.again", error, known=_is_known(error), loop=loop.__name__)
+                trouble.tell(_log, "scheduler.again", error, known=is_away(error), loop=loop.__name__)
             await asyncio.sleep(AGAIN_S)
 
     async def _live(self) -> None:
         """Begin an incarnation, then beat its heart until somebody ends it."""
+        # Else it would call what a breaker is known to be open for. Without the registry it goes on without.
+        await self._passing.known(1)
         incarnation = uuid7()
         await incarnations.begin_incarnation(
             self._engine, incarnation, actor=self._actor, exclusive=self._settings.exclusive
@@ -192,7 +212,7 @@ class Scheduler:
         try:
             return await self._reaper.beat(incarnation)
         except Exception as error:  # noqa: BLE001 - whatever it is: it ends no life, and the next beat may go better
-            self._beat_trouble.tell(_log, "scheduler.beat_missed", error, known=_is_known(error))
+            self._beat_trouble.tell(_log, "scheduler.beat_missed", error, known=is_away(error))
             return True
 
     async def _turn(self) -> None:
@@ -210,7 +230,9 @@ class Scheduler:
                 self._turns += 1
                 committed = await self._commits.turn()
                 if committed.retry_in_s is not None:
-                    asyncio.get_running_loop().call_later(committed.retry_in_s + 0.01, self._requeue_soon)
+                    self._timers.after(committed.retry_in_s + 0.01, self._reaper.requeue)
+                if committed.closed:
+                    self._tell_ends()
                 started: Sized = ()
                 may_start, backlog = self._incarnation is not None, self._backlog
                 if backlog.next_held_s() == 0:
@@ -224,7 +246,8 @@ class Scheduler:
             held_s = self._backlog.next_held_s()
             if self._held_timer is not None:
                 self._held_timer.cancel()
-            self._held_timer = None if held_s is None else loop.call_later(held_s + 0.01, self._held_soon)
+            put_back = self._backlog.put_back_held
+            self._held_timer = None if held_s is None else self._timers.after(held_s + 0.01, put_back)
 
     def _ended(self, flying: Flying, outcome: Outcome) -> None:
         lasted_s = outcome.finished_at - outcome.started_at
@@ -232,26 +255,9 @@ class Scheduler:
         self._commits.add(flying, outcome)
         self._awake.set()
 
-    def _split_soon(self) -> None:
-        self._split_awake.set()
-
-    def _requeue_soon(self) -> None:
-        self._spawn(self._reaper.requeue())
-
-    def _held_soon(self) -> None:
-        self._spawn(self._backlog.put_back_held())
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        async def run() -> None:
-            try:
-                await work
-            except Exception as error:  # noqa: BLE001 - the heartbeat does the same work again
-                self._timer_trouble.tell(_log, "scheduler.timer_failed", error, known=_is_known(error))
-            self._awake.set()
-
-        task = asyncio.get_running_loop().create_task(run())
-        self._timers.add(task)
-        task.add_done_callback(self._timers.discard)
+    def _tell_ends(self) -> None:
+        if self._webhooks is not None:
+            self._webhooks.wake()
 
     async def _split(self) -> None:
         while True:
@@ -262,12 +268,14 @@ class Scheduler:
 
     async def _listen(self) -> None:
         """Wake-ups from Redis."""
-        async with self._signals.listen(WAKE) as listener:
+        async with Signals(self._redis).listen(WAKE) as listener:
             await self.wake()
             while True:
                 reason = await listener.wait(LISTEN_S)
                 if reason == TASKS:
                     self._split_awake.set()
+                    # Or one was ended by somebody else.
+                    self._tell_ends()
                 elif reason is not None:
                     self._backlog.dirty = True
                     self._awake.set()
@@ -278,7 +286,7 @@ class Scheduler:
             if (view.nodes, view.types) != (self._view.nodes, self._view.types):
                 await self.wake()
             self._view = view
-            self._splitting.nodes = (*view.nodes, *view.types)
+            self._splitting.nodes = self._commits.nodes = (*view.nodes, *view.types)
             self._dispatch.window.look(view.nodes, view.types, total=view.total, free=view.free)
             self._dispatch.note_hopeless()
             await asyncio.sleep(NODES_S)
@@ -287,10 +295,6 @@ class Scheduler:
         while True:
             snapshot = await self._registry.changed(self._splitting.tools.version)
             self._splitting.tools = snapshot
-            self._dispatch.registry_version = snapshot.version
+            self._passing.news(snapshot)
             self._split_awake.set()
-
-
-def _is_known(error: Exception) -> bool:
-    """Whether it says that something is away, and needs no traceback."""
-    return isinstance(error, RayloomError | RedisError | OSError) or is_unavailable(error)
+            self._awake.set()

@@ -19,8 +19,9 @@ from rayloom.actors.scheduler import Scheduler
 from rayloom.actors.settings import EngineSettings, WorkerSettings
 from rayloom.actors.singletons import HEALTH_GROUP, start_singleton
 from rayloom.dag.answer import Answer, as_value
-from rayloom.dag.ports import Health
+from rayloom.dag.ports import Health, Waiting
 from rayloom.dag.resources import NodeShape, ResourceShape
+from rayloom.db import faults
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class _SchedulerActor:
 
     async def __init__(self, settings: WorkerSettings, cluster: str) -> None:  # type: ignore[misc]  # Ray awaits it
         _go_before_workers()
+        faults.install(settings.engine.faults, "scheduler")
         self._lane = OwnLane(settings.for_workers())
 
         async def look() -> ClusterView:
@@ -70,6 +72,12 @@ class _SchedulerActor:
 
     async def nodes(self) -> Answer[Sequence[NodeShape]]:
         return await as_value(self._scheduler.nodes())
+
+    async def waiting(self, sub_task_id: str, user_id: str, shape: str) -> Answer[Waiting]:
+        return await as_value(self._scheduler.waiting(sub_task_id, user_id, shape))
+
+    async def knows_tools(self, version: int) -> Answer[bool]:
+        return await as_value(self._scheduler.knows_tools(version))
 
     async def warm(self, cpus: float, count: int) -> Answer[None]:
         self._lane.warm(ResourceShape(cpus=cpus), count)
@@ -110,6 +118,19 @@ class RayScheduler:
         """Every kind of node that the cluster has or could start."""
         nodes: Sequence[NodeShape] = await self._actor.call("nodes", idempotent=True)
         return nodes
+
+    async def waiting(self, sub_task_id: str, user_id: str, shape: str) -> Waiting:
+        """What it knows of a QUEUED subtask. Does not wait for a restart."""
+        known: Waiting = await self._actor.call("waiting", sub_task_id, user_id, shape, idempotent=True, retry_for_s=0)
+        return known
+
+    async def knows_tools(self, version: int) -> bool:
+        """Wait until what it starts is judged by the tools of this version or a newer one. False: not in time.
+
+        Does not wait for a restart: a new life asks the registry before it starts anything.
+        """
+        knows: bool = await self._actor.call("knows_tools", version, idempotent=True, retry_for_s=0)
+        return knows
 
     async def warm(self, *, cpus: float, count: int) -> None:
         """Have ``count`` workers for attempts of so many CPUs each started now. Does not wait for them."""

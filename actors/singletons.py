@@ -13,13 +13,17 @@ from typing import Any, Final
 
 import ray
 
+from rayloom.actors.breakers import Breakers
 from rayloom.actors.callers import REGISTRY_NAME, TOKENS_NAME, RayRegistry, RayTokens
 from rayloom.actors.periodic import repeat
 from rayloom.actors.registry import ToolRegistry
 from rayloom.actors.settings import EngineSettings
 from rayloom.actors.tokens import TokenController
 from rayloom.dag.answer import Answer, as_value
-from rayloom.dag.ports import Ask, Finished, Health, Held, Limited, Quota, RegisteredTool, ToolSnapshot
+from rayloom.dag.breaker import BreakerPolicy, Call
+from rayloom.dag.ports import Ask, BreakerWish, Finished, Health, Held, Limited, Quota, RegisteredTool, ToolSnapshot
+from rayloom.db import faults
+from rayloom.db.breaker_rows import BreakerRows
 from rayloom.db.catalogue import Catalogue
 from rayloom.db.engine import make_engine
 from rayloom.db.quotas import QuotaStore
@@ -34,9 +38,12 @@ HEALTH_GROUP: Final = "health"
 class _ToolRegistryActor:
     """``ToolRegistry`` as an actor. ``health`` has a group, and so an event loop, of its own."""
 
-    async def __init__(self, database: DatabaseSettings) -> None:  # type: ignore[misc]  # Ray awaits it
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self, database: DatabaseSettings, policy: BreakerPolicy, may_fail: str
+    ) -> None:
+        faults.install(may_fail, "registry")
         engine = make_engine(database.primary_dsn(), pool_size=POOL_SIZE, max_overflow=0, name=REGISTRY_NAME)
-        self._registry = ToolRegistry(Catalogue(engine), BUILTINS)
+        self._registry = ToolRegistry(Catalogue(engine), BUILTINS, Breakers(BreakerRows(engine), policy))
         self._life = asyncio.create_task(repeat(REGISTRY_NAME, self._registry.step))
 
     async def snapshot(self) -> Answer[ToolSnapshot]:
@@ -45,14 +52,32 @@ class _ToolRegistryActor:
     async def changed(self, version: int) -> Answer[ToolSnapshot]:
         return await as_value(self._registry.changed(version))
 
+    async def look(self) -> Answer[None]:
+        return await as_value(self._registry.refresh())
+
     async def register_native(self, name: str, endpoint: str) -> Answer[RegisteredTool]:
         return await as_value(self._registry.register_native(name, endpoint))
+
+    async def register_skill(self, tool: RegisteredTool, contents: Sequence[str]) -> Answer[RegisteredTool]:
+        return await as_value(self._registry.register_skill(tool, contents))
 
     async def set_active(self, name: str, active: bool) -> Answer[RegisteredTool]:
         return await as_value(self._registry.set_active(name, active))
 
     async def remove(self, name: str) -> Answer[None]:
         return await as_value(self._registry.remove(name))
+
+    async def report(self, calls: Sequence[Call]) -> Answer[None]:
+        return await as_value(self._registry.report(calls))
+
+    async def probe(self, key: str, by: str) -> Answer[bool]:
+        return await as_value(self._registry.probe(key, by))
+
+    async def set_breaker(self, name: str, state: BreakerWish) -> Answer[RegisteredTool]:
+        return await as_value(self._registry.set_breaker(name, state))
+
+    async def set_alternative(self, name: str, alternative: str | None) -> Answer[RegisteredTool]:
+        return await as_value(self._registry.set_alternative(name, alternative))
 
     @ray.method(concurrency_group=HEALTH_GROUP)
     async def health(self) -> Answer[Health]:
@@ -62,7 +87,8 @@ class _ToolRegistryActor:
 class _TokenControllerActor:
     """``TokenController`` as an actor. ``health`` has a group, and so an event loop, of its own."""
 
-    async def __init__(self, database: DatabaseSettings) -> None:  # type: ignore[misc]  # Ray awaits it
+    async def __init__(self, database: DatabaseSettings, may_fail: str) -> None:  # type: ignore[misc]  # Ray awaits it
+        faults.install(may_fail, "tokens")
         engine = make_engine(database.primary_dsn(), pool_size=POOL_SIZE, max_overflow=0, name=TOKENS_NAME)
         self._tokens = TokenController(QuotaStore(engine))
         self._life = asyncio.create_task(repeat(TOKENS_NAME, self._tokens.step))
@@ -112,7 +138,15 @@ def start_registry(
     engine: EngineSettings, database: DatabaseSettings, *, node_labels: Mapping[str, str] | None = None
 ) -> RayRegistry:
     """Start the tool registry, unless it runs already."""
-    start_singleton(_ToolRegistryActor, database, name=REGISTRY_NAME, engine=engine, node_labels=node_labels)
+    start_singleton(
+        _ToolRegistryActor,
+        database,
+        engine.breaker_policy,
+        engine.faults,
+        name=REGISTRY_NAME,
+        engine=engine,
+        node_labels=node_labels,
+    )
     return RayRegistry(engine)
 
 
@@ -120,5 +154,7 @@ def start_tokens(
     engine: EngineSettings, database: DatabaseSettings, *, node_labels: Mapping[str, str] | None = None
 ) -> RayTokens:
     """Start the token controller, unless it runs already."""
-    start_singleton(_TokenControllerActor, database, name=TOKENS_NAME, engine=engine, node_labels=node_labels)
+    start_singleton(
+        _TokenControllerActor, database, engine.faults, name=TOKENS_NAME, engine=engine, node_labels=node_labels
+    )
     return RayTokens(engine)

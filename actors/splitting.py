@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -18,10 +18,13 @@ from rayloom.dag.log_line import LogLine
 from rayloom.dag.plan import parse_plan
 from rayloom.dag.ports import PARSER_BROKE, ParserPort, Planned, PlanRequest, ToolSnapshot
 from rayloom.dag.resources import NodeShape
+from rayloom.dag.tool_scope import ToolScope
 from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import JsonObject
-from rayloom.dag.verify import VerifiedPlan, verify
+from rayloom.dag.verified import VerifiedPlan
+from rayloom.dag.verify import verify
 from rayloom.db import incarnations, task_moves
+from rayloom.db.blobs import BlobStore
 from rayloom.db.log_lines import append
 from rayloom.db.submit import accept_plan
 from rayloom.db.task_moves import TaskToSplit
@@ -33,13 +36,33 @@ AGAIN_S = 1.0
 BROKEN_MAX = 3
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A plan that may be stored, and how it was made."""
+
+    plan: VerifiedPlan
+    meta: JsonObject
+
+
 class Splitting:
-    """The tasks that this incarnation is splitting. They are rows; losing this object loses nothing."""
+    """The tasks that this incarnation is splitting. They are rows; losing this object loses nothing.
+
+    ``levels``: permission levels of tools that want approval.
+    """
 
     def __init__(
-        self, engine: AsyncEngine, backlog: Backlog, parser: ParserPort, *, on_room: Callable[[], None]
+        self,
+        engine: AsyncEngine,
+        blobs: BlobStore,
+        backlog: Backlog,
+        parser: ParserPort,
+        *,
+        on_room: Callable[[], None],
+        levels: Collection[str] = (),
     ) -> None:
-        self._engine, self._backlog, self._parser, self._on_room = engine, backlog, parser, on_room
+        self._engine, self._blobs = engine, blobs
+        self._backlog, self._parser, self._on_room = backlog, parser, on_room
+        self._levels = levels
         self._busy: dict[asyncio.Task[None], UUID] = {}
         self._suspected = asyncio.Lock()
         self.tools = ToolSnapshot(version=-1, tools={})
@@ -82,6 +105,7 @@ class Splitting:
 
     async def _split(self, task: TaskToSplit, incarnation: UUID) -> None:
         broken: list[Exception] = []
+        made: _Made | None = None
         while True:
             try:
                 if len(broken) >= BROKEN_MAX:
@@ -89,8 +113,12 @@ class Splitting:
                     return
                 # What was with the parser when it broke goes alone from then on: the one that breaks it shall not
                 # take the others with it.
-                async with self._suspected if broken else nullcontext():
-                    await self._try(task, incarnation)
+                if made is None:
+                    async with self._suspected if broken else nullcontext():
+                        made = await self._plan(task, incarnation)
+                # What the parser has made once is kept: only to store it is tried again.
+                if made is not None:
+                    await self._store(task, made, incarnation)
                 return
             except Transient as error:
                 _log.warning("split.again", extra={"task_id": str(task.task_id), "error": error.message})
@@ -109,7 +137,8 @@ class Splitting:
                 broken.append(error)
             await asyncio.sleep(AGAIN_S)
 
-    async def _try(self, task: TaskToSplit, incarnation: UUID) -> None:
+    async def _plan(self, task: TaskToSplit, incarnation: UUID) -> _Made | None:
+        """What the parser and the rules make of it; None where the task has ended over that."""
         await self._backlog.add((), tasks=[str(task.task_id)])
         try:
             planned = await self._parser.plan(
@@ -117,7 +146,7 @@ class Splitting:
                     task_id=str(task.task_id),
                     prompt=task.prompt,
                     context=task.context,
-                    tools=_usable(self.tools, task),
+                    tools=_usable(self.tools, _scope(task)),
                 )
             )
             verified = await asyncio.to_thread(self._verify, planned, task)
@@ -125,7 +154,7 @@ class Splitting:
             raise
         except RayloomError as error:
             await self._fail(task, incarnation, error)
-            return
+            return None
         at = datetime.now(UTC)
         lines = [
             LogLine(at=at, task_id=str(task.task_id), message=note, fields={"source": planned.source})
@@ -139,12 +168,24 @@ class Splitting:
             "parsed_s": planned.parsed_s,
             "split_s": planned.split_s,
         }
-        queued = await accept_plan(self._engine, task.task_id, verified, meta=meta, incarnation=incarnation)
+        return _Made(verified, meta)
+
+    async def _store(self, task: TaskToSplit, made: _Made, incarnation: UUID) -> None:
+        queued = await accept_plan(
+            self._engine, self._blobs, task.task_id, made.plan, meta=made.meta, incarnation=incarnation
+        )
         await self._backlog.add(queued, tasks=[str(task.task_id)])
 
     def _verify(self, planned: Planned, task: TaskToSplit) -> VerifiedPlan:
-        allow, deny = _rules(task)
-        return verify(parse_plan(planned.plan), tools=self.tools.views(), nodes=self.nodes, allow=allow, deny=deny)
+        scope = _scope(task)
+        return verify(
+            parse_plan(planned.plan),
+            tools=self.tools.views(),
+            nodes=self.nodes,
+            allow=scope.allow,
+            deny=scope.deny,
+            approval_levels=self._levels,
+        )
 
     async def _fail(self, task: TaskToSplit, incarnation: UUID, error: Exception) -> None:
         info = ErrorInfo.from_exception(error)
@@ -160,22 +201,13 @@ class Splitting:
         await self._backlog.add((), tasks=[str(task.task_id)])
 
 
-def _usable(snapshot: ToolSnapshot, task: TaskToSplit) -> dict[str, ToolView]:
-    allow, deny = _rules(task)
+def _scope(task: TaskToSplit) -> ToolScope:
+    return ToolScope.of(task.options.get("tools"))
+
+
+def _usable(snapshot: ToolSnapshot, scope: ToolScope) -> dict[str, ToolView]:
     return {
         name: view
         for name, view in snapshot.views().items()
-        if view.is_active
-        and any(fnmatchcase(name, glob) for glob in allow)
-        and not any(fnmatchcase(name, glob) for glob in deny)
+        if view.is_active and scope.takes(name) and scope.admits(view.permission_level)
     }
-
-
-def _rules(task: TaskToSplit) -> tuple[list[str], list[str]]:
-    """What the task allows and denies: globs of tool names."""
-    rules = task.options.get("tools")
-    allow, deny = (rules.get("allow"), rules.get("deny")) if isinstance(rules, dict) else (None, None)
-    return (
-        [str(glob) for glob in allow] if isinstance(allow, list) else ["*"],
-        [str(glob) for glob in deny] if isinstance(deny, list) else [],
-    )

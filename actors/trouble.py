@@ -5,6 +5,11 @@ from __future__ import annotations
 import logging
 from time import monotonic
 
+from redis.exceptions import RedisError
+
+from rayloom.dag.errors import RayloomError
+from rayloom.db.engine import is_unavailable
+
 FIRST_S = 1.0
 LONGEST_S = 60.0
 OVER_S = 10.0
@@ -37,3 +42,8 @@ class Trouble:
         if self.is_news(error):
             level = logging.WARNING if known else logging.ERROR
             log.log(level, event, exc_info=not known, extra={"error": f"{type(error).__name__}: {error}", **more})
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether it says that something is away, and needs no traceback."""
+    return isinstance(error, RayloomError | RedisError | OSError) or is_unavailable(error)

@@ -13,26 +13,32 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from rayloom.actors.attempt import run_attempt
+from rayloom.actors.attempt import KEEP_S, run_attempt
 from rayloom.actors.callers import RayRegistry
+from rayloom.actors.mcp_caller import RayMcp
+from rayloom.actors.mcp_tool import McpTool
 from rayloom.actors.order import AttemptOrder
 from rayloom.actors.reporter import AttemptReporter
 from rayloom.actors.resolve import resolve
+from rayloom.actors.sandbox_counts import count_run
 from rayloom.actors.settings import WorkerSettings
 from rayloom.dag.errors import Refused, UserError
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.ports import ToolSnapshot
-from rayloom.dag.values import Json
-from rayloom.tools.ports import FileEntry, FilesPort
+from rayloom.dag.references import Outputs
+from rayloom.db import faults
+from rayloom.tools.ports import ContentsPort, FileEntry, FilesPort
+from rayloom.tools.sandbox import measures
 from rayloom.tools.tool import Tool
 
 if TYPE_CHECKING:
     from rayloom.actors.records import WorkerRecords
+    from rayloom.actors.shared_calls import SharedCalls
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +51,8 @@ class Worker:
     """What attempts need of this process; made by the first attempt. See `attempt.Surroundings`."""
 
     def __init__(self, settings: WorkerSettings, *, worker_id: str, node_id: str) -> None:
+        faults.install(settings.engine.faults, "worker")
+        measures.listen(count_run)
         self.settings = settings
         self.worker_id = worker_id
         self.node_id = node_id
@@ -59,6 +67,7 @@ class Worker:
         self._interrupt = signal.getsignal(signal.SIGINT)
         self._kept_records: WorkerRecords | None = None
         self._registry = RayRegistry(settings.engine)
+        self._mcp = RayMcp(settings.engine)
         self._current: asyncio.Task[Outcome] | None = None
         self._order: AttemptOrder | None = None
         self._snapshot = ToolSnapshot(version=-1, tools={})
@@ -166,14 +175,25 @@ class Worker:
             raise UserError("TOOL_UNKNOWN", f"the tool {name} is no longer registered")
         if not registered.is_active:
             raise Refused("TOOL_INACTIVE", f"the tool {name} is switched off")
-        return resolve(registered)
+        return McpTool(registered, self._mcp) if registered.type == "MCP" else resolve(registered)
 
     async def _renew_tools(self) -> None:
         self._snapshot = await self._registry.snapshot()
 
-    async def outputs(self, task_id: str, keys: Sequence[str]) -> dict[str, Json]:
-        """The outputs of completed subtasks of a task, by their ids in the plan."""
-        return await self._records().outputs(task_id, keys)
+    async def outputs(self, task_id: str, keys: Sequence[str], *, within_s: float) -> Outputs:
+        """What subtasks of a task that are done have given, by their ids in the plan."""
+        return await self._records().outputs(task_id, keys, within_s=within_s)
+
+    async def content(self, sha256: str, *, within_s: float) -> bytes:
+        """What the blob store has under this name."""
+        return await self._records().content(sha256, within_s=within_s)
+
+    async def keep(self, data: bytes) -> str:
+        """Put something into the blob store; gives its name there."""
+        if self._die_at is not None and not self._heard:
+            # This has a time of its own, after that of the attempt.
+            self._die_at = max(self._die_at, time.monotonic() + KEEP_S + self.settings.engine.timeout_grace_s)
+        return await self._records().keep(data)
 
     async def begin(self, order: AttemptOrder) -> bool:
         """Say that the attempt has begun. False: its lease is gone."""
@@ -186,6 +206,14 @@ class Worker:
     def files(self, task_id: str) -> FilesPort:
         """The workspace of a task."""
         return _LazyFiles(self._records, task_id)
+
+    def contents(self) -> ContentsPort:
+        """What the blob store keeps."""
+        return _LazyContents(self._records)
+
+    def shared_calls(self) -> SharedCalls | None:
+        """The results that are kept; None where none are."""
+        return self._records().shared_calls()
 
     def _records(self) -> WorkerRecords:
         if self._kept_records is None:
@@ -209,3 +237,13 @@ class _LazyFiles:
 
     async def list(self) -> Sequence[FileEntry]:
         return [FileEntry(**file) for file in await self._records().files(self._task_id).list()]
+
+
+class _LazyContents:
+    """What the blob store keeps, for whoever asks: `ContentsPort`."""
+
+    def __init__(self, records: Callable[[], WorkerRecords]) -> None:
+        self._records = records
+
+    async def get(self, sizes: Mapping[str, int]) -> Mapping[str, bytes]:
+        return await self._records().contents(sizes)

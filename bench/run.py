@@ -2,9 +2,10 @@
 
 The same plain-Ray code may vary fourfold over an hour on a shared machine, so only ratios of one run say anything:
 each repetition measures rayloom, then plain Ray, and medians of the repetitions are compared. While one is measured
-the other is stopped; a rayloom given by --url stays up, idle. Each side gets a warm-up, and what it starts then may
-finish before the clock runs. Every repetition is verified (each node ran exactly
-once, none before its dependencies had ended, the value at the sink is right); one that is wrong ends the run.
+the other is stopped; a rayloom given by --url stays up, idle. Each side gets a warm-up. Each workload is measured from
+an idle system, so that its figure does not depend on what was measured before it, and once more right behind that,
+with every worker that the first time needed still there. Every repetition is verified (each node ran exactly once,
+none before its dependencies had ended, the value at the sink is right); one that is wrong ends the run.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from bench.shapes import BrokenRun, Side, Workload, fan, workloads
 # What core.noop asks for when a plan doesn't say.
 DEFAULT_CPUS = 0.25
 WARM_UP = fan(50)
+AGAIN = "again"
+"""What a figure is called that was measured right behind the first one."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,13 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(side: Side, name: str, selected: Sequence[Workload], report: Report, repetition: str) -> None:
     side.run([WARM_UP])
-    settle()
     for workload in selected:
-        figures = workload.measure(side)
-        for part, value in figures.items():
-            figure = f"{workload.name} {part}".strip()
-            report.add(name, figure, value)
-            print(f"{repetition} {name:9} {figure:8} {value:9.1f} {workload.unit}", flush=True)
+        settle()
+        for when in ("", AGAIN):
+            for part, value in workload.measure(side).items():
+                figure = " ".join(word for word in (workload.name, part, when) if word)
+                report.add(name, figure, value)
+                print(f"{repetition} {name:9} {figure:14} {value:9.1f} {workload.unit}", flush=True)
 
 
 def _sides(chosen: argparse.Namespace, server: Server | None) -> Iterator[tuple[str, AbstractContextManager[Side]]]:

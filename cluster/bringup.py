@@ -10,23 +10,24 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import httpx2
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
-from rayloom.actors.settings import EngineSettings, WorkerSettings
+from rayloom.actors.settings import EngineSettings, WebhookSettings, WorkerSettings
 from rayloom.cluster.checks import StartRefused
 from rayloom.cluster.first_rows import prepare_database
 from rayloom.cluster.hearsay import keep_out_of_the_terminal
 from rayloom.cluster.home import Home
 from rayloom.cluster.node_types import node_types
 from rayloom.cluster.running import RunningCluster, end_singletons
+from rayloom.cluster.serving import serve_runs, start_serve, until_deployed
 from rayloom.cluster.settings import Settings
 from rayloom.dag.errors import Transient
 from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.serve.settings import REPLICA_RETRIES
 from rayloom.tools.tool import LIGHT
 
 _log = logging.getLogger(__name__)
@@ -34,6 +35,12 @@ _log = logging.getLogger(__name__)
 SANDBOXES_PER_CPU = 4
 WORKER_IDLE_MS = 10 * 60 * 1000
 """How long a worker may be idle before Ray may end it."""
+PROXY_LOOK_S = 2
+"""How often Serve looks whether its proxies live."""
+PROXY_LOOK_WAIT_S = 15
+"""How long a look waits: with this one that is merely slow has as long as before, some 50 s in all."""
+PROXY_START_S = 20
+"""A third of the time that Serve gives a proxy to start."""
 READY_TIMEOUT_S = 120.0
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
 """Outputs are kept in PostgreSQL; Ray's object store only carries them there."""
@@ -49,18 +56,20 @@ async def start(
     """
     home = Home(settings.home)
     database, api_key = await prepare_database(settings, home, database)
-    engine = EngineSettings(
-        retry_initial_s=settings.retry_initial_s,
-        retry_max_s=settings.retry_max_s,
-        lane=settings.lane,
-        heartbeat_s=settings.heartbeat_s,
-        lease_s=settings.lease_s,
-        exclusive=exclusive,
-        node_types=node_types(settings.ray_cluster_file, settings.ray_address),
-    )
+    nodes = node_types(settings.ray_cluster_file, settings.ray_address)
+    engine = settings.engine.model_copy(update={"exclusive": exclusive, "node_types": nodes})
+    secret_key = settings.secret_key if settings.secret_key.get_secret_value() else SecretStr(home.secret("secret_key"))
     worker_settings = WorkerSettings(
-        engine=engine, database=database, redis=redis, tools=settings.tools_for(_without_passwords(database))
+        engine=engine,
+        database=database,
+        redis=redis,
+        tools=settings.tools_for(_without_passwords(database)),
+        blobs=settings.blobs,
+        webhooks=WebhookSettings(
+            secret_key=secret_key, source=settings.api_url, retry_initial_s=settings.retry_initial_s
+        ),
     )
+    settings = settings.model_copy(update={"secret_key": secret_key})
     _environment(settings)
     with _signals_kept():
         dashboard = _start_ray(settings)
@@ -72,11 +81,11 @@ async def start(
         if not running.owns_ray:
             # They were started with the settings of an earlier `up`, which may have been other ones.
             end_singletons(engine)
-            running.owns_serve = not await asyncio.to_thread(_serve_runs)
-        _start_singletons(worker_settings, home)
-        deploying = asyncio.ensure_future(asyncio.to_thread(_start_serve, settings, worker_settings))
+            running.owns_serve = not await asyncio.to_thread(serve_runs)
+        _start_singletons(worker_settings, home, secret_key)
+        deploying = asyncio.ensure_future(asyncio.to_thread(start_serve, settings, worker_settings))
         await asyncio.shield(deploying)
-        await _until_deployed()
+        await until_deployed(READY_TIMEOUT_S)
         # Not at RAYLOOM_URL: what stands between that and us may come up after us.
         await _until_ready(settings.near_url)
         if running.owns_ray:
@@ -101,6 +110,17 @@ def _environment(settings: Settings) -> None:
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(WORKER_IDLE_MS))
         # Counts and times of its event loops, for debugging Ray itself; they cost each call some microseconds.
         os.environ.setdefault("RAY_event_stats", "0")
+        # Every attempt has a name of its own, and Ray keeps a time series a name and state, in each process and in its
+        # agent, for ever. Low leaves the name out of `ray_tasks` and `ray_actors`; `ray list tasks` shows it as before.
+        os.environ.setdefault("RAY_metric_cardinality_level", "low")
+        # Serve replaces a proxy that failed three of its looks, ten seconds apart: so long nobody could reach the API.
+        os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", str(PROXY_LOOK_S))
+        os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", str(PROXY_LOOK_WAIT_S))
+        # And one that was not there after three times five seconds: on a busy machine that leads nowhere.
+        os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(PROXY_START_S))
+        # After three replicas in a row that did not start (their nodes died, say) a controller that has seen none start
+        # gives the API up for good.
+        os.environ.setdefault("RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", str(REPLICA_RETRIES))
         # Despite its name, this is how Ray is told to stay on the loopback instead of the machine's own address.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Jobs and batches find us, and the Python that has us installed.
@@ -144,19 +164,28 @@ def _start_ray(settings: Settings) -> str:
     else:
         cpus = _cpus(settings)
         _take_jobs_on_any_port()
-        # In this thread: Ray's processes die with the thread that started them, and this one lives as long as `up`.
-        context = ray.init(
-            num_cpus=cpus,
-            resources={"sandbox": cpus * SANDBOXES_PER_CPU},
-            object_store_memory=OBJECT_STORE_BYTES,
-            namespace="rayloom",
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            dashboard_port=settings.ray_dashboard_port,
-            _node_ip_address="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        try:
+            # In this thread: Ray's processes die with the thread that started them, and this one lives as long as `up`.
+            context = ray.init(
+                num_cpus=cpus,
+                resources={"sandbox": cpus * SANDBOXES_PER_CPU},
+                object_store_memory=OBJECT_STORE_BYTES,
+                namespace="rayloom",
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                dashboard_port=settings.ray_dashboard_port,
+                _node_ip_address="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except Exception as error:
+            # Ray has no type of its own for it, and no setting for how long it waits.
+            if "timed out during startup" not in str(error):
+                raise
+            raise StartRefused(
+                "Ray did not start within its 30 s: this machine is too busy or has too little memory free; try again "
+                "when it is quieter (Ray's own logs: /tmp/ray/session_latest/logs)"
+            ) from None
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""
 
 
@@ -172,61 +201,15 @@ def _take_jobs_on_any_port() -> None:
     RayParams.__init__.__defaults__ = tuple(value for value in defaults if value is not inspect.Parameter.empty)
 
 
-def _start_singletons(settings: WorkerSettings, home: Home) -> None:
+def _start_singletons(settings: WorkerSettings, home: Home, secret_key: SecretStr) -> None:
+    from rayloom.actors.mcp_actor import start_mcp_host
     from rayloom.actors.scheduler_actor import start_scheduler
     from rayloom.actors.singletons import start_registry, start_tokens
 
     start_registry(settings.engine, settings.database)
     start_tokens(settings.engine, settings.database)
+    start_mcp_host(settings.engine, settings.database, secret_key=secret_key, tools=settings.tools)
     start_scheduler(settings, cluster=str(home.path))
-
-
-def _serve_runs() -> bool:
-    from ray import serve
-
-    # Without a Serve it has no proxies; a Serve has them as soon as it runs.
-    return bool(serve.status().proxies)
-
-
-def _start_serve(settings: Settings, worker_settings: WorkerSettings) -> None:
-    from ray import serve
-
-    from rayloom.actors.parsing import APPLICATION
-    from rayloom.cluster.ports import ray_ports
-    from rayloom.serve.deployment import bind
-
-    serve.start(
-        http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None},
-        logging_config={"enable_access_log": False},
-    )
-    application = bind(
-        settings.serve, worker_settings.database, worker_settings.redis, partial(ray_ports, worker_settings.engine)
-    )
-    # Not `serve.run`: it waits as long as it takes, and nothing can end that.
-    serve.run_many(
-        [serve.RunTarget(target=application, name=APPLICATION, route_prefix="/")],
-        wait_for_ingress_deployment_creation=False,
-        wait_for_applications_running=False,
-    )
-
-
-async def _until_deployed() -> None:
-    from ray import serve
-
-    from rayloom.actors.parsing import APPLICATION
-
-    deadline = asyncio.get_running_loop().time() + READY_TIMEOUT_S
-    while True:
-        status = await asyncio.to_thread(serve.status)
-        ours = status.applications.get(APPLICATION)
-        if ours is not None and ours.status == "RUNNING":
-            return
-        said = "it is not known to Serve" if ours is None else f"{ours.status} {ours.message}".strip()
-        if ours is not None and ours.status == "DEPLOY_FAILED":
-            raise StartRefused(f"Serve can't run the API: {said}")
-        if asyncio.get_running_loop().time() > deadline:
-            raise StartRefused(f"Serve did not bring up the API within {READY_TIMEOUT_S:.0f} s: {said}")
-        await asyncio.sleep(0.1)
 
 
 async def _warm_workers(settings: Settings, engine: EngineSettings) -> None:
@@ -270,7 +253,7 @@ def _without_passwords(database: DatabaseSettings) -> DatabaseSettings:
 
 def _urls(settings: Settings, dashboard: str) -> dict[str, str]:
     url = settings.api_url
-    urls = {"console": url + "/", "api": url + "/api/v1", "docs": url + "/docs"}
+    urls = {"console": url + "/", "api": url + "/api/v1", "mcp": url + "/mcp", "docs": url + "/docs"}
     if dashboard:
         urls["ray"] = dashboard
     return urls

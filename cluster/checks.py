@@ -134,6 +134,18 @@ def models(settings: Settings) -> Check:
     return ok("models", "none; prompts are split by their outline")
 
 
+def faults(settings: Settings) -> Check:
+    """Whether this one is to break now and then by itself."""
+    if settings.faults:
+        return Check(
+            name="faults",
+            level="warn",
+            detail=f"RAYLOOM_FAULTS={settings.faults} breaks connections and loses outcomes at random",
+            advice="it is for tests; leave it empty",
+        )
+    return ok("faults", "none are injected")
+
+
 def ports_are_free(settings: Settings) -> bool:
     """Whether nobody listens where we and a Ray of ours would."""
     return port(settings).level == dashboard_port(settings).level == "ok"
@@ -154,7 +166,7 @@ def refuse_to_start(settings: Settings) -> None:
 
 def warnings(settings: Settings) -> list[str]:
     """What somebody who starts this should know, one line each."""
-    found = (api_key(settings), models(settings))
+    found = (api_key(settings), models(settings), faults(settings))
     return [f"{check.detail}: {check.advice}" for check in found if check.level == "warn"]
 
 
@@ -211,7 +223,7 @@ def file_handles() -> Check:
 def sandbox(settings: Settings) -> Check:
     """Whether foreign code can be confined on this machine, by the sandbox that the settings mean."""
     try:
-        report = asyncio.run(sandbox_for(settings.sandbox).probe())
+        report = asyncio.run(sandbox_for(settings.sandbox, settings.docker).probe())
     except (Refused, Transient) as error:
         advice = "python.run and shell.run are refused without it; `rayloom doctor` runs this check again"
         return Check(name="sandbox", level="warn", detail=error.message, advice=advice)

@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from rayloom.cluster.home import Home
 from rayloom.cluster.settings import Settings, SettingsError, load_settings
 
 RAY_VERSION = "2.60.0"
-_MODULES = ("asyncpg", "fastapi", "httpx2", "networkx", "orjson", "pydantic", "redis", "sqlalchemy", "starlette")
+_MODULES = (
+    "asyncpg", "fastapi", "httpx2", "networkx", "obstore", "orjson", "pydantic", "redis", "sqlalchemy", "starlette",
+)  # fmt: skip
 
 
 def run_doctor(*, as_json: bool = False) -> int:
@@ -63,7 +65,10 @@ def diagnose(folder: Path | None = None) -> Iterator[Check]:
     else:
         yield checks.ok("port", f"{settings.api_url} is ours")
     yield _judged("postgresql", lambda: postgresql(settings, home))
+    if settings.database.replica_url is not None:
+        yield replica(settings)
     yield _judged("redis", lambda: redis(settings))
+    yield _judged("blob-store", lambda: blob_store(settings))
     yield checks.sandbox(settings)
 
 
@@ -131,12 +136,31 @@ def postgresql(settings: Settings, home: Home) -> str:
     return f"PostgreSQL {binaries.major} in {binaries.folder}, run as {identity.way}"
 
 
+def replica(settings: Settings) -> Check:
+    """Whether there is a replica to read from; without it nothing fails."""
+
+    def look() -> str:
+        asyncio.run(reach.replica(settings.database))
+        return "RAYLOOM_DATABASE_REPLICA_URL answers"
+
+    found = _judged("replica", look)
+    if found.level == "ok":
+        return found
+    return replace(found, level="warn", advice=f"{found.advice}; until then the primary takes its reads")
+
+
 def redis(settings: Settings) -> str:
     """Where Redis comes from. Raises ServiceError or StartRefused."""
     if settings.redis.dsn_given:
         asyncio.run(reach.cache(settings.redis))
         return "RAYLOOM_REDIS_URL answers"
     return str(RedisBinary.find().path)
+
+
+def blob_store(settings: Settings) -> str:
+    """Where large contents are kept. Raises StartRefused."""
+    asyncio.run(reach.blob_store(settings.blobs))
+    return f"{settings.blobs.place} can be written and read" if settings.blobs.place else "in PostgreSQL"
 
 
 def _judged(name: str, look: Callable[[], str]) -> Check:

@@ -7,12 +7,13 @@ import logging
 
 from pydantic import SecretStr
 
+from rayloom.cluster import reach
 from rayloom.cluster.checks import StartRefused
 from rayloom.cluster.home import Home
 from rayloom.cluster.settings import Settings
 from rayloom.db.engine import make_engine
 from rayloom.db.keys import ensure_admin
-from rayloom.db.migrate import WorkerRoleError, ensure_worker_role, upgrade
+from rayloom.db.migrate import WorkerRoleError, ensure_worker_role, missing_grants, upgrade
 from rayloom.db.settings import DatabaseSettings
 
 _log = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ async def prepare_database(settings: Settings, home: Home, database: DatabaseSet
     await upgrade(database.primary_dsn())
     if database.worker_url is None:
         database = await _with_worker_role(home, database)
+    else:
+        await _check_worker_role(database)
     return database, await first_key(settings, home, database)
 
 
@@ -40,6 +43,16 @@ async def _with_worker_role(home: Home, database: DatabaseSettings) -> DatabaseS
         _log.warning("worker_role.not_made: workers use the role of RAYLOOM_DATABASE_URL")
         return database
     return database.model_copy(update={"worker_url": SecretStr(url)})
+
+
+async def _check_worker_role(database: DatabaseSettings) -> None:
+    """One that the user made may be of an older version, or not be done."""
+    await reach.worker(database)
+    if missing := await missing_grants(database.worker_dsn()):
+        raise StartRefused(
+            "the role of RAYLOOM_DATABASE_WORKER_URL lacks rights that workers need; as the owner of the database run: "
+            + "; ".join(missing)
+        )
 
 
 async def first_key(settings: Settings, home: Home, database: DatabaseSettings) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from rayloom.actors.callers import RayRegistry, RayTokens
+from rayloom.actors.mcp_caller import RayMcp
 from rayloom.actors.parsing import ServeParser
 from rayloom.actors.scheduler_actor import RayScheduler
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.ports import Health
+from rayloom.db import faults
 from rayloom.serve.deps import Ports
 
 
@@ -22,10 +24,13 @@ async def _ray_health() -> Health:
 
 def ray_ports(engine: EngineSettings) -> Ports:
     """Ports that find their actors by name, in whichever process they are made."""
+    # The one place in which a replica of the API learns of the engine's settings, before it connects to anything.
+    faults.install(engine.faults, "api")
     return Ports(
         scheduler=RayScheduler(engine),
         registry=RayRegistry(engine),
         tokens=RayTokens(engine),
+        mcp=RayMcp(engine),
         parser=ServeParser(),
         ray=_ray_health,
     )

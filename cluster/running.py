@@ -64,13 +64,14 @@ class RunningCluster:
 
 
 def end_singletons(engine: EngineSettings) -> None:
-    """End the scheduler, the registry and the token ledger of this Ray, and those of an earlier `up`."""
+    """End the singletons of this Ray, those of an earlier `up` too."""
     import ray
 
     from rayloom.actors.callers import REGISTRY_NAME, TOKENS_NAME
+    from rayloom.actors.mcp_caller import MCP_NAME
     from rayloom.actors.scheduler_actor import SCHEDULER_NAME
 
-    for name in (SCHEDULER_NAME, REGISTRY_NAME, TOKENS_NAME):
+    for name in (SCHEDULER_NAME, MCP_NAME, REGISTRY_NAME, TOKENS_NAME):
         try:
             ray.kill(ray.get_actor(name, namespace=engine.namespace), no_restart=True)
         except ValueError:

@@ -15,12 +15,13 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from rayloom.actors.settings import EngineSettings
-from rayloom.cluster.sources import PREFIX, SettingsError, Source, from_environment, from_folder, variable
-from rayloom.cluster.spellings import AddressList, DatabaseUrl, HttpUrl, JsonObjectOfSecrets, RedisUrl
+from rayloom.cluster.settings_blobs import BlobFields, from_aws
+from rayloom.cluster.settings_engine import EngineFields
+from rayloom.cluster.sources import PREFIX, SettingsError, Source, fault_lines, from_environment, from_folder
+from rayloom.cluster.spellings import AddressList, CommaList, DatabaseUrl, HttpUrl, JsonObjectOfSecrets, RedisUrl
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.serve.settings import ServeSettings
-from rayloom.tools.settings import SandboxLimits, ToolSettings
+from rayloom.tools.settings import DockerSettings, SandboxLimits, ToolSettings
 
 __all__ = ["Settings", "SettingsError", "default_home", "load_settings"]
 
@@ -33,7 +34,7 @@ def default_home() -> Path:
     return Path("~/.rayloom")
 
 
-class Settings(BaseSettings):
+class Settings(EngineFields, BlobFields):
     """Everything that a user may set; each field is the variable ``RAYLOOM_<FIELD>``."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -44,6 +45,7 @@ class Settings(BaseSettings):
 
     database_url: DatabaseUrl = Field(default=_NONE, description="primary; empty: embedded PostgreSQL")
     database_replica_url: DatabaseUrl = Field(default=_NONE, description="reads of logs, traces, lists and reports")
+    replica_max_lag_s: float = Field(default=10.0, gt=0, description="a replica that is later is not read from")
     database_worker_url: DatabaseUrl = Field(
         default=_NONE, description="the workers' restricted role; empty: made by us"
     )
@@ -56,25 +58,20 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", min_length=1, description="address of the HTTP API")
     port: int = Field(default=8000, ge=1, le=65_535)
     url: HttpUrl = Field(default="", description="where clients find the API; empty: http://HOST:PORT")
+    mcp_hosts: CommaList = Field(default=(), description="other names than that of URL under which /mcp is found")
     max_body_mb: int = Field(default=64, ge=1, le=1024, description="a larger request body is answered 413")
     admission_requests: int = Field(default=200, ge=1, description="requests in flight in a replica; above: 503")
+    api_replicas: int = Field(default=1, ge=1, le=100, description="processes that serve the API; more under load")
     admission_streams: int = Field(default=500, ge=1, description="event streams open in a replica; above: 503")
     api_key: SecretStr = Field(
         default=_NONE, description="the command line's key, 8 characters or more; empty: HOME/api_key"
     )
-    secret_key: SecretStr = Field(default=_NONE, description="encrypts tool secrets; empty: HOME/secret_key")
+    secret_key: SecretStr = Field(default=_NONE, description="encrypts secrets of users; empty: HOME/secret_key")
 
     ray_address: str = Field(default="", description="a running Ray cluster; empty: start a local Ray")
     ray_cluster_file: Path | None = Field(default=None, description="the file of `ray up`: nodes that may be added")
     ray_dashboard_port: int = Field(default=8265, ge=1, le=65_535)
     ray_num_cpus: int | None = Field(default=None, ge=1, description="CPUs of the local Ray; empty: all")
-
-    retry_initial_s: float = Field(default=1.0, gt=0, le=3600)
-    retry_max_s: float = Field(default=60.0, gt=0, le=86_400)
-    lane: Literal["auto", "own"] = Field(default="auto", description="own: one Ray task for every subtask")
-    heartbeat_s: float = Field(default=1.0, gt=0, le=60, description="how often a scheduler says that it lives")
-    lease_s: float = Field(default=10.0, gt=0, le=3600, description="a silent scheduler loses its attempts after this")
-    faults: str = Field(default="", description="seed:rate, fault injection for tests")
 
     # Read so that an environment may have them already; `up` says that this version has no use for them.
     llm_base_url: HttpUrl = Field(default="", description="an OpenAI-compatible endpoint, for a later version")
@@ -86,10 +83,15 @@ class Settings(BaseSettings):
     sandbox_max_pids: int = Field(default=1_024, ge=1)
     sandbox_max_output_kb: int = Field(default=16_384, ge=1)
     sandbox_max_disk_mb: int = Field(default=2_048, ge=1)
+    sandbox_max_cpus: float = Field(default=16, gt=0, description="no container may ask for more CPUs")
+    sandbox_image: str = Field(default="", description="of containers; empty: what `rayloom sandbox build` makes")
+    sandbox_runtime: str = Field(default="", description="the engine's runtime for containers, such as runsc")
+    sandbox_warm: int = Field(default=1, ge=0, le=16, description="containers kept ready by each process that runs any")
+    sandbox_packages_dir: Path | None = Field(default=None, description="wheels that programs may ask for")
+    docker_address: str = Field(default="unix:///var/run/docker.sock", description="the socket of the container engine")
     log_store: Literal["postgres", "loki", "elasticsearch"] = "postgres"
-    blob_store: str = Field(default="postgres", description="postgres or s3://bucket/prefix")
     allow_addresses: AddressList = Field(
-        default=(), description="host:port or CIDR, comma-separated, that tools may reach although private"
+        default=(), description="host:port or CIDR, comma-separated, that tools and webhooks may reach although private"
     )
     sql_connections: JsonObjectOfSecrets = Field(default_factory=dict, description='{"name": "url"} for sql.query')
     skills_dir: Path | None = Field(default=None, description="where Skills may be registered from; empty: HOME/skills")
@@ -135,6 +137,7 @@ class Settings(BaseSettings):
         return DatabaseSettings(
             url=self.database_url,
             replica_url=self.database_replica_url if self.database_replica_url.get_secret_value() else None,
+            replica_max_lag_s=self.replica_max_lag_s,
             worker_url=self.database_worker_url if self.database_worker_url.get_secret_value() else None,
             pool_size=self.database_pool_size,
             max_overflow=self.database_max_overflow,
@@ -153,9 +156,25 @@ class Settings(BaseSettings):
             host=self.host,
             port=self.port,
             public_url=self.api_url,
+            mcp_hosts=self.mcp_hosts,
             max_body_bytes=self.max_body_mb * 1024 * 1024,
             admission_requests=self.admission_requests,
             admission_streams=self.admission_streams,
+            api_replicas=self.api_replicas,
+            secret_key=self.secret_key,
+            allow_addresses=self.allow_addresses,
+            approval_levels=self.approval_levels,
+            skills_dir=self.skills_dir,
+        )
+
+    @property
+    def docker(self) -> DockerSettings:
+        """The container engine that sandboxes may run in."""
+        return DockerSettings(
+            address=self.docker_address,
+            image=self.sandbox_image,
+            runtime=self.sandbox_runtime,
+            warm=self.sandbox_warm,
         )
 
     @property
@@ -171,25 +190,16 @@ class Settings(BaseSettings):
             sql_connections=self.sql_connections,
             sql_forbidden_urls=tuple(url for url in urls if url is not None and url.get_secret_value()),
             sandbox=self.sandbox,
+            docker=self.docker,
+            sandbox_packages_dir=self.sandbox_packages_dir,
             sandbox_caps=SandboxLimits(
                 wall_s=self.sandbox_max_wall_s,
                 memory_mb=self.sandbox_max_memory_mb,
                 pids=self.sandbox_max_pids,
                 output_kb=self.sandbox_max_output_kb,
                 disk_mb=self.sandbox_max_disk_mb,
+                cpus=self.sandbox_max_cpus,
             ),
-        )
-
-    @property
-    def engine(self) -> EngineSettings:
-        """What the scheduler and the attempts are told."""
-        return EngineSettings(
-            retry_initial_s=self.retry_initial_s,
-            retry_max_s=self.retry_max_s,
-            lane=self.lane,
-            heartbeat_s=self.heartbeat_s,
-            lease_s=self.lease_s,
-            faults=self.faults,
         )
 
 
@@ -200,21 +210,25 @@ def load_settings(folder: Path | None = None, *, environ: Mapping[str, str] | No
     fault and no value of a secret.
     """
     known = Settings.model_fields
+    environ = os.environ if environ is None else environ
     arguments = Source(origin="arguments", values=_known(given), folder=Path.cwd())
-    sources = [arguments, from_environment(os.environ if environ is None else environ, known)]
+    sources = [arguments, from_environment(environ, known)]
     if folder is not None:
         sources += from_folder(folder.absolute(), known)
     home = _home(sources)
     if folder is None or home != folder.absolute():
         sources += [_without_home(source) for source in from_folder(home, known)]
     values, origins = _merged(sources)
+    aws = from_aws(environ, values)
+    values |= aws
+    origins |= dict.fromkeys(aws, "the environment of AWS")
     values["home"] = home
     if "skills_dir" not in values:
         values["skills_dir"] = home / "skills"
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        raise SettingsError(_lines(error, values, origins)) from None
+        raise SettingsError(fault_lines(error, values, origins)) from None
     _refuse_unbuilt(settings)
     return settings
 
@@ -264,35 +278,6 @@ def _merged(sources: list[Source]) -> tuple[dict[str, Any], dict[str, str]]:
     return values, origins
 
 
-def _lines(error: ValidationError, values: Mapping[str, object], origins: Mapping[str, str]) -> list[str]:
-    lines = []
-    for fault in error.errors(include_url=False, include_context=False, include_input=False):
-        message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        if not fault["loc"]:
-            lines.append(message)
-            continue
-        field = str(fault["loc"][0])
-        shown = f"={values[field]}" if _is_plain(field) and isinstance(values.get(field), str | int | float) else ""
-        lines.append(f"{variable(field)}{shown} in {origins.get(field, 'arguments')}: {message}"[:300])
-    return lines
-
-
-def _is_plain(field: str) -> bool:
-    """Whether a field's value may be shown: a number, a choice or a path, never anything that can hold a password."""
-    return not any(word in field for word in ("url", "key", "connections", "ray_address"))
-
-
 def _refuse_unbuilt(settings: Settings) -> None:
-    lines = []
-    if settings.faults:
-        lines.append("RAYLOOM_FAULTS: fault injection is not built in this version; leave it empty")
     if settings.log_store != "postgres":
-        lines.append(f"RAYLOOM_LOG_STORE={settings.log_store} is not built in this version; use postgres")
-    if settings.blob_store != "postgres":
-        lines.append("RAYLOOM_BLOB_STORE: only postgres is built in this version")
-    if settings.database_replica_url.get_secret_value():
-        lines.append(
-            "RAYLOOM_DATABASE_REPLICA_URL: reading from a replica is not built in this version; leave it empty"
-        )
-    if lines:
-        raise SettingsError(lines)
+        raise SettingsError([f"RAYLOOM_LOG_STORE={settings.log_store} is not built in this version; use postgres"])

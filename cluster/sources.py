@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dotenv import dotenv_values
+from pydantic import ValidationError
 
 PREFIX = "RAYLOOM_"
 # What Kubernetes sets for a Service whose name begins with "rayloom"; never ours unless it is a valid name.
@@ -130,3 +131,22 @@ def _read_toml(path: Path) -> dict[str, object]:
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:
     return error.strerror or type(error).__name__ if isinstance(error, OSError) else "it is not UTF-8"
+
+
+def fault_lines(error: ValidationError, values: Mapping[str, object], origins: Mapping[str, str]) -> list[str]:
+    """A line for each setting that is refused: where it stands and why, and its value where that may be shown."""
+    lines = []
+    for fault in error.errors(include_url=False, include_context=False, include_input=False):
+        message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if not fault["loc"]:
+            lines.append(message)
+            continue
+        field = str(fault["loc"][0])
+        shown = f"={values[field]}" if _is_plain(field) and isinstance(values.get(field), str | int | float) else ""
+        lines.append(f"{variable(field)}{shown} in {origins.get(field, 'arguments')}: {message}"[:300])
+    return lines
+
+
+def _is_plain(field: str) -> bool:
+    """Whether a field's value may be shown: a number, a choice or a path, never anything that can hold a password."""
+    return not any(word in field for word in ("url", "key", "token", "connections", "ray_address"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from rayloom.dag.errors import UserError
+from rayloom.db import faults
 from rayloom.tools.addresses import AddressRules
 
 
@@ -76,9 +77,17 @@ def _json_object(value: object) -> object:
     return parsed
 
 
+def _faults(text: str) -> str:
+    if text:
+        faults.parse(text)
+    return text
+
+
 DatabaseUrl = Annotated[SecretStr, BeforeValidator(_database_url)]
 RedisUrl = Annotated[SecretStr, BeforeValidator(_redis_url)]
 HttpUrl = Annotated[str, BeforeValidator(_http_url)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
 AddressList = Annotated[CommaList, AfterValidator(_addresses)]
+LevelList = Annotated[tuple[Literal["read", "write", "execute", "admin"], ...], BeforeValidator(_comma_list)]
 JsonObjectOfSecrets = Annotated[dict[str, SecretStr], BeforeValidator(_json_object)]
+Faults = Annotated[str, AfterValidator(_faults)]

@@ -177,6 +177,7 @@ class _Supervisor:
             await self._unless_stopped(reach.database(database))
         if self._settings.redis.dsn_given:
             await self._unless_stopped(reach.cache(redis))
+        await self._unless_stopped(reach.blob_store(self._settings.blobs))
         return database, redis
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T:

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
+from rayloom.dag.breaker import BREAKER_OPEN
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.retry import delay_s
+
+MAX_RETRY_AFTER_S: Final = 3_600.0
+"""What the other side asks for is honoured up to here: a slip of its clock must not put a subtask off for years."""
+LOSSES_FREE: Final = 2
+"""So many times in a row an attempt may be lost to timeouts of our own stores before it counts as a retry."""
+OUT_OF_MEMORY: Final = "OUT_OF_MEMORY"
+BLOBS_AWAY: Final = "BLOB_STORE_UNAVAILABLE"
+BLOBS_SLOW: Final = "BLOB_STORE_SLOW"
+"""What an attempt refers to did not come within its own time: the store may be silent, or it is too much for ever."""
+OWN_TIMEOUTS: Final = frozenset({"TIMED_OUT", "DATABASE_UNAVAILABLE", BLOBS_SLOW})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,22 +36,85 @@ class Decision:
     spends: bool
 
 
-def decide(outcome: Outcome, *, retry_count: int, max_retries: int, policy: RetryPolicy, jitter: float) -> Decision:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What an outcome is judged by beside itself: how earlier attempts of the subtask ended.
+
+    ``out_of_memory``: so many ran out of memory. ``lost``: the last so many in a row were lost to our own timeouts.
+    ``without_blobs``: the last so many in a row were lost as the blob store was away.
+    """
+
+    out_of_memory: int = 0
+    lost: int = 0
+    without_blobs: int = 0
+
+
+_NO_PAST: Final = Past()
+
+
+def decide(
+    outcome: Outcome,
+    *,
+    retry_count: int,
+    max_retries: int,
+    policy: RetryPolicy,
+    jitter: float,
+    past: Past = _NO_PAST,
+    is_probe: bool = False,
+    attempt: int = 1,
+) -> Decision:
     """Whether and when a subtask is tried again. ``jitter`` is a random number from 0 to 1, handed in.
 
     A lost node or scheduler is nobody's fault and spends no retry, nor does an attempt for which something was away
-    before its tool was called; everything else that is retryable spends one. The wait is never
-    shorter than what the other side asked for (``Retry-After``).
+    before its tool was called, or whose tool's breaker is open; everything else that is retryable spends one. Nor does
+    the probe of a breaker (``is_probe``), where there are retries at all: it fails for all that wait. But not for ever:
+    from twice as many attempts as it has by itself (``attempt`` is the one that ended) it may be at fault, and spends
+    them. The wait is never
+    shorter than what the other side asked for (``Retry-After``). Who runs out of memory is tried again once.
+    Who is lost as the blob store is away waits ever longer, as after retries.
+    From the third time in a row an attempt that is lost to timeouts of our own database or blob store spends a retry:
+    what it wants to read may be too much for ever.
     """
     if outcome.verdict == "succeeded":
         return Decision(retry_in_s=None, spends=False)
-    if outcome.verdict in ("lost", "cancelled"):
+    error = outcome.error
+    if error is not None and error.code == BREAKER_OPEN and error.retryable:
+        wait_s = delay_s(0, initial_s=policy.initial_s, max_s=policy.max_s, jitter=jitter)
+        return Decision(retry_in_s=(error.retry_after_s or 0.0) + wait_s, spends=False)
+    if is_lost_to_blobs(outcome):
+        # Ever later: an attempt that needs a blob holds a worker until it knows that there is none.
+        wait_s = delay_s(past.without_blobs, initial_s=policy.initial_s, max_s=policy.max_s, jitter=jitter)
+        return Decision(retry_in_s=max(wait_s, _asked_s(outcome, jitter)), spends=False)
+    if outcome.verdict == "cancelled" or (outcome.verdict == "lost" and not _is_spending(outcome, past)):
         # Soon, but not at once: whatever took the node away may take the next one too.
         return Decision(
             retry_in_s=delay_s(0, initial_s=policy.initial_s, max_s=policy.max_s, jitter=jitter), spends=False
         )
-    error = outcome.error
-    if error is None or not error.retryable or retry_count >= max_retries:
+    is_free = is_probe and max_retries > 0 and attempt <= 2 * (max_retries + 1)
+    if error is None or not error.retryable or (retry_count >= max_retries and not is_free):
+        return Decision(retry_in_s=None, spends=True)
+    if error.code == OUT_OF_MEMORY and past.out_of_memory:
         return Decision(retry_in_s=None, spends=True)
     wait_s = delay_s(retry_count + 1, initial_s=policy.initial_s, max_s=policy.max_s, jitter=jitter)
-    return Decision(retry_in_s=max(wait_s, error.retry_after_s or 0.0), spends=True)
+    return Decision(retry_in_s=max(wait_s, _asked_s(outcome, jitter)), spends=not is_free)
+
+
+def _asked_s(outcome: Outcome, jitter: float) -> float:
+    asked_s = min((outcome.error.retry_after_s if outcome.error else None) or 0.0, MAX_RETRY_AFTER_S)
+    # Who was told the same time must not come back all at once either.
+    return asked_s * (1 + jitter / 10)
+
+
+def is_lost_to_blobs(outcome: Outcome) -> bool:
+    """Whether the attempt was lost, before its tool was called, as the blob store was away."""
+    return outcome.verdict == "lost" and outcome.error is not None and outcome.error.code == BLOBS_AWAY
+
+
+def is_lost_to_database(outcome: Outcome) -> bool:
+    """Whether the attempt itself was lost, before its tool was called, as our own database or blobs were too slow."""
+    code = outcome.error.code if outcome.error else ""
+    return outcome.verdict == "lost" and bool(outcome.ray_task_id) and code in OWN_TIMEOUTS
+
+
+def _is_spending(outcome: Outcome, past: Past) -> bool:
+    return is_lost_to_database(outcome) and past.lost >= LOSSES_FREE

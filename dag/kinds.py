@@ -12,12 +12,11 @@ CODE_TOOL: Final = "python.run"
 
 # What later versions bring. Each row: the field, when it is asked for, and what to say. Support removes the row.
 UNSUPPORTED: Final[tuple[tuple[str, Callable[[Subtask], bool], str], ...]] = (
-    ("cacheable", lambda s: s.cacheable, "cached results are not supported by this version: leave it false"),
-    ("skills", lambda s: bool(s.skills), "Skills are not supported by this version: leave the list empty"),
-    ("on_failure", lambda s: s.on_failure != "block", "this version only knows `block`"),
-    ("default", lambda s: "default" in s.model_fields_set, "defaults are not supported by this version: leave it out"),
-    ("fallback", lambda s: s.fallback is not None, "fallbacks are not supported by this version: leave it out"),
-    ("require_approval", lambda s: s.require_approval, "approval is not supported by this version: leave it false"),
+    (
+        "skills",
+        lambda s: bool(s.skills),
+        "no model runs in this version that could go by them: call the tool `skill.<name>`",
+    ),
     (
         "resources/lane",
         lambda s: s.resources.lane == "shared",
@@ -31,6 +30,7 @@ def kind_faults(subtask: Subtask, *, model_available: bool) -> Iterator[tuple[st
     for field, is_asked, message in UNSUPPORTED:
         if is_asked(subtask):
             yield field, message
+    yield from _policy_faults(subtask)
     if subtask.type is TaskType.REASONING:
         if subtask.instruction is None:
             yield "instruction", "is missing: REASONING needs an instruction"
@@ -43,6 +43,19 @@ def kind_faults(subtask: Subtask, *, model_available: bool) -> Iterator[tuple[st
     if needs_model(subtask) and not model_available:
         remedy = "give the code in `input.code`" if subtask.type is TaskType.CODE_GEN else "use a tool instead"
         yield "type", f"no model is configured, so this {subtask.type} can't run: {remedy}"
+
+
+def _policy_faults(subtask: Subtask) -> Iterator[tuple[str, str]]:
+    """What follows a failure needs what it follows with, and nothing else takes that."""
+    for policy in ("default", "fallback"):
+        is_given = policy in subtask.model_fields_set
+        # A default may be null; a fallback that is null is none.
+        if policy == "fallback":
+            is_given = subtask.fallback is not None
+        if is_given and subtask.on_failure != policy:
+            yield policy, f"is used only with `on_failure` `{policy}`: leave it out, or set that"
+        elif not is_given and subtask.on_failure == policy:
+            yield policy, f"is missing: `on_failure` `{policy}` needs it"
 
 
 def needs_model(subtask: Subtask) -> bool:

@@ -15,14 +15,17 @@ class Outcome:
     """The end of one attempt.
 
     ``verdict`` says how it ended; ``output`` is the JSON text of what it produced (only when succeeded), ready for
-    the database, and ``output_size`` the bytes of that; ``error`` is why it did not. ``log`` is the attempt's own lines
-    as text, from their beginning. ``spans`` is the JSON text of its pieces (phases, calls). Times are seconds since the
-    epoch, taken on the worker's clock.
+    the database, and ``output_size`` the bytes of that; an output that is too large for a row is in the blob store,
+    and ``output_blob`` is its name there, in place of ``output``. ``error`` is why it did not. ``log`` is the
+    attempt's own lines as text, from their beginning. ``called``: its tool was called, as far as its worker could
+    say. ``spans`` is the JSON text of its pieces (phases, calls). Times are seconds since the epoch, taken on the
+    worker's clock.
     """
 
     verdict: Verdict
     output: str | None = None
     output_size: int = 0
+    output_blob: str = ""
     error: ErrorInfo | None = None
     started_at: float = 0.0
     finished_at: float = 0.0
@@ -34,3 +37,4 @@ class Outcome:
     worker_id: str = ""
     node_id: str = ""
     ray_task_id: str = ""
+    called: bool = False

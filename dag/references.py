@@ -58,6 +58,14 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """What subtasks have given, by their ids in the plan. ``nothing``: those that are missing, with null instead."""
+
+    values: Mapping[str, Json]
+    nothing: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
     """All that one value holds beside plain JSON."""
 
@@ -115,14 +123,16 @@ def secrets(value: Json, *, pointer: str = "") -> list[tuple[str, str]]:
     return list(scan(value, (), pointer=pointer).secrets)
 
 
-def resolve(value: Json, outputs: Mapping[str, Json], *, pointer: str = "") -> Json:
+def resolve(value: Json, outputs: Mapping[str, Json], *, pointer: str = "", nothing: Collection[str] = ()) -> Json:
     """``value`` with every reference replaced; what holds none is given back as it is, not copied.
+
+    ``nothing``: the ids, among those of ``outputs``, whose subtask is missing and gives null, on whatever path.
 
     Raises UserError ``REFERENCE_MISSING`` where a reference leads nowhere, ``REFERENCE_INVALID`` where it can't be
     read (which ``find`` would have told), and ``REFERENCE_TOO_LARGE`` where it gives too much. The values of the
     outputs are shared, not copied.
     """
-    return _Resolution(outputs).resolve(value, pointer)
+    return _Resolution(outputs, nothing).resolve(value, pointer)
 
 
 def text_of(value: Json) -> str:
@@ -205,8 +215,8 @@ def _split(text: str, known: Collection[str], hints: Hints) -> tuple[str, str]:
 class _Resolution:
     """One value being resolved: what its references may still put into it."""
 
-    def __init__(self, outputs: Mapping[str, Json]) -> None:
-        self._outputs = outputs
+    def __init__(self, outputs: Mapping[str, Json], nothing: Collection[str]) -> None:
+        self._outputs, self._nothing = outputs, nothing
         self._chars_left = MAX_RESOLVED_CHARS
         self._hints = Hints()
 
@@ -249,6 +259,8 @@ class _Resolution:
             subtask, path = _split(text, self._outputs, self._hints)
         except ValueError as error:
             raise UserError("REFERENCE_MISSING", f"{pointer or '/'}: {error}") from None
+        if subtask in self._nothing:
+            return None
         try:
             found = search(path, self._outputs[subtask])
         except TooLarge as error:

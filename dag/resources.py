@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Final
 
@@ -18,6 +18,8 @@ from rayloom.dag.values import JsonObject
 BYTES_PER_MB: Final = 1_048_576
 WEIGHTLESS_COPIES: Final = 64
 """How many copies of a request for nothing a node is said to hold: some number must bound it."""
+FIRST_MEMORY_BYTES: Final = 2 * 1024 * BYTES_PER_MB
+"""What is asked for after an attempt that asked for no memory ran out of it."""
 MIN_QUANTITY: Final = 0.0001
 """The smallest share of a resource that Ray can tell from none."""
 
@@ -123,6 +125,14 @@ def copies(shape: ResourceShape, node: NodeShape) -> int:
         return 0
     held = [math.floor(node.total[name] / amount + _EPSILON) for name, amount in shape.amounts()]
     return max(1, min(held)) if held else WEIGHTLESS_COPIES
+
+
+def with_more_memory(shape: ResourceShape, nodes: Sequence[NodeShape]) -> ResourceShape | None:
+    """The shape with twice the memory, as much of it as a node that fits can give; None where none gives more."""
+    wanted = 2 * shape.memory_bytes or FIRST_MEMORY_BYTES
+    given = int(max((node.total.get("memory", 0.0) for node in nodes if fits(shape, node)), default=0.0))
+    raised = min(wanted, given)
+    return replace(shape, memory_bytes=raised) if raised > shape.memory_bytes else None
 
 
 def largest(shape: ResourceShape, nodes: Sequence[NodeShape]) -> NodeShape:

@@ -32,7 +32,7 @@ TASK_MEANING: Final[Mapping[TaskStatus, str]] = {
     TaskStatus.SPLITTING: "Its prompt is being turned into a plan, or its given plan is being verified.",
     TaskStatus.READY: "The plan is stored. Lasts only while the plan waits for approval.",
     TaskStatus.PROCESSING: "Its subtasks run.",
-    TaskStatus.COMPLETED: "Every subtask that had to complete has; the result is there.",
+    TaskStatus.COMPLETED: "Every subtask has completed, or the others went on without it; the result is there.",
     TaskStatus.FAILED: "It can't go on by itself. A retry takes it back to PROCESSING.",
     TaskStatus.CANCELLED: "Somebody stopped it, or refused its plan.",
 }
@@ -40,13 +40,13 @@ TASK_MEANING: Final[Mapping[TaskStatus, str]] = {
 TASK_WHO: Final[Mapping[TaskEvent, tuple[str, str]]] = {
     TaskEvent.SPLIT_STARTED: ("scheduler", "takes the task, best priority first, and asks the parser for a plan"),
     TaskEvent.PLAN_ACCEPTED: ("scheduler", "stores the verified plan with all its subtasks, in one transaction"),
-    TaskEvent.STARTED: ("scheduler", "the plan needs no approval, or somebody approved it"),
-    TaskEvent.REJECTED: ("API", "somebody rejects the plan"),
-    TaskEvent.ALL_DONE: ("scheduler", "the last subtask completes"),
+    TaskEvent.STARTED: ("API or scheduler", "the plan needs no approval, or somebody approved it"),
+    TaskEvent.REJECTED: ("API or scheduler", "somebody rejects the plan, or nobody has approved it in time"),
+    TaskEvent.ALL_DONE: ("scheduler", "the last subtask completes, or is missing by its policy"),
     TaskEvent.GAVE_UP: (
         "scheduler",
-        "no plan can be made, the plan is refused, nothing can run any more while a subtask is BLOCKED, "
-        "or the deadline has passed",
+        "no plan can be made, the plan is refused, nothing can run any more while a subtask is BLOCKED that is not "
+        "one to go on without, or the deadline has passed",
     ),
     TaskEvent.CANCEL: ("API", "somebody cancels the task"),
     TaskEvent.RETRIED: ("API", "somebody retries what is BLOCKED"),
@@ -60,17 +60,26 @@ SUBTASK_MEANING: Final[Mapping[SubtaskStatus, str]] = {
     SubtaskStatus.RUNNING: "An attempt is under way.",
     SubtaskStatus.COMPLETED: "Its output is on disk.",
     SubtaskStatus.FAILED: "An attempt failed; `retry_at` says when the next one is due.",
-    SubtaskStatus.BLOCKED: "No attempt is left, or none would help: a dead letter that waits for a person.",
-    SubtaskStatus.SKIPPED: "A subtask that it depends on, at any distance, is BLOCKED.",
+    SubtaskStatus.BLOCKED: (
+        "No attempt is left, or none would help: a dead letter that waits for a person. With `on_failure` `continue` "
+        "or `default` its dependents go on without it: it is missing."
+    ),
+    SubtaskStatus.SKIPPED: "What it depends on, at any distance, is BLOCKED, and is not to be gone on without.",
     SubtaskStatus.CANCELLED: "Its task was cancelled before it completed.",
 }
 
 SUBTASK_WHO: Final[Mapping[SubtaskEvent, tuple[str, str]]] = {
     SubtaskEvent.ACCEPTED: ("scheduler", "the plan is accepted"),
-    SubtaskEvent.FREED: ("database", "the last dependency completes, in the statement that records its output"),
-    SubtaskEvent.HELD: ("scheduler", "the dependencies are done, and the subtask wants approval"),
+    SubtaskEvent.FREED: (
+        "database",
+        "the last dependency completes, in the statement that records its output, or is missing by its policy",
+    ),
+    SubtaskEvent.HELD: ("database", "the same, and the subtask wants approval"),
     SubtaskEvent.APPROVED: ("API", "somebody approves it"),
-    SubtaskEvent.REJECTED: ("API", "somebody rejects it; the error has the code `REJECTED`"),
+    SubtaskEvent.REJECTED: (
+        "API or scheduler",
+        "somebody rejects it, or nobody has approved it in time; the error has the code `REJECTED`",
+    ),
     SubtaskEvent.STARTED: ("scheduler", "claims it: a new attempt number, a lease, a Ray task"),
     SubtaskEvent.SUCCEEDED: ("scheduler", "commits the outcome of the current attempt"),
     SubtaskEvent.ATTEMPT_FAILED: (
@@ -78,8 +87,18 @@ SUBTASK_WHO: Final[Mapping[SubtaskEvent, tuple[str, str]]] = {
         "commits a failed or timed-out attempt, or finds that the worker, node or scheduler of the attempt is gone",
     ),
     SubtaskEvent.RETRY_DUE: ("scheduler", "attempts are left; the subtask may start when its back-off is over"),
-    SubtaskEvent.SPENT: ("scheduler", "the attempts are spent, or the error is one that no attempt would mend"),
-    SubtaskEvent.DEPENDENCY_BLOCKED: ("database", "a dependency becomes BLOCKED or SKIPPED"),
+    SubtaskEvent.FELL_BACK: (
+        "database",
+        "its own attempts are spent, or would not help, or its tool's breaker is open: the next ones run its fallback",
+    ),
+    SubtaskEvent.SPENT: (
+        "scheduler",
+        "the attempts are spent, those of the fallback too, or the error is one that no attempt would mend",
+    ),
+    SubtaskEvent.DEPENDENCY_BLOCKED: (
+        "database",
+        "a dependency becomes BLOCKED, and is not one to go on without, or SKIPPED",
+    ),
     SubtaskEvent.RETRIED: ("API", "somebody retries the dead letter, or the task"),
     SubtaskEvent.REVIVED: ("database", "the BLOCKED subtask that it was skipped for is retried"),
     SubtaskEvent.CANCEL: ("API", "somebody cancels the task; a running attempt is stopped with it"),
@@ -122,7 +141,8 @@ def page() -> str:
         _meanings("status", SUBTASK_MEANING),
         _transitions(SUBTASK_MOVES, SUBTASK_WHO),
         f"A subtask that is {_listed(SUBTASK_SETTLED, 'or')} waits for nothing that the system would do by itself.\n"
-        f"{_listed(SUBTASK_FINAL)} are final.\n",
+        f"{_listed(SUBTASK_FINAL)} are final. In a fork, what is taken over from another task begins as\n"
+        f"`{SubtaskStatus.COMPLETED}`: its first event comes from no other status.\n",
         "### Phases of a running attempt\n",
         "RUNNING is one state for the machine; its `phase` says how far the attempt has come.\n",
         _meanings("phase", PHASE_MEANING),

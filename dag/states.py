@@ -74,6 +74,7 @@ class SubtaskEvent(StrEnum):
     SUCCEEDED = "succeeded"
     ATTEMPT_FAILED = "attempt_failed"
     RETRY_DUE = "retry_due"
+    FELL_BACK = "fell_back"
     SPENT = "spent"
     DEPENDENCY_BLOCKED = "dependency_blocked"
     RETRIED = "retried"
@@ -119,6 +120,7 @@ SUBTASK_MOVES: Final[Mapping[tuple[SubtaskStatus, SubtaskEvent], SubtaskStatus]]
         (_S.RUNNING, _SE.ATTEMPT_FAILED): _S.FAILED,
         (_S.RUNNING, _SE.CANCEL): _S.CANCELLED,
         (_S.FAILED, _SE.RETRY_DUE): _S.QUEUED,
+        (_S.FAILED, _SE.FELL_BACK): _S.QUEUED,
         (_S.FAILED, _SE.SPENT): _S.BLOCKED,
         (_S.FAILED, _SE.CANCEL): _S.CANCELLED,
         (_S.BLOCKED, _SE.RETRIED): _S.QUEUED,

@@ -7,8 +7,7 @@ that the cluster could ever have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -17,48 +16,16 @@ from rayloom.dag.errors import Fault, InvalidPlan
 from rayloom.dag.input_check import InputCheck
 from rayloom.dag.kinds import kind_faults, needs_model, tool_of
 from rayloom.dag.nearest import Hints
-from rayloom.dag.plan import MAX_EDGES, MAX_FAULTS, MAX_SHAPES, NO_WISHES, Plan, Resources, Subtask
+from rayloom.dag.plan import MAX_EDGES, MAX_FAULTS, MAX_SHAPES, NO_WISHES, Fallback, Plan, Resources, Subtask
 from rayloom.dag.references import scan
 from rayloom.dag.resources import NodeShape, ResourceShape, effective, fits, largest
-from rayloom.dag.tool_view import Lane, ToolView
+from rayloom.dag.tool_view import ToolView
+from rayloom.dag.values import JsonObject
+from rayloom.dag.verified import VerifiedPlan, VerifiedSubtask
 
 _MODEL_DEFAULTS: Final[Mapping[str, float]] = {"CPU": 0.25}
 """What a subtask without a tool asks for: it waits for a model."""
 _SHOWN_MEMBERS: Final = 30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifiedSubtask:
-    """One subtask with everything that the plan leaves to be worked out."""
-
-    spec: Subtask
-    ordinal: int
-    """Its place in the plan, from 0."""
-    tool: str
-    """The tool that runs it; empty where a model does."""
-    dependencies: tuple[int, ...]
-    """Ordinals, ascending, no repeats: what ``depends_on`` names and what references imply."""
-    dependents: tuple[int, ...]
-    references: tuple[str, ...]
-    """Ids of the subtasks whose outputs its input refers to, sorted."""
-    rank: int
-    """Nodes on the longest way from here to a sink, this one counted."""
-    shape: ResourceShape
-    lane: Lane
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifiedPlan:
-    """A plan that can run."""
-
-    plan: Plan
-    subtasks: tuple[VerifiedSubtask, ...]
-    width: int
-    """Size of the largest level: the most that runs at once if every subtask takes equally long."""
-    critical_path: tuple[str, ...]
-    """Ids of a longest chain, in running order."""
-    sinks: tuple[str, ...]
-    """Ids that nothing depends on: their outputs are the task's result."""
 
 
 def verify(
@@ -69,15 +36,19 @@ def verify(
     allow: Sequence[str] = ("*",),
     deny: Sequence[str] = (),
     model_available: bool = False,
+    approval_levels: Collection[str] = (),
     pointer: str = "/plan",
+    done: Collection[str] = (),
 ) -> VerifiedPlan:
     """The plan with its dependencies, ranks and resource shapes settled.
 
     ``tools`` are all that exist, by name; ``allow`` and ``deny`` are globs of names, deny wins. ``nodes`` are all node
-    types that the cluster could ever have; where there are none, resources are not judged. Raises InvalidPlan with
-    every fault found, at most 100.
+    types that the cluster could ever have; where there are none, resources are not judged. ``approval_levels`` are the
+    permission levels of tools that want approval. ``done`` are the ids whose outputs are there already: neither their
+    tools nor their inputs or resources are judged, and they want no approval. Raises InvalidPlan with every fault
+    found, at most 100.
     """
-    return _Verification(plan, tools, nodes, allow, deny, model_available, pointer).run()
+    return _Verification(plan, tools, nodes, allow, deny, model_available, approval_levels, pointer, done).run()
 
 
 class _Verification:
@@ -91,18 +62,23 @@ class _Verification:
         allow: Sequence[str],
         deny: Sequence[str],
         model_available: bool,
+        approval_levels: Collection[str],
         pointer: str,
+        done: Collection[str],
     ) -> None:
         self.plan = plan
+        self.done = done
         self.tools = tools
         self.nodes = nodes
         self.allow = allow
         self.deny = deny
         self.model_available = model_available
+        self.approval_levels = approval_levels
         self.pointer = pointer
         self.faults: list[Fault] = []
         self.hints = Hints()
         self.references: dict[int, tuple[str, ...]] = {}
+        self.fallback_references: dict[int, tuple[str, ...]] = {}
         self.ordinals: dict[str, int] = {}
         self.offered = frozenset(name for node in nodes for name, amount in node.total.items() if amount > 0)
         self.tool_faults: dict[str, str | None] = {}
@@ -119,7 +95,8 @@ class _Verification:
             where = f"{self.pointer}/subtasks/{ordinal}"
             dependencies.append(self._dependencies(ordinal, subtask, where))
             self._count_edges(len(dependencies[-1]), subtask, where)
-            self._check_subtask(subtask, where)
+            if subtask.id not in self.done:
+                self._check_subtask(subtask, where)
         layers = self._levels(dependencies)
         if self.faults:
             raise InvalidPlan(self.faults)
@@ -153,20 +130,31 @@ class _Verification:
                 self._fault(f"{where}/depends_on/{place}", f"`{name}` can't depend on itself")
             else:
                 found.add(needed)
-        if subtask.input:
-            left = MAX_FAULTS - len(self.faults)
-            scanned = scan(subtask.input, self.ordinals, pointer=f"{where}/input", limit=left, hints=self.hints)
-            self._add(scanned.faults)
-            for pointer, name in scanned.secrets:
-                self._fault(pointer, f"there is no secret `{name}`: this version keeps no secrets")
-            if scanned.references:
-                self.references[ordinal] = tuple(sorted({reference.subtask for reference in scanned.references}))
-            for reference in scanned.references:
-                if reference.subtask == subtask.id:
-                    self._fault(reference.pointer, f"`{subtask.id}` can't use its own output")
-                else:
-                    found.add(self.ordinals[reference.subtask])
+        names = self._referred(subtask, subtask.input, f"{where}/input")
+        if names:
+            self.references[ordinal] = names
+            found.update(self.ordinals[name] for name in names)
+        if subtask.fallback is not None:
+            names = self._referred(subtask, subtask.fallback.input, f"{where}/fallback/input")
+            self.fallback_references[ordinal] = names
+            found.update(self.ordinals[name] for name in names)
+        # A dependency on itself was told already.
+        found.discard(ordinal)
         return tuple(sorted(found))
+
+    def _referred(self, subtask: Subtask, given: JsonObject, where: str) -> tuple[str, ...]:
+        """The ids that an input refers to, sorted; what is wrong with its references and secrets is told."""
+        if not given:
+            return ()
+        left = MAX_FAULTS - len(self.faults)
+        scanned = scan(given, self.ordinals, pointer=where, limit=left, hints=self.hints)
+        self._add(scanned.faults)
+        for pointer, name in scanned.secrets:
+            self._fault(pointer, f"there is no secret `{name}`: this version keeps no secrets")
+        for reference in scanned.references:
+            if reference.subtask == subtask.id:
+                self._fault(reference.pointer, f"`{subtask.id}` can't use its own output")
+        return tuple(sorted({reference.subtask for reference in scanned.references}))
 
     def _count_edges(self, count: int, subtask: Subtask, where: str) -> None:
         """Raises InvalidPlan at once where there are too many: the work that they make is what must not be done."""
@@ -179,6 +167,8 @@ class _Verification:
     def _check_subtask(self, subtask: Subtask, where: str) -> None:
         for field, message in kind_faults(subtask, model_available=self.model_available):
             self._fault(f"{where}/{field}", message)
+        if subtask.fallback is not None:
+            self._check_fallback(subtask.fallback, f"{where}/fallback")
         name = tool_of(subtask)
         if name:
             fault = self._tool_fault(name)
@@ -194,6 +184,20 @@ class _Verification:
             self._fault(f"{where}/resources", message)
         elif fault is not None:
             self._fault(f"{where}/resources", fault)
+
+    def _check_fallback(self, fallback: Fallback, where: str) -> None:
+        fault = self._tool_fault(fallback.tool)
+        if fault is not None:
+            self._fault(f"{where}/tool", fault)
+        else:
+            self._add(self._input_check(fallback.tool).faults(fallback.input, pointer=f"{where}/input"))
+
+    def _needs_approval(self, subtask: Subtask) -> bool:
+        if subtask.require_approval or not self.approval_levels:
+            return subtask.require_approval
+        # The fallback comes without another question, so what it may do is asked for at once.
+        names = (tool_of(subtask), subtask.fallback.tool if subtask.fallback is not None else "")
+        return any(self.tools[name].permission_level in self.approval_levels for name in names if name)
 
     def _tool_fault(self, name: str) -> str | None:
         if name not in self.tool_faults:
@@ -222,7 +226,9 @@ class _Verification:
         """The resource shape of a subtask; the same object for all that ask for the same."""
         if wishes is NO_WISHES and tool in self.default_shapes:
             return self.default_shapes[tool]
-        defaults = self.tools[tool].resources if tool else _MODEL_DEFAULTS
+        # A tool that is gone has none: what it did is done.
+        known = self.tools.get(tool)
+        defaults: Mapping[str, float] = (known.resources if known else {}) if tool else _MODEL_DEFAULTS
         shape = effective(wishes, defaults, self.offered)
         shape = self.shapes.setdefault(shape, shape)
         if wishes is NO_WISHES:
@@ -245,7 +251,9 @@ class _Verification:
             for cycle in graph.find_cycles(dependencies):
                 ids = [subtasks[member].id for member in cycle]
                 explicit = subtasks[cycle[0]].depends_on
-                edge = f"depends_on/{explicit.index(ids[-1])}" if ids[-1] in explicit else "input"
+                edge = "input" if ids[-1] in self.references.get(cycle[0], ()) else "fallback/input"
+                if ids[-1] in explicit:
+                    edge = f"depends_on/{explicit.index(ids[-1])}"
                 self._fault(f"{self.pointer}/subtasks/{cycle[0]}/{edge}", f"closes a cycle: {_cycle_text(ids)}")
             return []
 
@@ -263,6 +271,8 @@ class _Verification:
                     dependencies=dependencies[ordinal],
                     dependents=waiting[ordinal],
                     references=self.references.get(ordinal, ()),
+                    fallback_references=self.fallback_references.get(ordinal, ()),
+                    needs_approval=spec.id not in self.done and self._needs_approval(spec),
                     rank=rank[ordinal],
                     shape=self._shape(tool_of(spec), spec.resources),
                     # A tool may be made for the shared lane; until there is one, everything runs in its own.

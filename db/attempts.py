@@ -11,7 +11,6 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.dag.outcome import Outcome
-from rayloom.dag.values import Json
 from rayloom.db.engine import DRIVER_ERRORS, Source, driver, dump_error, is_refusal, unavailable
 from rayloom.db.queue import Queued
 
@@ -24,6 +23,7 @@ CLAIM_CHARS = 64 * 1024 * 1024
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed:
     """A subtask whose lease was just taken: all that an attempt needs. ``running``: it is RUNNING already.
+    ``cacheable``: the result of an equal call will do. ``input_blob``: where the input is when it is kept apart.
 
     ``unreadable``: why PostgreSQL can't give its input; then there is none, and nothing to be run.
     """
@@ -43,6 +43,8 @@ class Claimed:
     shape: str
     score: float
     running: bool
+    cacheable: bool = False
+    input_blob: str = ""
     unreadable: str = ""
 
     @property
@@ -56,6 +58,8 @@ class Ending:
     """An outcome with the decision that follows it.
 
     ``retry_in_s``: seconds until the next attempt; None when there is none. ``spends``: it counts against max_retries.
+    ``use_fallback``: a failure turns to the subtask's fallback at once, though retries may be left; where there is
+    none, or it is what failed, ``retry_in_s`` decides.
     """
 
     sub_task_id: str
@@ -63,11 +67,15 @@ class Ending:
     outcome: Outcome
     retry_in_s: float | None = None
     spends: bool = True
+    use_fallback: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """What a batch of endings changed. ``refused``: endings that PostgreSQL would not take even alone, with why."""
+    """What a batch of endings changed. ``refused``: endings that PostgreSQL would not take even alone, with why.
+
+    ``bereft``: those whose outputs were kept apart, and are no longer there.
+    """
 
     accepted: frozenset[str] = frozenset()
     queued: tuple[Queued, ...] = ()
@@ -75,6 +83,7 @@ class Committed:
     touched: frozenset[str] = frozenset()
     retry_in_s: float | None = None
     refused: tuple[tuple[Ending, str], ...] = ()
+    bereft: tuple[Ending, ...] = ()
 
     def joined(self, other: Committed) -> Committed:
         """Both together."""
@@ -86,6 +95,7 @@ class Committed:
             touched=self.touched | other.touched,
             retry_in_s=min(waits) if waits else None,
             refused=self.refused + other.refused,
+            bereft=self.bereft + other.bereft,
         )
 
 
@@ -142,6 +152,8 @@ async def _claim(
             shape=row["shape"],
             score=row["score"],
             running=row["running"],
+            cacheable=row["cacheable"],
+            input_blob=row["input_blob"] or "",
         )
         for row in rows
     )
@@ -182,7 +194,8 @@ async def complete(engine: Source, endings: Sequence[Ending]) -> Committed:
     """Record a batch of endings in one commit.
 
     A batch with data that PostgreSQL refuses is halved until the culprit stands alone; that one is answered as
-    ``refused`` and the others are recorded. Raises Transient for every other error: no outcome is to blame for it.
+    ``refused``, or ``bereft``, and the others are recorded. Raises Transient for every other error: no outcome is to
+    blame for it.
     """
     if not endings:
         return Committed()
@@ -192,14 +205,20 @@ async def complete(engine: Source, endings: Sequence[Ending]) -> Committed:
         async with driver(engine) as connection:
             rows = await connection.fetch(
                 "SELECT * FROM complete_attempts($1::uuid[], $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, "
-                "$15, $16, $17, $18)",
+                "$15, $16, $17, $18, $19, $20, $21)",
                 *_columns(endings),
                 INLINE_BYTES,
+                [ending.use_fallback for ending in endings],
+                [ending.outcome.output_blob or None for ending in endings],
+                [ending.outcome.output_size if ending.outcome.output_blob else None for ending in endings],
             )
     except (*DRIVER_ERRORS, ValueError, TypeError, OverflowError) as error:
         if not is_refusal(error):
             raise unavailable(error) from error
         if len(endings) == 1:
+            if isinstance(error, asyncpg.ForeignKeyViolationError) and endings[0].outcome.output_blob:
+                # The reference to its blob: these rows have no other that could be in vain.
+                return Committed(bereft=(endings[0],))
             return Committed(refused=((endings[0], f"{type(error).__name__}: {error}"),))
         half = len(endings) // 2
         return (await complete(engine, endings[:half])).joined(await complete(engine, endings[half:]))
@@ -250,15 +269,3 @@ async def report_phase(engine: AsyncEngine, sub_task_id: str, attempt: int, phas
                 "SELECT report_phase($1::uuid, $2, $3, $4)", sub_task_id, attempt, phase, worker_id
             )
         )
-
-
-async def outputs(engine: AsyncEngine, task_id: str, keys: Sequence[str]) -> dict[str, Json]:
-    """The outputs of completed subtasks of a task, by their ids in the plan."""
-    async with driver(engine) as connection:
-        rows = await connection.fetch(
-            "SELECT key, output_result FROM sub_tasks "
-            "WHERE parent_id = $1::uuid AND key = ANY ($2) AND status = 'COMPLETED'",
-            task_id,
-            list(keys),
-        )
-    return {row["key"]: row["output_result"] for row in rows}

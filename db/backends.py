@@ -10,10 +10,12 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from rayloom.db.blobs import BlobStore
 from rayloom.db.engine import make_engine
 from rayloom.db.queue import REDIS_AWAY, TASKS, Queued, ReadyQueue, Signals, make_redis
+from rayloom.db.read_split import REPLICA_TIMEOUTS, ReadSplit
 from rayloom.db.reader import reading
-from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.db.settings import BlobSettings, DatabaseSettings, RedisSettings
 from rayloom.db.wakeups import Wakeups
 
 OFFER_TIMEOUT_S: Final = 2.0
@@ -22,20 +24,25 @@ OFFER_TIMEOUT_S: Final = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backends:
-    """Live connections of this process and event loop. ``replica`` is the primary where no replica is set."""
+    """Live connections of this process and event loop. ``reads``: the way to the replica."""
 
     primary: AsyncEngine
-    replica: AsyncEngine
+    reads: ReadSplit
     redis: Redis
     queue: ReadyQueue
     signals: Signals
     wakeups: Wakeups
+    blobs: BlobStore
+
+    def start(self) -> None:
+        """Begin to listen for wake-ups, and to watch the replica."""
+        self.wakeups.start()
+        self.reads.start()
 
     async def close(self) -> None:
         """Give every connection back."""
         await self.wakeups.stop()
-        if self.replica is not self.primary:
-            await self.replica.dispose()
+        await self.reads.stop()
         await self.primary.dispose()
         await self.redis.aclose()
 
@@ -48,15 +55,15 @@ class Backends:
         """Raises one of ``REDIS_AWAY`` when Redis does not answer."""
         await self.redis.ping()
 
-    async def offer(self, queued: tuple[Queued, ...], task_id: str) -> bool:
-        """Put what became QUEUED into the queue and tell who follows the task. False when Redis is away."""
+    async def offer(self, queued: tuple[Queued, ...], *task_ids: str) -> bool:
+        """Put what became QUEUED into the queue and tell who follows the tasks. False when Redis is away."""
         try:
             async with asyncio.timeout(OFFER_TIMEOUT_S):
                 if queued:
                     await self.queue.push(queued)
                 else:
                     await self.signals.wake(TASKS)
-                await self.signals.tell([task_id])
+                await self.signals.tell(task_ids)
         except REDIS_AWAY:
             return False
         return True
@@ -70,20 +77,29 @@ class Backends:
             return None
 
 
-def open_backends(database: DatabaseSettings, redis: RedisSettings, *, name: str) -> Backends:
+def open_backends(database: DatabaseSettings, redis: RedisSettings, blobs: BlobSettings, *, name: str) -> Backends:
     """Engines and clients of this process; nothing is connected yet."""
-    sizes = {"pool_size": database.pool_size, "max_overflow": database.max_overflow}
-    primary = make_engine(database.primary_dsn(), name=name, **sizes)
-    replica = primary
-    if database.replica_dsn() != database.primary_dsn():
-        replica = make_engine(database.replica_dsn(), name=name, **sizes)
+    pool_size, max_overflow = database.pool_size, database.max_overflow
+    primary = make_engine(database.primary_dsn(), name=name, pool_size=pool_size, max_overflow=max_overflow)
+    replica = None
+    if database.replica_url is not None:
+        # The first statement on a connection says how far the replica is, which is ping enough.
+        replica = make_engine(
+            database.replica_url.get_secret_value(),
+            name=name,
+            pool_size=pool_size,
+            max_overflow=max_overflow,
+            timeouts=REPLICA_TIMEOUTS,
+            ping=False,
+        )
     client = make_redis(redis, name=name)
     signals = Signals(client)
     return Backends(
         primary=primary,
-        replica=replica,
+        reads=ReadSplit(primary, replica, max_lag_s=database.replica_max_lag_s),
         redis=client,
         queue=ReadyQueue(client),
         signals=signals,
         wakeups=Wakeups(client),
+        blobs=BlobStore(primary, client, blobs),
     )

@@ -6,8 +6,10 @@ straight to the asyncpg connection under a pooled SQLAlchemy connection: one rou
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
@@ -18,6 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from rayloom.dag.errors import ErrorInfo, Transient
 from rayloom.dag.output import sanitise
+from rayloom.db import faults
+from rayloom.db.faulty import faulty
 
 CONNECT_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 60.0
@@ -26,20 +30,34 @@ its connections still stand."""
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
-def make_engine(url: str, *, pool_size: int, max_overflow: int, name: str) -> AsyncEngine:
-    """An engine for this process and event loop. ``name`` shows in ``pg_stat_activity``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """How long to wait for a connection to be made, for a statement, and for a connection of the pool to be free."""
+
+    connect_s: float
+    command_s: float
+    pool_s: float = 30.0
+
+
+def make_engine(
+    url: str, *, pool_size: int, max_overflow: int, name: str, timeouts: Timeouts | None = None, ping: bool = True
+) -> AsyncEngine:
+    """An engine for this process and event loop. ``name`` shows in ``pg_stat_activity``.
+
+    ``ping``: a database that was restarted leaves dead connections in the pool; notice before use.
+    """
+    timeouts = timeouts or Timeouts(connect_s=CONNECT_TIMEOUT_S, command_s=COMMAND_TIMEOUT_S)
     return create_async_engine(
         url,
         pool_size=pool_size,
         max_overflow=max_overflow,
-        # A database that was restarted leaves dead connections in the pool: notice before use.
-        pool_pre_ping=True,
-        pool_timeout=30,
+        pool_pre_ping=ping,
+        pool_timeout=timeouts.pool_s,
         json_serializer=lambda value: orjson.dumps(value).decode(),
         json_deserializer=orjson.loads,
         connect_args={
-            "timeout": CONNECT_TIMEOUT_S,
-            "command_timeout": COMMAND_TIMEOUT_S,
+            "timeout": timeouts.connect_s,
+            "command_timeout": timeouts.command_s,
             "server_settings": {"application_name": name, "jit": "off"},
         },
     )
@@ -81,20 +99,28 @@ async def driver(source: Source) -> AsyncIterator[asyncpg.Connection[asyncpg.Rec
         else:
             async with source.connect() as connection, cut_when_silent(connection):
                 yield await _raw(connection)
-    except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except (SQLAlchemyError, *DRIVER_ERRORS, OSError) as error:
         if not is_unavailable(error):
             raise
         if isinstance(source, Line):
             await source.drop()
         raise unavailable(error) from error
+    except asyncio.CancelledError:
+        if isinstance(source, Line):
+            await source.drop()
+        raise
 
 
 @asynccontextmanager
 async def cut_when_silent(connection: AsyncConnection) -> AsyncIterator[None]:
-    """A connection on which an answer is overdue does not go back to the pool: the next user would wait for it, too."""
+    """A connection on which an answer is overdue does not go back to the pool: the next user would wait for it, too.
+
+    Nor does one whose user was cancelled: it may be in a transaction that was begun and that nobody knows of, in which
+    all that the next user writes would be lost.
+    """
     try:
         yield
-    except TimeoutError:
+    except (TimeoutError, asyncio.CancelledError):
         await connection.invalidate()
         raise
 
@@ -102,7 +128,7 @@ async def cut_when_silent(connection: AsyncConnection) -> AsyncIterator[None]:
 async def _raw(connection: AsyncConnection) -> asyncpg.Connection[asyncpg.Record]:
     raw = (await connection.get_raw_connection()).driver_connection
     assert raw is not None
-    return raw
+    return raw if faults.injector is None else faulty(raw, faults.injector)
 
 
 def unavailable(error: BaseException) -> Transient:
@@ -131,6 +157,10 @@ def is_unavailable(error: BaseException) -> bool:
     if isinstance(error, DBAPIError):
         state = getattr(error.orig, "sqlstate", None) or ""
         return error.connection_invalidated or isinstance(error, InterfaceError) or state.startswith(_AWAY_STATES)
+    if isinstance(error, asyncpg.InternalClientError):
+        # What a statement meets after the server has taken its leave, and before it has hung up; or an answer that the
+        # driver does not understand. Nothing of either is the statement's fault, and the connection is of no more use.
+        return True
     if isinstance(error, asyncpg.InterfaceError):
         # The driver's word for a closed connection; as a ValueError, its word for a value that it can't encode.
         return not isinstance(error, ValueError)

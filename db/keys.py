@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Literal
 from uuid import UUID
 
-from sqlalchemy import Select, and_, func, or_, select, text, update
+from sqlalchemy import Row, Select, and_, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from uuid_utils.compat import uuid7
 
 from rayloom.dag.errors import Refused
+from rayloom.dag.tool_scope import ALL_TOOLS, LEVELS, Level, ToolScope
+from rayloom.dag.values import JsonObject
 from rayloom.db.reader import reading, writing
 from rayloom.db.schema import api_keys, users
 
@@ -36,6 +38,8 @@ class Principal:
     user: str
     role: Role
     key_id: UUID
+    scope: ToolScope = ALL_TOOLS
+    """The tools that its role and its key allow."""
 
     @property
     def is_admin(self) -> bool:
@@ -52,6 +56,8 @@ class KeyRow:
     user: str
     role: Role
     created_at: datetime
+    tools: JsonObject | None = None
+    max_level: Level | None = None
 
 
 def new_key() -> str:
@@ -67,24 +73,45 @@ def hash_of(key: str) -> bytes:
 async def identify(engine: AsyncEngine, key: str) -> Principal | None:
     """Whose key it is; None for a key that is unknown or revoked."""
     statement = (
-        select(api_keys.c.id, api_keys.c.user_id, api_keys.c.role, users.c.name)
+        select(api_keys.c.id, api_keys.c.user_id, api_keys.c.role, users.c.name, api_keys.c.tools, api_keys.c.max_level)
         .join(users, users.c.id == api_keys.c.user_id)
         .where(api_keys.c.key_hash == hash_of(key), api_keys.c.revoked_at.is_(None))
     )
     async with reading(engine) as connection:
         row = (await connection.execute(statement)).one_or_none()
-    return None if row is None else Principal(user_id=row.user_id, user=row.name, role=row.role, key_id=row.id)
+    if row is None:
+        return None
+    scope = _scope(row.role, row.tools, row.max_level)
+    return Principal(user_id=row.user_id, user=row.name, role=row.role, key_id=row.id, scope=scope)
 
 
-async def create_key(engine: AsyncEngine, *, user: str, role: Role, key: str) -> KeyRow:
-    """Store a key of a user, who is made when new. Storing a key that is known already changes nothing."""
+def _scope(role: Role, tools: JsonObject | None, max_level: Level | None) -> ToolScope:
+    given = ToolScope.of(tools)
+    most: Level = "admin" if role == "admin" else "execute"
+    return replace(given, max_level=min(most, max_level or most, key=LEVELS.index))
+
+
+async def create_key(
+    engine: AsyncEngine,
+    *,
+    user: str,
+    role: Role,
+    key: str,
+    tools: JsonObject | None = None,
+    max_level: Level | None = None,
+) -> KeyRow:
+    """Store a key of a user, who is made when new. Storing a key that is known already changes nothing.
+
+    ``tools``, ``{allow, deny}``, and ``max_level`` narrow the tools that it may use; None narrows nothing.
+    """
     async with writing(engine) as connection:
         user_id = await _user(connection, user)
-        statement = insert(api_keys).values(id=uuid7(), user_id=user_id, role=role, key_hash=hash_of(key))
+        values = {"user_id": user_id, "role": role, "key_hash": hash_of(key), "tools": tools, "max_level": max_level}
+        statement = insert(api_keys).values(id=uuid7(), **values)
         await connection.execute(statement.on_conflict_do_nothing(index_elements=["key_hash"]))
         found = _shown().where(api_keys.c.key_hash == hash_of(key))
         row = (await connection.execute(found)).one()
-    return KeyRow(id=row.id, user_id=row.user_id, user=row.name, role=row.role, created_at=row.created_at)
+    return _row(row)
 
 
 async def ensure_admin(engine: AsyncEngine, *, key: str, user: str = "admin") -> bool:
@@ -124,9 +151,7 @@ async def list_keys(
     statement = statement.order_by(api_keys.c.created_at.desc(), api_keys.c.id.desc()).limit(limit)
     async with reading(engine) as connection:
         rows = (await connection.execute(statement)).all()
-    return [
-        KeyRow(id=row.id, user_id=row.user_id, user=row.name, role=row.role, created_at=row.created_at) for row in rows
-    ]
+    return [_row(row) for row in rows]
 
 
 async def revoke_key(engine: AsyncEngine, key_id: UUID) -> bool:
@@ -148,6 +173,17 @@ async def revoke_key(engine: AsyncEngine, key_id: UUID) -> bool:
 
 
 def _shown() -> Select[Any]:
-    return select(api_keys.c.id, api_keys.c.user_id, api_keys.c.role, api_keys.c.created_at, users.c.name).join(
-        users, users.c.id == api_keys.c.user_id
+    columns = ("id", "user_id", "role", "created_at", "tools", "max_level")
+    return select(*(api_keys.c[name] for name in columns), users.c.name).join(users, users.c.id == api_keys.c.user_id)
+
+
+def _row(row: Row[Any]) -> KeyRow:
+    return KeyRow(
+        id=row.id,
+        user_id=row.user_id,
+        user=row.name,
+        role=row.role,
+        created_at=row.created_at,
+        tools=row.tools,
+        max_level=row.max_level,
     )

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from rayloom.dag.tool_scope import ToolScope
 from rayloom.db.attempts import Committed, committed_of, queued_of
 from rayloom.db.engine import Source, driver
 from rayloom.db.queue import Queued
 
 Overdue = Literal["overran", "silent"]
+
+
+_TOOL = "CASE WHEN on_fallback THEN fallback_tool ELSE tool END"
+"""What the next attempt of a row calls."""
+_FALLBACK = "CASE WHEN on_fallback THEN '' ELSE coalesce(fallback_tool, '') END"
+"""What it may still turn to."""
+
+
+@dataclass(frozen=True, slots=True)
+class NextCall:
+    """The tool that the next attempt of a subtask calls, and that of the fallback which it may still turn to, or ""."""
+
+    tool: str
+    fallback: str = ""
 
 
 async def release(engine: Source, leases: Sequence[tuple[str, int]]) -> tuple[Queued, ...]:
@@ -64,25 +80,56 @@ async def queued_page(
     limit: int,
     shapes: Sequence[str] | None = None,
     but_of: Sequence[str] = (),
+    but_with: Collection[NextCall] = (),
 ) -> tuple[Queued, ...]:
     """A page of what is QUEUED and not leased, in queue order; ``after`` is the (score, id) of the last one seen.
 
-    ``shapes``: of these resource shapes only. ``but_of``: nothing of these users.
+    ``shapes``: of these resource shapes only. ``but_of``: nothing of these users. ``but_with``: nothing that calls
+    these next.
     """
     score, last = after if after is not None else (float("-inf"), UUID(int=0))
-    of_shapes = "" if shapes is None else "AND shape = ANY ($4::text[]) "
-    of_others = f"AND user_id <> ALL (${4 if shapes is None else 5}::uuid[]) " if but_of else ""
+    given: list[object] = [score, last, limit]
+    conditions = ""
+    for condition, values in (
+        ("shape = ANY (${}::text[])", shapes),
+        ("user_id <> ALL (${}::uuid[])", but_of or None),
+    ):
+        if values is not None:
+            given.append(list(values))
+            conditions += "AND " + condition.format(len(given)) + " "
+    if but_with:
+        given += [[call.tool for call in but_with], [call.fallback for call in but_with]]
+        calls = f"unnest(${len(given) - 1}::text[], ${len(given)}::text[])"
+        conditions += f"AND ({_TOOL}, {_FALLBACK}) NOT IN (SELECT * FROM {calls}) "
     async with driver(engine) as connection:
         rows = await connection.fetch(
             "SELECT id, user_id, shape, score FROM sub_tasks WHERE status = 'QUEUED' AND incarnation IS NULL "
-            f"AND (score, id) > ($1, $2) {of_shapes}{of_others}ORDER BY score, id LIMIT $3",
-            score,
-            last,
-            limit,
-            *([] if shapes is None else [list(shapes)]),
-            *([list(but_of)] if but_of else []),
+            f"AND (score, id) > ($1, $2) {conditions}ORDER BY score, id LIMIT $3",
+            *given,
         )
     return tuple(Queued(str(row["id"]), str(row["user_id"]), row["shape"], row["score"]) for row in rows)
+
+
+async def calls_of(engine: Source, ids: Sequence[str]) -> dict[str, NextCall]:
+    """What the next attempts call, of those that are QUEUED and not leased, by subtask id."""
+    async with driver(engine) as connection:
+        rows = await connection.fetch(
+            f"SELECT id, {_TOOL} AS tool, {_FALLBACK} AS fallback FROM sub_tasks "
+            "WHERE id = ANY ($1::uuid[]) AND status = 'QUEUED' AND incarnation IS NULL",
+            list(ids),
+        )
+    return {str(row["id"]): NextCall(row["tool"], row["fallback"]) for row in rows}
+
+
+async def scopes_of(engine: Source, ids: Sequence[str]) -> dict[str, ToolScope]:
+    """Which tools their tasks may use, by subtask id."""
+    async with driver(engine) as connection:
+        rows = await connection.fetch(
+            "SELECT s.id, t.options -> 'tools' AS rules FROM sub_tasks s JOIN tasks t ON t.id = s.parent_id "
+            "WHERE s.id = ANY ($1::uuid[])",
+            list(ids),
+        )
+    return {str(row["id"]): ToolScope.of(row["rules"]) for row in rows}
 
 
 async def queued_counts(engine: AsyncEngine) -> dict[str, int]:

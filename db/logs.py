@@ -15,12 +15,12 @@ from typing import Final
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, and_, exists, or_, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rayloom.dag.states import TASK_TERMINAL
 from rayloom.dag.values import JsonObject
 from rayloom.db.events import TransitionRow, transition
-from rayloom.db.reader import reading
+from rayloom.db.reader import ReadSource, reading
 from rayloom.db.reads import Record
 from rayloom.db.schema import execution_logs, log_lines, sub_tasks, task_events, tasks
 
@@ -79,11 +79,11 @@ class LogPage:
     is_last: bool
 
 
-async def read_log(engine: AsyncEngine, task_id: UUID, wanted: LogFilter, start: Position, *, limit: int) -> LogPage:
+async def read_log(source: ReadSource, task_id: UUID, wanted: LogFilter, start: Position, *, limit: int) -> LogPage:
     """At most ``limit`` lines of a task after ``start``, oldest first."""
     found: list[LogEntry] = []
     position, is_drained = start, False
-    async with reading(engine) as connection:
+    async with reading(source) as connection:
         status = await connection.scalar(select(tasks.c.status).where(tasks.c.id == task_id))
         while not is_drained and len(found) <= limit:
             merge = await _batch(connection, task_id, wanted, position)
@@ -146,7 +146,7 @@ async def _outputs(
     )
     has_output: ColumnElement[bool] = and_(or_(log.stdout != "", log.stderr != ""), ~had_lines)
     statement = (
-        select(sub_tasks.c.key, log.attempt, log.stdout, log.stderr, log.end_time)
+        select(sub_tasks.c.key, log.attempt, log.stdout, log.stderr)
         .join(sub_tasks, sub_tasks.c.id == log.sub_task_id)
         .where(sub_tasks.c.parent_id == task_id, tuple_(sub_tasks.c.key, log.attempt).in_(ended), has_output)
     )
@@ -211,7 +211,7 @@ class _Merge:
             for stream in _OUTPUTS:
                 for text in getattr(kept, stream).splitlines():
                     yield LogEntry(
-                        id="", at=min(kept.end_time, event.at), level="INFO", stream=stream, subtask=event.subtask,
+                        id="", at=event.at, level="INFO", stream=stream, subtask=event.subtask,
                         attempt=event.attempt, message=text,
                     )  # fmt: skip
         level = "ERROR" if event.kind == "task" and event.target == "FAILED" else _LEVEL_OF.get(event.target, "INFO")
@@ -225,6 +225,8 @@ class _Merge:
 
 
 def _sentence(event: TransitionRow) -> str:
+    if event.kind == "approval":
+        return f"approval of {'the plan' if event.subtask is None else f'subtask {event.subtask}'}: {event.reason}"
     who = event.kind if event.subtask is None else f"subtask {event.subtask}"
     if event.target is None:
         said: str = "accepted" if event.kind == "plan" else event.kind

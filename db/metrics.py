@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import and_, func, literal, select, union_all
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.dag.states import TaskStatus
-from rayloom.db.reader import reading
+from rayloom.db.reader import ReadSource, reading
 from rayloom.db.schema import schedulers, sub_tasks, tasks
 
 SCHEDULER_SILENCE_S: Final = 10
@@ -26,7 +25,7 @@ class Counts:
     schedulers: int
 
 
-async def read_counts(engine: AsyncEngine) -> Counts:
+async def read_counts(source: ReadSource) -> Counts:
     """Everything counted now. Raises Transient when the database is away."""
     by_status = select(
         tasks.c.status, func.count(), func.coalesce(func.sum(tasks.c.subtask_count - tasks.c.open_count), 0)
@@ -56,7 +55,7 @@ async def read_counts(engine: AsyncEngine) -> Counts:
             schedulers.c.heartbeat_at > func.now() - func.make_interval(0, 0, 0, 0, 0, 0, SCHEDULER_SILENCE_S),
         )
     )
-    async with reading(engine) as connection:
+    async with reading(source) as connection:
         rows = (await connection.execute(by_status)).all()
         parts = {row.name: row.n for row in await connection.execute(by_part)}
         live = await connection.scalar(alive)

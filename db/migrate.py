@@ -16,15 +16,30 @@ from rayloom.db.scram import verifier
 # Any number that nobody else uses for an advisory lock in this database: "rayl" in ASCII.
 MIGRATION_LOCK = 0x7261796C
 
-WORKER_GRANTS = (
-    "GRANT USAGE ON SCHEMA public TO {role}",
-    "GRANT SELECT (id, parent_id, key, status, attempt, output_result) ON sub_tasks TO {role}",
-    "GRANT INSERT ON log_lines TO {role}",
-    "GRANT SELECT, INSERT ON blobs TO {role}",
-    "GRANT SELECT, INSERT, UPDATE ON task_files TO {role}",
-    "GRANT EXECUTE ON FUNCTION begin_attempt(uuid, integer, text) TO {role}",
-    "GRANT EXECUTE ON FUNCTION report_phase(uuid, integer, text, text) TO {role}",
-)
+_READ = ("id", "parent_id", "key", "status", "attempt", "output_result", "stand_in", "output_blob", "output_size")
+_HELD_BY_GRANT = {
+    "GRANT USAGE ON SCHEMA public TO {role}": ("has_schema_privilege('public', 'USAGE')",),
+    f"GRANT SELECT ({', '.join(_READ)}) ON sub_tasks TO {{role}}": tuple(
+        f"has_column_privilege('sub_tasks', '{column}', 'SELECT')" for column in _READ
+    ),
+    "GRANT INSERT ON log_lines TO {role}": ("has_table_privilege('log_lines', 'INSERT')",),
+    "GRANT SELECT, INSERT, UPDATE (touched_at) ON blobs TO {role}": (
+        "has_table_privilege('blobs', 'SELECT')",
+        "has_table_privilege('blobs', 'INSERT')",
+        "has_column_privilege('blobs', 'touched_at', 'UPDATE')",
+    ),
+    "GRANT SELECT, INSERT, UPDATE ON task_files TO {role}": tuple(
+        f"has_table_privilege('task_files', '{right}')" for right in ("SELECT", "INSERT", "UPDATE")
+    ),
+    "GRANT EXECUTE ON FUNCTION begin_attempt(uuid, integer, text) TO {role}": (
+        "has_function_privilege('begin_attempt(uuid, integer, text)', 'EXECUTE')",
+    ),
+    "GRANT EXECUTE ON FUNCTION report_phase(uuid, integer, text, text) TO {role}": (
+        "has_function_privilege('report_phase(uuid, integer, text, text)', 'EXECUTE')",
+    ),
+}
+"""What a worker's role is granted, and by what it sees whether it has it."""
+WORKER_GRANTS = tuple(_HELD_BY_GRANT)
 
 
 class WorkerRoleError(Exception):
@@ -51,6 +66,19 @@ async def upgrade(url: str) -> None:
                 await guard.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
     finally:
         await engine.dispose()
+
+
+async def missing_grants(url: str) -> list[str]:
+    """The grants that the role of ``url`` lacks to be one for workers: statements, to be run by who owns the tables."""
+    engine = create_async_engine(url, poolclass=NullPool)
+    try:
+        async with engine.connect() as connection:
+            role = await connection.scalar(text("SELECT quote_ident(current_user)"))
+            columns = ", ".join(" AND ".join(checks) for checks in _HELD_BY_GRANT.values())
+            held = (await connection.exec_driver_sql(f"SELECT {columns}")).one()
+    finally:
+        await engine.dispose()
+    return [grant.format(role=role) for grant, has in zip(WORKER_GRANTS, held, strict=True) if not has]
 
 
 async def ensure_worker_role(url: str, *, role: str, password: str) -> str | None:

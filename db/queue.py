@@ -15,6 +15,8 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import BlockingConnectionPool
 from redis.exceptions import RedisError
 
+from rayloom.db import faults
+from rayloom.db.faulty import make_faulty
 from rayloom.db.settings import RedisSettings
 
 PREFIX = "rayloom:"
@@ -81,6 +83,8 @@ def make_redis(settings: RedisSettings, *, name: str) -> Redis:
         socket_timeout=30,
         health_check_interval=15,
     )
+    if faults.injector is not None:
+        make_faulty(pool, faults.injector)
     return Redis.from_pool(pool)
 
 

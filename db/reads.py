@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import takewhile
@@ -14,7 +14,6 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     Select,
-    Text,
     and_,
     case,
     cast,
@@ -27,11 +26,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from rayloom.dag.states import SubtaskStatus, TaskStatus
+from rayloom.dag.states import SubtaskStatus
+from rayloom.db import webhooks
 from rayloom.db.attempts import INLINE_BYTES
-from rayloom.db.reader import reading
+from rayloom.db.reader import ReadSource, reading
 from rayloom.db.schema import execution_logs, idempotency_keys, sub_tasks, tasks
 
+MISSING_SHOWN: Final = 1000
+"""Details name at most so many of the subtasks that a task goes on without."""
 PAGE_INLINE_BYTES: Final = 32 * 1024 * 1024
 """A page of subtasks holds at most so many bytes of inline outputs; it ends before the subtask that goes beyond."""
 
@@ -52,7 +54,7 @@ class TaskFilter:
 
 
 async def list_tasks(
-    engine: AsyncEngine, *, user_id: UUID, wanted: TaskFilter, after: tuple[datetime, UUID] | None, limit: int
+    source: ReadSource, *, user_id: UUID, wanted: TaskFilter, after: tuple[datetime, UUID] | None, limit: int
 ) -> list[Record]:
     """Tasks of a user, newest first; ``after`` is the last one of the page before."""
     columns = (
@@ -64,7 +66,7 @@ async def list_tasks(
         at, last = after
         statement = statement.where(or_(tasks.c.created_at < at, and_(tasks.c.created_at == at, tasks.c.id < last)))
     statement = statement.order_by(tasks.c.created_at.desc(), tasks.c.id.desc()).limit(limit)
-    async with reading(engine) as connection:
+    async with reading(source) as connection:
         return list((await connection.execute(statement)).all())
 
 
@@ -99,15 +101,24 @@ async def task_status(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> str 
 
 async def task_row(connection: AsyncConnection, task_id: UUID, user_id: UUID) -> Record | None:
     """A user's task, without its plan."""
-    columns = [column for column in tasks.c if column.name not in ("plan", "incarnation", "context")]
+    columns = [column for column in tasks.c if column.name not in ("plan", "incarnation", "context", "callback_secret")]
     statement = select(*columns).where(tasks.c.id == task_id, tasks.c.user_id == user_id)
     return (await connection.execute(statement)).one_or_none()
 
 
-async def task_details(
-    engine: AsyncEngine, task_id: UUID, user_id: UUID, *, limit: int
-) -> tuple[Record, dict[str, int], list[Record]] | None:
-    """A task, its subtasks counted by status, and the first of them; all of one moment."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskDetails:
+    """A task, its subtasks by status, the first of them, what it goes on without (ids), and its last webhook."""
+
+    task: Record
+    by_status: Mapping[str, int]
+    subtasks: Sequence[Record]
+    missing: Sequence[str]
+    told: Record | None
+
+
+async def task_details(engine: AsyncEngine, task_id: UUID, user_id: UUID, *, limit: int) -> TaskDetails | None:
+    """A task as it is at one moment, with the first of its subtasks."""
     async with reading(engine) as connection:
         await connection.execution_options(isolation_level="REPEATABLE READ")
         task = await task_row(connection, task_id, user_id)
@@ -120,7 +131,18 @@ async def task_details(
         )
         by_status: dict[str, int] = {row[0]: row[1] for row in counts}
         rows = (await connection.execute(_page(task_id, after=-1, limit=limit))).all()
-    return task, by_status, _fitting(rows)
+        missing = await _missing(connection, task_id) if by_status.get(SubtaskStatus.BLOCKED) else []
+        told = None if task.callback_url is None else await webhooks.latest(connection, task_id)
+    return TaskDetails(task=task, by_status=by_status, subtasks=_fitting(rows), missing=missing, told=told)
+
+
+async def _missing(connection: AsyncConnection, task_id: UUID) -> list[str]:
+    """The ids of the BLOCKED subtasks that the task goes on without, in the order of the plan."""
+    statement = select(sub_tasks.c.key).where(
+        sub_tasks.c.parent_id == task_id, sub_tasks.c.status == SubtaskStatus.BLOCKED, sub_tasks.c.stand_in.is_not(None)
+    )
+    found = await connection.execute(statement.order_by(sub_tasks.c.execution_order).limit(MISSING_SHOWN))
+    return list(found.scalars())
 
 
 async def list_subtasks(
@@ -140,11 +162,14 @@ async def list_subtasks(
 
 
 async def subtask_with_attempts(engine: AsyncEngine, task_id: UUID, key: str) -> tuple[Record, list[Record]] | None:
-    """One subtask with its input, and its attempts that have ended, in order."""
+    """One subtask with its input, unless that is kept apart, and its attempts that have ended, in order."""
     inline = case((sub_tasks.c.output_size > INLINE_BYTES, null()), else_=sub_tasks.c.output_result)
     extra = (
-        sub_tasks.c.input_context, sub_tasks.c.resources, sub_tasks.c.timeout_s, sub_tasks.c.max_retries,
-        sub_tasks.c.retry_count, sub_tasks.c.attempt,
+        sub_tasks.c.input_context, sub_tasks.c.input_blob,
+        sub_tasks.c.resources, sub_tasks.c.timeout_s, sub_tasks.c.max_retries,
+        sub_tasks.c.retry_count, sub_tasks.c.attempt, sub_tasks.c.on_failure, sub_tasks.c.stand_in,
+        sub_tasks.c.require_approval, sub_tasks.c.fallback_tool, sub_tasks.c.fallback_input,
+        sub_tasks.c.fallback_attempts,
     )  # fmt: skip
     statement = _columns(inline).add_columns(*extra).where(sub_tasks.c.parent_id == task_id, sub_tasks.c.key == key)
     async with reading(engine) as connection:
@@ -184,31 +209,13 @@ def _columns(inline: ColumnElement[Any]) -> Select[Any]:
         sub_tasks.c.id, sub_tasks.c.key, sub_tasks.c.name, sub_tasks.c.task_type, sub_tasks.c.tool, sub_tasks.c.status,
         sub_tasks.c.phase, sub_tasks.c.dependencies, sub_tasks.c.worker_id, sub_tasks.c.queued_at,
         sub_tasks.c.started_at,
-        sub_tasks.c.finished_at, sub_tasks.c.duration_ms, sub_tasks.c.tokens_used, sub_tasks.c.output_size,
-        sub_tasks.c.output_sha256, sub_tasks.c.error, sub_tasks.c.not_before, sub_tasks.c.execution_order,
+        sub_tasks.c.finished_at, sub_tasks.c.duration_ms, sub_tasks.c.tokens_used,
+        sub_tasks.c.output_size,
+        sub_tasks.c.output_sha256, sub_tasks.c.output_blob, sub_tasks.c.error,
+        sub_tasks.c.not_before, sub_tasks.c.execution_order,
         (cast(ended.scalar_subquery(), BigInteger) + running).label("attempts"),
         type_coerce(inline, JSONB).label("output"), inline.is_(None).label("is_absent"),
     )  # fmt: skip
-
-
-async def output_json(engine: AsyncEngine, task_id: UUID, key: str) -> str | None:
-    """The whole output of a completed subtask as JSON text."""
-    statement = select(cast(sub_tasks.c.output_result, Text)).where(
-        sub_tasks.c.parent_id == task_id,
-        sub_tasks.c.key == key,
-        sub_tasks.c.status == SubtaskStatus.COMPLETED,
-    )
-    async with reading(engine) as connection:
-        return await connection.scalar(statement)
-
-
-async def result_json(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> str | None:
-    """The whole result of a user's COMPLETED task as JSON text."""
-    statement = select(cast(func.task_result(tasks.c.id), Text)).where(
-        tasks.c.id == task_id, tasks.c.user_id == user_id, tasks.c.status == TaskStatus.COMPLETED
-    )
-    async with reading(engine) as connection:
-        return await connection.scalar(statement)
 
 
 async def submitted_before(engine: AsyncEngine, user_id: UUID, key: str) -> tuple[bytes, UUID] | None:

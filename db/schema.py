@@ -17,7 +17,6 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     PrimaryKeyConstraint,
     SmallInteger,
     Table,
@@ -26,31 +25,16 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 
-metadata = MetaData()
+from rayloom.db.columns import at_column as _at
+from rayloom.db.columns import count_column as _count
+from rayloom.db.columns import flag_column as _flag
+from rayloom.db.columns import json_column as _json
+from rayloom.db.columns import metadata as metadata
+from rayloom.db.columns import text_column as _text
+from rayloom.db.outbox import webhooks as webhooks
 
 _LIVE_TASK = "status IN ('PENDING', 'SPLITTING', 'READY', 'PROCESSING')"
-
-
-def _at(name: str, *, nullable: bool = True, default: str | None = None) -> Column[object]:
-    server_default = None if default is None else text(default)
-    return Column(name, TIMESTAMP(timezone=True), nullable=nullable, server_default=server_default)
-
-
-def _json(name: str, *, nullable: bool = True, default: str | None = None) -> Column[object]:
-    server_default = None if default is None else text(f"'{default}'::jsonb")
-    # none_as_null: an absent result is SQL NULL, never a JSON null.
-    return Column(name, JSONB(none_as_null=True), nullable=nullable, server_default=server_default)
-
-
-def _text(name: str, *, nullable: bool = True, default: str | None = None) -> Column[str]:
-    server_default = None if default is None else text(f"'{default}'::text")
-    return Column(name, Text, nullable=nullable, server_default=server_default)
-
-
-def _count(name: str, *, big: bool = False) -> Column[int]:
-    return Column(name, BigInteger if big else Integer, nullable=False, server_default=text("0"))
 
 
 users = Table(
@@ -69,6 +53,8 @@ api_keys = Table(
     Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
     _text("role", nullable=False),
     Column("key_hash", LargeBinary, nullable=False),
+    _json("tools"),
+    _text("max_level"),
     _at("created_at", nullable=False, default="now()"),
     _at("revoked_at"),
     UniqueConstraint("key_hash", name="uq_api_keys_key_hash"),
@@ -106,7 +92,9 @@ tools = Table(
     Column("built_in", Boolean, nullable=False, server_default=text("false")),
     _at("created_at", nullable=False, default="now()"),
     _at("updated_at", nullable=False, default="now()"),
+    Column("server", Text, ForeignKey("mcp_servers.name", name="fk_tools_server", ondelete="CASCADE")),
     UniqueConstraint("name", name="uq_tools_name"),
+    Index("ix_tools_server", "server", postgresql_where=text("server IS NOT NULL")),
 )
 
 tasks = Table(
@@ -124,6 +112,7 @@ tasks = Table(
     _json("plan"),
     _json("plan_meta"),
     _json("result"),
+    _flag("result_apart"),
     _json("error"),
     _count("subtask_count"),
     _count("open_count"),
@@ -131,10 +120,14 @@ tasks = Table(
     _count("tokens_used", big=True),
     Column("cost_usd", Double, nullable=False, server_default=text("0")),
     Column("incarnation", Uuid),
+    Column("api_key_id", Uuid),
     _at("deadline_at"),
     _at("created_at", nullable=False, default="now()"),
     _at("started_at"),
     _at("finished_at"),
+    _text("callback_url"),
+    _text("callback_secret"),
+    _at("held_at"),
 )
 _newest_first = (tasks.c.created_at.desc(), tasks.c.id.desc())
 Index("ix_tasks_user_id_created_at", tasks.c.user_id, *_newest_first)
@@ -148,6 +141,7 @@ Index(
     postgresql_where=text("status IN ('PENDING', 'SPLITTING')"),
 )
 Index("ix_tasks_deadline", tasks.c.deadline_at, postgresql_where=text(f"deadline_at IS NOT NULL AND {_LIVE_TASK}"))
+Index("ix_tasks_held", tasks.c.held_at, postgresql_where=text("held_at IS NOT NULL"))
 
 sub_tasks = Table(
     "sub_tasks",
@@ -169,6 +163,7 @@ sub_tasks = Table(
     Column("referred", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
     Column("timeout_s", Double, nullable=False),
     Column("max_retries", Integer, nullable=False),
+    Column("cacheable", Boolean, nullable=False, server_default=text("false")),
     _json("output_result"),
     Column("output_size", BigInteger),
     _text("output_sha256"),
@@ -187,6 +182,17 @@ sub_tasks = Table(
     _at("queued_at"),
     _at("started_at"),
     _at("finished_at"),
+    _text("on_failure", nullable=False, default="block"),
+    _json("stand_in"),
+    _text("fallback_tool"),
+    _json("fallback_input"),
+    Column("fallback_referred", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
+    _flag("on_fallback"),
+    Column("fallback_attempts", ARRAY(Integer), nullable=False, server_default=text("'{}'::integer[]")),
+    _flag("require_approval"),
+    _at("held_at"),
+    Column("input_blob", Text, ForeignKey("blobs.sha256")),
+    Column("output_blob", Text, ForeignKey("blobs.sha256")),
     UniqueConstraint("parent_id", "key", name="uq_sub_tasks_parent_id_key"),
 )
 Index("ix_sub_tasks_parent_id_execution_order", sub_tasks.c.parent_id, sub_tasks.c.execution_order)
@@ -196,6 +202,10 @@ Index("ix_sub_tasks_leased", sub_tasks.c.incarnation, postgresql_where=text("inc
 Index("ix_sub_tasks_backoff", sub_tasks.c.not_before, postgresql_where=text("status = 'FAILED'"))
 _latest = sub_tasks.c.finished_at.desc()
 Index("ix_sub_tasks_blocked", sub_tasks.c.parent_id, _latest, postgresql_where=text("status = 'BLOCKED'"))
+
+for _name in ("input_blob", "output_blob"):
+    Index(f"ix_sub_tasks_{_name}", sub_tasks.c[_name], postgresql_where=text(f"{_name} IS NOT NULL"))
+Index("ix_sub_tasks_held", sub_tasks.c.held_at, postgresql_where=text("status = 'AWAITING_APPROVAL'"))
 
 execution_logs = Table(
     "execution_logs",
@@ -264,28 +274,6 @@ idempotency_keys = Table(
     Column("task_id", Uuid, nullable=False),
     _at("created_at", nullable=False, default="now()"),
     PrimaryKeyConstraint("user_id", "key", name="pk_idempotency_keys"),
-)
-
-blobs = Table(
-    "blobs",
-    metadata,
-    _text("sha256", nullable=False),
-    Column("size", BigInteger, nullable=False),
-    Column("data", LargeBinary, nullable=False),
-    _at("created_at", nullable=False, default="now()"),
-    PrimaryKeyConstraint("sha256"),
-)
-
-task_files = Table(
-    "task_files",
-    metadata,
-    Column("task_id", Uuid, ForeignKey("tasks.id", ondelete="CASCADE"), nullable=False),
-    _text("path", nullable=False),
-    Column("sha256", Text, ForeignKey("blobs.sha256"), nullable=False),
-    Column("size", BigInteger, nullable=False),
-    _text("media_type", nullable=False),
-    _at("updated_at", nullable=False, default="now()"),
-    PrimaryKeyConstraint("task_id", "path", name="pk_task_files"),
 )
 
 schedulers = Table(

@@ -1,4 +1,4 @@
-"""Where the database and Redis are, and how many connections a process may hold.
+"""Where the database, Redis and large contents are, and how many connections a process may hold.
 
 Plain picklable values: each process builds its own engine and clients from them. URLs hold passwords, so they are
 ``SecretStr``: they print as stars and are opened only where a connection is made.
@@ -15,7 +15,8 @@ class DatabaseSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: SecretStr = Field(description="the primary: takes all writes; empty means the embedded server")
-    replica_url: SecretStr | None = Field(default=None, description="reads of logs, traces and lists; None: primary")
+    replica_url: SecretStr | None = Field(default=None, description="reads of logs, traces, lists; None: primary")
+    replica_max_lag_s: float = Field(default=10.0, gt=0, description="a replica that is later is not read from")
     worker_url: SecretStr | None = Field(default=None, description="the restricted role of workers; None: derived")
     pool_size: int = Field(default=20, ge=1, le=1000, description="connections kept by the API and the scheduler")
     max_overflow: int = Field(default=10, ge=0, le=1000, description="connections above pool_size under load")
@@ -29,10 +30,6 @@ class DatabaseSettings(BaseModel):
     def primary_dsn(self) -> str:
         """The primary's URL in the clear, for an engine; never log it."""
         return self.url.get_secret_value()
-
-    def replica_dsn(self) -> str:
-        """The replica's URL in the clear, or the primary's when there is no replica."""
-        return (self.replica_url or self.url).get_secret_value()
 
     def worker_dsn(self) -> str:
         """The workers' URL in the clear, or the primary's when no restricted role is set."""
@@ -55,3 +52,27 @@ class RedisSettings(BaseModel):
     def dsn(self) -> str:
         """The URL in the clear, for a client; never log it."""
         return self.url.get_secret_value()
+
+
+class S3Settings(BaseModel):
+    """How S3, or whatever speaks its protocol, is reached. Without keys: as the machine's own role."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint: str = Field(default="", description="http:// or https://; empty: that of AWS in the region")
+    region: str = "us-east-1"
+    access_key_id: str = ""
+    secret_access_key: SecretStr = SecretStr("")
+    session_token: SecretStr = SecretStr("")
+
+
+class BlobSettings(BaseModel):
+    """Where contents are kept that are too large for a row. Sizes in bytes, times in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    place: str = Field(default="", description="s3://bucket/prefix for what is new; empty: PostgreSQL")
+    s3: S3Settings = S3Settings()
+    inline_max_bytes: int = Field(default=64 * 1024, ge=1, description="larger inputs and outputs are kept apart")
+    cache_ttl_s: float = Field(default=600.0, ge=0, description="how long Redis keeps a copy; 0: not at all")
+    grace_s: float = Field(default=86_400.0, gt=0, description="what nothing refers to is kept for so long")

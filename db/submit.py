@@ -15,16 +15,30 @@ from uuid_utils.compat import uuid7
 from rayloom.dag.errors import Refused, UserError
 from rayloom.dag.order import queue_score
 from rayloom.dag.states import SubtaskEvent, SubtaskStatus, TaskEvent, TaskStatus, move_subtask, move_task
-from rayloom.dag.values import Json, JsonObject
-from rayloom.dag.verify import VerifiedPlan
+from rayloom.dag.values import JsonObject
+from rayloom.dag.verified import VerifiedPlan, VerifiedSubtask
+from rayloom.db.blobs import BlobStore
 from rayloom.db.engine import DRIVER_ERRORS, driver, dump, dump_sorted, is_refusal
+from rayloom.db.forks import TakenOver, TakenSubtask, write_taken
+from rayloom.db.plan_inputs import KeptInput, keep_inputs
 from rayloom.db.queue import Queued
 from rayloom.db.task_moves import must_be_splitting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Callback:
+    """Where the end of a task is told, and with what it is signed; ``secret`` is encrypted."""
+
+    url: str
+    secret: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewTask:
-    """A task to be written. ``plan`` is None when it has still to be split from ``prompt``."""
+    """A task to be written. ``plan`` is None when it has still to be split from ``prompt``.
+
+    ``taken_over``: what a fork does not run anew; something of its plan must be left to run.
+    """
 
     user_id: UUID
     title: str
@@ -34,9 +48,14 @@ class NewTask:
     options: JsonObject = field(default_factory=dict)
     labels: JsonObject = field(default_factory=dict)
     plan: VerifiedPlan | None = None
+    require_approval: bool = False
+    taken_over: TakenOver | None = None
     deadline_s: float | None = None
     idempotency_key: str | None = None
     fingerprint: bytes = b""
+    callback: Callback | None = None
+    key_id: UUID | None = None
+    """The API key that it came with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,19 +70,28 @@ class Submitted:
 SUB_TASK_COLUMNS = (
     "id", "parent_id", "user_id", "key", "name", "task_type", "status", "execution_order", "dependencies", "dependents",
     "pending_dependencies", "tool", "input_context", "referred", "timeout_s", "max_retries", "resources", "shape",
-    "score", "created_at", "queued_at",
+    "score", "created_at", "queued_at", "cacheable",
 )  # fmt: skip
+POLICY_COLUMNS = (
+    "on_failure", "stand_in", "fallback_tool", "fallback_input", "fallback_referred", "require_approval", "held_at",
+)  # fmt: skip
+"""Written only where a subtask of the plan has something else in them than every other plan."""
+BLOB_COLUMNS = ("input_blob",)
+"""Written only where an input of the plan is kept apart."""
 EVENT_COLUMNS = ("task_id", "kind", "subtask", "from_status", "to_status", "reason", "at")
 
 
-async def submit_task(engine: AsyncEngine, new: NewTask) -> Submitted:
-    """Write a task, with its subtasks when its plan is known.
+async def submit_task(engine: AsyncEngine, blobs: BlobStore, new: NewTask) -> Submitted:
+    """Write a task, with its subtasks when its plan is known; their large inputs go into the blob store before.
 
     Raises Refused (``IDEMPOTENCY_MISMATCH``) when the idempotency key belongs to another request body, UserError
-    (``TASK_UNSTORABLE``) when PostgreSQL does not take its data, and Transient when the database is away.
+    (``TASK_UNSTORABLE``) when PostgreSQL does not take its data, and Transient when the database or the blob store is
+    away.
     """
+    taken = frozenset[str]() if new.taken_over is None else new.taken_over.keys
+    inputs = () if new.plan is None else await keep_inputs(new.plan, blobs, taken=taken)
     try:
-        return await _submit(engine, new)
+        return await _submit(engine, new, inputs)
     except DRIVER_ERRORS as error:
         if not is_refusal(error):
             raise
@@ -71,7 +99,7 @@ async def submit_task(engine: AsyncEngine, new: NewTask) -> Submitted:
         raise UserError("TASK_UNSTORABLE", f"the database can't store this task: {why}") from error
 
 
-async def _submit(engine: AsyncEngine, new: NewTask) -> Submitted:
+async def _submit(engine: AsyncEngine, new: NewTask, inputs: Sequence[KeptInput]) -> Submitted:
     task_id = uuid7()
     now = datetime.now(UTC)
     async with driver(engine) as connection, connection.transaction():
@@ -87,9 +115,12 @@ async def _submit(engine: AsyncEngine, new: NewTask) -> Submitted:
         deadline_at = None if new.deadline_s is None else now + timedelta(seconds=new.deadline_s)
         await connection.execute(
             "INSERT INTO tasks (id, user_id, title, original_prompt, status, priority, context, options, labels, "
-            "deadline_at, created_at) VALUES ($1, $2, $3, $4, 'PENDING', $5, $6, $7, $8, $9, $10)",
+            "deadline_at, created_at, callback_url, callback_secret, api_key_id) "
+            "VALUES ($1, $2, $3, $4, 'PENDING', $5, $6, $7, $8, $9, $10, $11, $12, $13)",
             task_id, new.user_id, new.title, new.prompt, new.priority, dump(new.context), dump(new.options),
             dump(new.labels), deadline_at, now,
+            None if new.callback is None else new.callback.url, None if new.callback is None else new.callback.secret,
+            new.key_id,
         )  # fmt: skip
         events: list[tuple[Any, ...]] = [(task_id, "task", None, None, TaskStatus.PENDING, "submitted", now)]
         queued: tuple[Queued, ...] = ()
@@ -98,25 +129,31 @@ async def _submit(engine: AsyncEngine, new: NewTask) -> Submitted:
             await connection.execute(
                 "UPDATE tasks SET status = $2, started_at = $3 WHERE id = $1", task_id, status, now
             )
-            events.append((task_id, "task", None, TaskStatus.PENDING, status, "the plan was given", now))
-            target = _Target(task_id, new.user_id, new.priority, now)
-            queued = await _write_plan(connection, target, new.plan, {"source": "given"}, events, now)
+            source, how = ("given", "was given") if new.taken_over is None else ("fork", "is that of another task")
+            events.append((task_id, "task", None, TaskStatus.PENDING, status, f"the plan {how}", now))
+            target = _Target(
+                task_id, new.user_id, new.priority, now, inputs, is_held=new.require_approval, taken_over=new.taken_over
+            )
+            queued = await _write_plan(connection, target, new.plan, {"source": source}, events, now)
         await connection.copy_records_to_table("task_events", records=events, columns=EVENT_COLUMNS)
     return Submitted(task_id=task_id, replayed=False, queued=queued)
 
 
 async def accept_plan(
-    engine: AsyncEngine, task_id: UUID, plan: VerifiedPlan, *, meta: JsonObject, incarnation: UUID
+    engine: AsyncEngine, blobs: BlobStore, task_id: UUID, plan: VerifiedPlan, *, meta: JsonObject, incarnation: UUID
 ) -> tuple[Queued, ...]:
-    """Store the plan of a task that ``incarnation`` is splitting, and start it. ``meta``: how the plan was made.
+    """Store the plan of a task that ``incarnation`` is splitting. ``meta``: how the plan was made.
+
+    It is started, unless the task wants approval.
 
     Raises Stale (``TASK_MOVED_ON``) when the task is no longer SPLITTING by that incarnation.
     """
+    inputs = await keep_inputs(plan, blobs)
     now = datetime.now(UTC)
     async with driver(engine) as connection, connection.transaction():
         row = await must_be_splitting(connection, task_id, incarnation, TaskEvent.PLAN_ACCEPTED)
         events: list[tuple[Any, ...]] = []
-        target = _Target(task_id, row["user_id"], row["priority"], row["created_at"])
+        target = _Target(task_id, row["user_id"], row["priority"], row["created_at"], inputs, is_held=row["is_held"])
         queued = await _write_plan(connection, target, plan, meta, events, now)
         await connection.copy_records_to_table("task_events", records=events, columns=EVENT_COLUMNS)
     return queued
@@ -139,6 +176,11 @@ class _Target:
     user_id: UUID
     priority: int
     created_at: datetime
+    inputs: Sequence[KeptInput]
+    """Those of the plan, in its order."""
+    is_held: bool
+    """The plan waits for approval."""
+    taken_over: TakenOver | None = None
 
 
 async def _write_plan(
@@ -149,42 +191,95 @@ async def _write_plan(
     events: list[tuple[Any, ...]],
     now: datetime,
 ) -> tuple[Queued, ...]:
-    """Write the subtasks of a SPLITTING task and bring it to PROCESSING, its roots to QUEUED. Adds to ``events``."""
+    """Write the subtasks of a SPLITTING task and bring it to PROCESSING, its roots to QUEUED. Adds to ``events``.
+
+    Where the plan waits for approval the task stays READY, and its subtasks PENDING. What it takes over is written
+    COMPLETED, and is waited for no longer.
+    """
     ready = move_task(TaskStatus.SPLITTING, TaskEvent.PLAN_ACCEPTED)
-    processing = move_task(ready, TaskEvent.STARTED)
     accepted = move_subtask(SubtaskStatus.PENDING, SubtaskEvent.ACCEPTED)
-    freed = move_subtask(accepted, SubtaskEvent.FREED)
     task_id, created_ms = target.task_id, int(target.created_at.timestamp() * 1000)
     ids = [uuid7() for _ in plan.subtasks]
+    has_policies = any(_has_policy(subtask) for subtask in plan.subtasks)
+    has_blobs = any(given.blob is not None for given in target.inputs)
     rows: list[tuple[Any, ...]] = []
+    over = target.taken_over
+    done: frozenset[str] = over.keys if over is not None else frozenset()
+    taken: list[TakenSubtask] = []
     queued: list[Queued] = []
     freed_events: list[tuple[Any, ...]] = []
     events.append((task_id, "plan", None, None, None, f"{len(ids)} subtasks, width {plan.width}", now))
-    for subtask, id_ in zip(plan.subtasks, ids, strict=True):
-        spec, is_root = subtask.spec, not subtask.dependencies
+    for subtask, id_, given in zip(plan.subtasks, ids, target.inputs, strict=True):
+        spec, status = subtask.spec, SubtaskStatus.PENDING if target.is_held else accepted
         shape = dump_sorted(subtask.shape.as_json())
         score = queue_score(priority=target.priority, created_ms=created_ms, rank=subtask.rank)
-        keys: Sequence[Json] = [plan.subtasks[ordinal].spec.id for ordinal in subtask.dependencies]
-        rows.append((
-            id_, task_id, target.user_id, spec.id, spec.name or spec.id, spec.type, freed if is_root else accepted,
-            subtask.ordinal, dump(keys), [ids[ordinal] for ordinal in subtask.dependents], len(subtask.dependencies),
-            subtask.tool, dump(spec.input), list(subtask.references), spec.timeout_s, spec.max_retries,
-            shape, shape, score, now, now if is_root else None,
-        ))  # fmt: skip
-        events.append((task_id, "subtask", spec.id, SubtaskStatus.PENDING, accepted, None, now))
-        if is_root:
-            freed_events.append((task_id, "subtask", spec.id, accepted, freed, None, now))
+        dependents = [ids[ordinal] for ordinal in subtask.dependents]
+        if over is not None and spec.id in done:
+            taken.append(TakenSubtask(id=id_, key=spec.id, dependents=tuple(dependents), score=score))
+            # It never was in any other state here.
+            reason = f"taken over from task {over.task_id}"
+            events.append((task_id, "subtask", spec.id, None, SubtaskStatus.COMPLETED, reason, now))
+            continue
+        keys: list[str] = [plan.subtasks[ordinal].spec.id for ordinal in subtask.dependencies]
+        pending = sum(key not in done for key in keys)
+        if not target.is_held:
+            events.append((task_id, "subtask", spec.id, SubtaskStatus.PENDING, accepted, None, now))
+            if not pending:
+                status = move_subtask(accepted, SubtaskEvent.HELD if subtask.needs_approval else SubtaskEvent.FREED)
+                freed_events.append((task_id, "subtask", spec.id, accepted, status, None, now))
+        is_queued = status is SubtaskStatus.QUEUED
+        if is_queued:
             queued.append(Queued(str(id_), str(target.user_id), shape, score))
-    await connection.copy_records_to_table("sub_tasks", records=rows, columns=SUB_TASK_COLUMNS)
+        elif status is SubtaskStatus.AWAITING_APPROVAL:
+            freed_events.append((task_id, "approval", spec.id, accepted, status, "asked", now))
+        row: tuple[Any, ...] = (
+            id_, task_id, target.user_id, spec.id, spec.name or spec.id, spec.type, status,
+            subtask.ordinal, dump(keys), dependents, pending,
+            subtask.tool, given.text, list(subtask.references), spec.timeout_s, spec.max_retries,
+            shape, shape, score, now, now if is_queued else None, spec.cacheable,
+        )  # fmt: skip
+        row += (given.blob,) if has_blobs else ()
+        rows.append(row + _policy(subtask, status, now) if has_policies else row)
+    columns = SUB_TASK_COLUMNS + (BLOB_COLUMNS if has_blobs else ()) + (POLICY_COLUMNS if has_policies else ())
+    await connection.copy_records_to_table("sub_tasks", records=rows, columns=columns)
+    if over is not None:
+        await write_taken(
+            connection, taken, columns=SUB_TASK_COLUMNS + BLOB_COLUMNS + POLICY_COLUMNS,
+            source=over.task_id, task_id=task_id, user_id=target.user_id, now=now,
+        )  # fmt: skip
     # In two steps, as the guard sees no way from SPLITTING to PROCESSING but through READY.
-    await connection.execute("UPDATE tasks SET status = $2 WHERE id = $1", task_id, ready)
     await connection.execute(
-        "UPDATE tasks SET status = $2, plan = $3, plan_meta = $4, subtask_count = $5, open_count = $5, "
-        "incarnation = NULL WHERE id = $1",
-        task_id, processing, dump(plan.plan.model_dump(mode="json", exclude_unset=True)),
-        dump(meta | {"width": plan.width, "critical_path": list(plan.critical_path)}), len(ids),
+        "UPDATE tasks SET status = $2, plan = $3, plan_meta = $4, subtask_count = $5, open_count = $6, "
+        "incarnation = NULL, held_at = $7 WHERE id = $1",
+        task_id, ready, dump(plan.plan.model_dump(mode="json", exclude_unset=True)),
+        dump(meta | {"width": plan.width, "critical_path": list(plan.critical_path)}), len(ids), len(rows),
+        now if target.is_held else None,
     )  # fmt: skip
     events.append((task_id, "task", None, TaskStatus.SPLITTING, ready, None, now))
+    if target.is_held:
+        events.append((task_id, "approval", None, TaskStatus.SPLITTING, ready, "asked", now))
+        return ()
+    processing = move_task(ready, TaskEvent.STARTED)
+    await connection.execute("UPDATE tasks SET status = $2 WHERE id = $1", task_id, processing)
     events.append((task_id, "task", None, ready, processing, None, now))
     events.extend(freed_events)
     return tuple(queued)
+
+
+def _has_policy(subtask: VerifiedSubtask) -> bool:
+    return subtask.needs_approval or subtask.spec.on_failure != "block"
+
+
+def _policy(subtask: VerifiedSubtask, status: SubtaskStatus, now: datetime) -> tuple[Any, ...]:
+    """The values of ``POLICY_COLUMNS``."""
+    spec, fallback = subtask.spec, subtask.spec.fallback
+    has_stand_in = spec.on_failure in ("continue", "default")
+    return (
+        spec.on_failure,
+        dump(spec.default) if has_stand_in else None,
+        None if fallback is None else fallback.tool,
+        None if fallback is None else dump(fallback.input),
+        list(subtask.fallback_references),
+        subtask.needs_approval,
+        now if status is SubtaskStatus.AWAITING_APPROVAL else None,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import UUID
 
@@ -14,17 +14,23 @@ from rayloom.dag.errors import ErrorInfo, Stale
 from rayloom.dag.output import clean_text
 from rayloom.dag.states import TaskEvent, TaskStatus
 from rayloom.dag.values import JsonObject
+from rayloom.db import halt as halts
 from rayloom.db.engine import driver, dump_error
+from rayloom.db.halt import Halt
 from rayloom.db.refusals import tell_refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A task that was ended from outside. ``refused_status`` is set when it was too late: the status it has."""
+    """A task that was ended from outside. ``refused_status`` is set when it was too late: the status it has.
+
+    ``stopped``: the leases (subtask id, attempt) of what ran. ``halt``: what was found when it was ended.
+    """
 
     found: bool
     refused_status: str | None = None
     stopped: tuple[tuple[str, int], ...] = ()
+    halt: Halt = field(default_factory=Halt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +61,8 @@ async def end_task(
     async with driver(engine) as connection, connection.transaction():
         if splitter is not None:
             await must_be_splitting(connection, task_id, splitter, event)
+        await connection.execute("SELECT FROM tasks WHERE id = $1 FOR NO KEY UPDATE", task_id)
+        halt = await halts.look(connection, task_id)
         rows = await connection.fetch(
             "SELECT * FROM end_task($1, $2, $3, $4)",
             task_id,
@@ -62,22 +70,28 @@ async def end_task(
             None if error is None else dump_error(error),
             clean_text(reason),
         )
-    refused = next((row["detail"] for row in rows if row["what"] == "refused"), None)
+        refused = next((row["detail"] for row in rows if row["what"] == "refused"), None)
+        if rows and refused is None:
+            await halts.tell(connection, task_id, halt, reason)
     if refused not in (None, status):
         tell_refusal(event, source=refused, task_id=task_id)
     stopped = tuple((str(row["sub_task_id"]), int(row["detail"])) for row in rows if row["what"] == "stopped")
-    return Ended(found=bool(rows), refused_status=refused, stopped=stopped)
+    return Ended(found=bool(rows), refused_status=refused, stopped=stopped, halt=halt)
 
 
 async def must_be_splitting(
     connection: asyncpg.Connection[Any], task_id: UUID, incarnation: UUID, event: TaskEvent
 ) -> asyncpg.Record:
-    """Lock a task for what its splitter does to it; gives its row (user_id, priority, created_at).
+    """Lock a task for what its splitter does to it; gives its row (user_id, priority, created_at, is_held).
+
+    ``is_held``: its plan wants approval.
 
     Raises Stale (``TASK_MOVED_ON``) when the task is no longer SPLITTING by this incarnation.
     """
     row = await connection.fetchrow(
-        "SELECT status, incarnation, user_id, priority, created_at FROM tasks WHERE id = $1 FOR NO KEY UPDATE", task_id
+        "SELECT status, incarnation, user_id, priority, created_at, "
+        "options @> '{\"require_approval\": true}' AS is_held FROM tasks WHERE id = $1 FOR NO KEY UPDATE",
+        task_id,
     )
     if row is None or row["status"] != TaskStatus.SPLITTING or row["incarnation"] != incarnation:
         tell_refusal(event, source=None if row is None else row["status"], task_id=task_id)

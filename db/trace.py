@@ -8,10 +8,9 @@ from typing import Final
 from uuid import UUID
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.db.events import TransitionRow, transition
-from rayloom.db.reader import reading
+from rayloom.db.reader import ReadSource, reading
 from rayloom.db.reads import Record
 from rayloom.db.schema import execution_logs, sub_tasks, task_events, tasks
 
@@ -30,7 +29,7 @@ class TraceRows:
     is_truncated: bool
 
 
-async def read_trace(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> TraceRows | None:
+async def read_trace(source: ReadSource, task_id: UUID, user_id: UUID) -> TraceRows | None:
     """Everything of a user's task that its trace shows, as of one moment; None when there is no such task."""
     task = select(
         tasks.c.id, tasks.c.title, tasks.c.status, tasks.c.priority, tasks.c.plan_meta, tasks.c.subtask_count,
@@ -46,7 +45,8 @@ async def read_trace(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> Trace
         select(
             log.sub_task_id, log.attempt, log.status, log.queued_at, log.start_time, log.end_time, log.tokens_used,
             log.error, log.spans, log.worker_id, log.node_id, log.ray_task_id,
-            sub_tasks.c.key, sub_tasks.c.tool, sub_tasks.c.task_type,
+            sub_tasks.c.key, sub_tasks.c.tool, sub_tasks.c.task_type, sub_tasks.c.fallback_tool,
+            sub_tasks.c.fallback_attempts,
         )
         .join(sub_tasks, sub_tasks.c.id == log.sub_task_id)
         .where(log.task_id == task_id)
@@ -55,10 +55,10 @@ async def read_trace(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> Trace
     )  # fmt: skip
     running = select(
         sub_tasks.c.id, sub_tasks.c.key, sub_tasks.c.tool, sub_tasks.c.task_type, sub_tasks.c.attempt,
-        sub_tasks.c.phase,
-        sub_tasks.c.queued_at, sub_tasks.c.started_at, sub_tasks.c.worker_id,
+        sub_tasks.c.phase, sub_tasks.c.queued_at, sub_tasks.c.started_at, sub_tasks.c.worker_id,
+        sub_tasks.c.fallback_tool, sub_tasks.c.fallback_attempts,
     ).where(sub_tasks.c.parent_id == task_id, sub_tasks.c.status == "RUNNING")  # fmt: skip
-    async with reading(engine) as connection:
+    async with reading(source) as connection:
         await connection.execution_options(isolation_level="REPEATABLE READ")
         found = (await connection.execute(task)).one_or_none()
         if found is None:

@@ -8,10 +8,10 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import Date, cast, func, select
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Date, any_, case, cast, func, select
 
-from rayloom.db.reader import reading
+from rayloom.dag.breaker import BREAKER_OPEN
+from rayloom.db.reader import ReadSource, reading
 from rayloom.db.schema import execution_logs, sub_tasks
 
 DEFAULT_DAYS: Final = 30
@@ -39,7 +39,7 @@ class ToolStats:
 
 
 async def read_usage(
-    engine: AsyncEngine, *, user_id: UUID, since: datetime | None, until: datetime | None
+    source: ReadSource, *, user_id: UUID, since: datetime | None, until: datetime | None
 ) -> list[UsageRow]:
     """Usage of a user by tool and day, newest day first."""
     until = until or datetime.now(UTC)
@@ -58,27 +58,34 @@ async def read_usage(
         .group_by(sub_tasks.c.tool, day)
         .order_by(day.desc(), sub_tasks.c.tool)
     )
-    async with reading(engine) as connection:
+    async with reading(source) as connection:
         rows = (await connection.execute(statement)).all()
     return [UsageRow(user_id=user_id, tool=row.tool, day=row.day, tokens=int(row.tokens)) for row in rows]
 
 
-async def tool_stats(engine: AsyncEngine) -> Mapping[str, ToolStats]:
+async def tool_stats(source: ReadSource) -> Mapping[str, ToolStats]:
     """How each tool did in the last 10,000 attempts of all."""
     recent = (
-        select(execution_logs.c.sub_task_id, execution_logs.c.status, execution_logs.c.duration)
+        select(
+            execution_logs.c.sub_task_id, execution_logs.c.attempt, execution_logs.c.status,
+            execution_logs.c.duration, execution_logs.c.error["code"].astext.label("code"),
+        )
         .order_by(execution_logs.c.start_time.desc())
         .limit(RECENT_ATTEMPTS)
         .subquery()
-    )
+    )  # fmt: skip
+    is_fallback = recent.c.attempt == any_(sub_tasks.c.fallback_attempts)
+    tool = case((is_fallback, sub_tasks.c.fallback_tool), else_=sub_tasks.c.tool).label("tool")
     failed = func.count().filter(recent.c.status.in_(("FAILED", "TIMED_OUT", "LOST")))
     median = func.percentile_cont(0.5).within_group(recent.c.duration)
     statement = (
-        select(sub_tasks.c.tool, func.count().label("calls"), failed.label("failures"), median.label("p50_ms"))
+        select(tool, func.count().label("calls"), failed.label("failures"), median.label("p50_ms"))
         .join(sub_tasks, sub_tasks.c.id == recent.c.sub_task_id)
-        .group_by(sub_tasks.c.tool)
+        # It was not called.
+        .where(recent.c.code.is_distinct_from(BREAKER_OPEN))
+        .group_by(tool)
     )
-    async with reading(engine) as connection:
+    async with reading(source) as connection:
         rows = (await connection.execute(statement)).all()
     return {
         row.tool: ToolStats(calls=row.calls, failures=row.failures, p50_ms=row.p50_ms and round(row.p50_ms, 2))

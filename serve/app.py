@@ -14,26 +14,33 @@ from starlette.routing import compile_path
 from rayloom.serve import problems
 from rayloom.serve.deps import Deps
 from rayloom.serve.gate import Gate
+from rayloom.serve.mcp import door
+from rayloom.serve.mcp.server import make_server
 from rayloom.serve.measures import Measures
 from rayloom.serve.routes import (
+    approvals,
+    audit,
     events,
     health,
     invocations,
-    later,
+    letters,
     logs,
     pages,
     people,
     plans,
+    retries,
     subtasks,
     tasks,
     tools,
     traces,
+    waiting,
 )
 from rayloom.serve.settings import ServeSettings
 
 ROUTERS: Final = (
-    tasks.router, subtasks.router, events.router, logs.router, traces.router, plans.router, tools.router,
-    invocations.router, people.router, later.router, health.router, pages.router,
+    tasks.router, approvals.router, retries.router, letters.router, subtasks.router, waiting.router, events.router,
+    logs.router, traces.router, plans.router, tools.router, invocations.router, people.router, audit.router,
+    door.router, health.router, pages.router,
 )  # fmt: skip
 
 
@@ -70,6 +77,7 @@ def build_app(settings: ServeSettings, open_deps: Callable[[], Deps]) -> FastAPI
         },
     )
     app.state.measures = measures
+    app.state.mcp = make_server(app.version)
     for router in ROUTERS:
         app.include_router(router)
     app.state.methods_of = _method_table()

@@ -51,6 +51,11 @@ async def read_body(request: Request, model: type[M]) -> M:
     return validated(await read_object(request), model)
 
 
+async def read_optional(request: Request, model: type[M]) -> M:
+    """The same where no body at all says as much as an empty object."""
+    return await read_body(request, model) if (await request.body()).strip() else validated({}, model)
+
+
 async def off_loop(size: int, work: Callable[[], T], *, at_most: int = THREAD_BYTES) -> T:
     """``work``, in a thread when ``size`` (bytes that it has to look at) says that it takes long."""
     return work() if size <= at_most else await asyncio.to_thread(work)

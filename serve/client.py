@@ -20,6 +20,7 @@ import orjson
 from rayloom.dag.errors import Transient
 from rayloom.dag.values import Json, JsonObject
 from rayloom.serve.answers import Busy, Unreachable, document_of, object_of, refusal, text_of
+from rayloom.serve.parameters import Params, query_of
 from rayloom.serve.patience import BACKOFF_MAX_S, Patience
 
 TERMINAL: Final = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
@@ -28,8 +29,6 @@ SERVER_FAULTS_MAX: Final = 5
 STREAM_SILENCE_S: Final = 60.0
 """A stream that says nothing for so long, not even a comment, is taken for dead and resumed."""
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
-
-Params = Mapping[str, str | int | float | bool | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +101,14 @@ class Client:
 
     def submit(self, body: Mapping[str, Json], *, idempotency_key: str | None = None) -> Submitted:
         """Submit a task. Without a key one is made, so that a lost answer never makes a second task."""
-        key = idempotency_key or _new_key()
-        response = self._send("POST", "/api/v1/tasks", body=dict(body), headers={"Idempotency-Key": key}, again=True)
+        return self._make("/api/v1/tasks", body, idempotency_key or _new_key())
+
+    def fork(self, task_id: str, body: Mapping[str, Json]) -> Submitted:
+        """Make a new task of what another one has completed. A lost answer never makes a second one."""
+        return self._make(f"/api/v1/tasks/{_segment(task_id)}/fork", body, _new_key())
+
+    def _make(self, path: str, body: Mapping[str, Json], key: str) -> Submitted:
+        response = self._send("POST", path, body=dict(body), headers={"Idempotency-Key": key}, again=True)
         accepted = object_of(response)
         replayed = response.headers.get("Idempotent-Replayed", "").lower() == "true"
         return Submitted(task_id=text_of(accepted, "task_id"), replayed=replayed, body=accepted)
@@ -120,9 +125,24 @@ class Client:
         """One subtask, with its input and attempts."""
         return self.get(f"/api/v1/tasks/{_segment(task_id)}/subtasks/{_segment(subtask)}")
 
+    def waiting(self, task_id: str, subtask: str) -> JsonObject:
+        """Why a subtask is not running yet."""
+        return self.get(f"/api/v1/tasks/{_segment(task_id)}/subtasks/{_segment(subtask)}/waiting")
+
     def cancel(self, task_id: str) -> JsonObject:
         """Cancel a task. Raises Rejected (409) when it has ended otherwise."""
         return object_of(self._send("POST", f"/api/v1/tasks/{_segment(task_id)}/cancel", again=True))
+
+    def approve(self, task_id: str, *, subtask: str | None = None) -> JsonObject:
+        """Approve a subtask, or all that waits. Raises Rejected (409) when nothing does."""
+        return self._decide(task_id, "approve", {} if subtask is None else {"subtask": subtask})
+
+    def reject(self, task_id: str, reason: str, *, subtask: str | None = None) -> JsonObject:
+        """Reject a subtask, or all that waits. Raises Rejected (409) when nothing does."""
+        return self._decide(task_id, "reject", {"reason": reason} | ({} if subtask is None else {"subtask": subtask}))
+
+    def _decide(self, task_id: str, verb: str, body: Mapping[str, Json]) -> JsonObject:
+        return self.post(f"/api/v1/tasks/{_segment(task_id)}/{verb}", body)
 
     def logs(self, task_id: str, params: Params | None = None) -> Iterator[JsonObject]:
         """A task's log as it is now, oldest first, page by page."""
@@ -138,9 +158,13 @@ class Client:
         """A GET of any route that answers an object. Raises Rejected, Busy, Unreachable."""
         return object_of(self._send("GET", path, params=params))
 
-    def post(self, path: str, body: Mapping[str, Json]) -> JsonObject:
+    def post(self, path: str, body: Mapping[str, Json], params: Params | None = None) -> JsonObject:
         """A POST that is sent once only, whatever comes back."""
-        return object_of(self._send("POST", path, body=dict(body), again=False))
+        return object_of(self._send("POST", path, params=params, body=dict(body), again=False))
+
+    def patch(self, path: str, body: Mapping[str, Json]) -> JsonObject:
+        """Change something; the JSON object that comes back."""
+        return object_of(self._send("PATCH", path, body=dict(body), again=False))
 
     def delete(self, path: str) -> JsonObject:
         """A DELETE; an empty answer gives ``{}``."""
@@ -200,7 +224,7 @@ class Client:
         if last:
             headers["Last-Event-ID"] = last
         timeout = httpx2.Timeout(STREAM_SILENCE_S, connect=5.0, pool=None)
-        query = {name: _text(value) for name, value in params.items() if value is not None}
+        query = query_of(params)
         try:
             with self._http.stream("GET", path, params=query, headers=headers, timeout=timeout) as response:
                 if not response.is_success:
@@ -237,7 +261,7 @@ class Client:
         server_faults = 0
         content = None if body is None else orjson.dumps(body)
         extra = {**(headers or {}), **({} if content is None else {"Content-Type": "application/json"})}
-        query = {name: _text(value) for name, value in (params or {}).items() if value is not None}
+        query = query_of(params or {})
         while True:
             try:
                 response = self._http.request(method, path, params=query, content=content, headers=extra)
@@ -268,12 +292,6 @@ def _new_key() -> str:
 
 def _segment(value: str) -> str:
     return quote(value, safe="")
-
-
-def _text(value: str | int | float | bool | None) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
 
 
 def _is_number(value: str) -> bool:

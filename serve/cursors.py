@@ -37,6 +37,9 @@ def decode(kind: str, cursor: str, shape: Sequence[type]) -> list[str | int]:
         raise _foreign() from None
     if not isinstance(raw, list) or not raw or raw[0] != kind or [type(part) for part in raw[1:]] != list(shape):
         raise _foreign()
+    # PostgreSQL has no NUL in a text.
+    if any(isinstance(part, str) and "\0" in part for part in raw):
+        raise _foreign()
     # Numbers are ids and times of ours, kept by the database in 64 bits.
     if any(isinstance(part, int) and not -(2**62) < part < 2**62 for part in raw):
         raise _foreign()
@@ -71,8 +74,18 @@ def uuid_of(text: str, what: str) -> UUID:
         raise not_found(what) from None
 
 
-def moment(name: str, text: str | None) -> datetime | None:
-    """A time in the query, RFC 3339; without an offset it is UTC. Raises Problem (422)."""
+def uuid_in(pointer: str, text: str | None) -> UUID | None:
+    """An id in the query or in a body. Raises Problem (422)."""
+    if text is None:
+        return None
+    try:
+        return UUID(text)
+    except ValueError:
+        raise invalid([Fault(pointer, "must be a UUID")]) from None
+
+
+def moment(name: str, text: str | None, *, under: str = "/query") -> datetime | None:
+    """An RFC 3339 time, in the query or ``under`` another pointer; UTC without an offset. Raises Problem (422)."""
     if text is None:
         return None
     try:
@@ -80,7 +93,7 @@ def moment(name: str, text: str | None) -> datetime | None:
         at = datetime.fromisoformat(text.strip().replace(" ", "+") if "T" in text else text)
         return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise invalid([Fault(f"/query/{name}", "must be a time such as 2026-01-31T12:00:00Z (RFC 3339)")]) from None
+        raise invalid([Fault(f"{under}/{name}", "must be a time such as 2026-01-31T12:00:00Z (RFC 3339)")]) from None
 
 
 def choices(name: str, given: Sequence[str] | None, known: Iterable[str]) -> tuple[str, ...]:

@@ -12,17 +12,19 @@ from ray.serve.handle import DeploymentHandle
 
 from rayloom.dag.answer import Answer, as_value
 from rayloom.dag.ports import Planned, PlanRequest
-from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.db.settings import BlobSettings, DatabaseSettings, RedisSettings
 from rayloom.serve.app import build_app
 from rayloom.serve.deps import Ports, open_deps
 from rayloom.serve.parser import Parser
 from rayloom.serve.replica_port import stay_on_node_address
-from rayloom.serve.settings import ServeSettings
+from rayloom.serve.settings import REPLICA_RETRIES, ServeSettings
 
 API_DEPLOYMENT: Final = "Api"
 PARSER_DEPLOYMENT: Final = "Parser"
 # The app refuses by itself, in JSON: Serve must let every request reach it.
 HEADROOM: Final = 200
+LOOK_S: Final = 2.0
+"""How often Serve looks whether a replica lives: so long nobody may answer after one has died."""
 
 PortsFactory = Callable[[], Ports]
 """Makes the ports inside the replica; pickled by name and arguments."""
@@ -48,12 +50,13 @@ class Api:
         settings: ServeSettings,
         database: DatabaseSettings,
         redis: RedisSettings,
+        blobs: BlobSettings,
         ports: PortsFactory,
         parser: DeploymentHandle[Any],
     ) -> None:
         stay_on_node_address()
         self._settings = settings
-        self._open = lambda: open_deps(settings, database, redis, ports())
+        self._open = lambda: open_deps(settings, database, redis, blobs, ports())
         # Bound so that Serve brings it up first; it is called by name, like every singleton.
         self._parser = parser
 
@@ -62,7 +65,11 @@ class Api:
 
 
 def bind(
-    settings: ServeSettings, database: DatabaseSettings, redis: RedisSettings, ports: PortsFactory
+    settings: ServeSettings,
+    database: DatabaseSettings,
+    redis: RedisSettings,
+    blobs: BlobSettings,
+    ports: PortsFactory,
 ) -> serve.Application:
     """The application for ``serve.run(…, route_prefix="/")``.
 
@@ -76,6 +83,8 @@ def bind(
         autoscaling_config=_scaling(settings.parser_replicas, settings.parser_replicas_max, target=4),
         ray_actor_options=_actor(settings),
         graceful_shutdown_timeout_s=settings.drain_s,
+        health_check_period_s=LOOK_S,
+        max_constructor_retry_count=REPLICA_RETRIES,
     )
     ongoing = settings.admission_requests + settings.admission_streams + HEADROOM
     api: Any = serve.deployment(
@@ -86,9 +95,11 @@ def bind(
         autoscaling_config=_scaling(settings.api_replicas, settings.api_replicas_max, target=ongoing / 4),
         ray_actor_options=_actor(settings),
         graceful_shutdown_timeout_s=settings.drain_s,
+        health_check_period_s=LOOK_S,
+        max_constructor_retry_count=REPLICA_RETRIES,
         graceful_shutdown_wait_loop_s=0.5,
     )
-    application: serve.Application = api.bind(settings, database, redis, ports, parser.bind())
+    application: serve.Application = api.bind(settings, database, redis, blobs, ports, parser.bind())
     return application
 
 

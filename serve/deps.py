@@ -12,10 +12,12 @@ from typing import Final, TypeVar
 from starlette.requests import Request
 
 from rayloom.dag.errors import RayloomError, Transient
+from rayloom.dag.mcp import McpPort
 from rayloom.dag.ports import Health, ParserPort, RegistryPort, SchedulerPort, TokenPort
 from rayloom.dag.resources import NodeShape
 from rayloom.db.backends import Backends, open_backends
-from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.db.settings import BlobSettings, DatabaseSettings, RedisSettings
+from rayloom.serve.callbacks import Callbacks
 from rayloom.serve.offered import OfferedTools
 from rayloom.serve.settings import ServeSettings
 
@@ -34,6 +36,7 @@ class Ports:
     scheduler: SchedulerPort
     registry: RegistryPort
     tokens: TokenPort
+    mcp: McpPort
     parser: ParserPort
     ray: Callable[[], Awaitable[Health]]
 
@@ -46,12 +49,13 @@ class Deps:
     backends: Backends
     ports: Ports
     offered: OfferedTools
+    callbacks: Callbacks
     _nodes: tuple[NodeShape, ...] = field(default=(), init=False)
     _nodes_until: float = field(default=0.0, init=False)
 
     def start(self) -> None:
-        """Begin to listen for wake-ups and for changes of the registry."""
-        self.backends.wakeups.start()
+        """Begin to listen for wake-ups and for changes of the registry, and to watch the replica."""
+        self.backends.start()
         self.offered.start()
 
     async def close(self) -> None:
@@ -75,13 +79,16 @@ class Deps:
         return self._nodes
 
 
-def open_deps(settings: ServeSettings, database: DatabaseSettings, redis: RedisSettings, ports: Ports) -> Deps:
+def open_deps(
+    settings: ServeSettings, database: DatabaseSettings, redis: RedisSettings, blobs: BlobSettings, ports: Ports
+) -> Deps:
     """The dependencies of a replica; nothing is connected before ``start``."""
     return Deps(
         settings=settings,
-        backends=open_backends(database, redis, name="rayloom-api"),
+        backends=open_backends(database, redis, blobs, name="rayloom-api"),
         ports=ports,
         offered=OfferedTools(ports.registry),
+        callbacks=Callbacks(settings),
     )
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import Annotated, Any, Final
-from uuid import UUID
 
 import orjson
 from pydantic import Field, StringConstraints
 
 from rayloom.dag.errors import Fault, InvalidPlan
 from rayloom.dag.plan import MAX_FAULTS, Budget, parse_plan
-from rayloom.dag.values import JsonObject
-from rayloom.dag.verify import VerifiedPlan, verify
+from rayloom.dag.tool_scope import ALL_TOOLS
+from rayloom.dag.values import Json, JsonObject
+from rayloom.dag.verified import VerifiedPlan
+from rayloom.dag.verify import verify
 from rayloom.db.keys import Principal
-from rayloom.db.submit import NewTask
+from rayloom.db.submit import Callback, NewTask
 from rayloom.serve.bodies import Body, validated
+from rayloom.serve.callbacks import Callbacks
 from rayloom.serve.deps import Deps
 from rayloom.serve.offered import may_use
 from rayloom.serve.problems import Problem, invalid
@@ -55,7 +58,7 @@ class Submission(Body):
     labels: Annotated[dict[_LabelName, _LabelText], Field(max_length=MAX_LABELS)] = Field(default_factory=dict)
 
 
-def read_submission(document: JsonObject) -> Submission:
+def read_submission(document: JsonObject, callbacks: Callbacks) -> Submission:
     """The submission that a body describes.
 
     Raises Problem (422): with the faults of a plan's shape, too, so that nobody mends them only to hear of more.
@@ -64,14 +67,15 @@ def read_submission(document: JsonObject) -> Submission:
     plan = document.get("plan")
     try:
         submission = validated({**document, "plan": None if plan is None else {}}, Submission)
-        faults, later = _faults_of(submission, document), _unsupported(submission, document)
+        faults = _faults_of(submission, document)
+        faults += callbacks.faults(submission.callback_url, submission.callback_secret)
     except Problem as problem:
-        submission, faults, later = None, list(problem.errors), []
-    if submission is not None and not faults and not later:
+        submission, faults = None, list(problem.errors)
+    if submission is not None and not faults:
         return submission
     if plan is not None:
         faults += _shape_faults(plan)
-    raise invalid([*faults, *later][:MAX_FAULTS], code="INVALID" if faults else "UNSUPPORTED")
+    raise invalid(faults[:MAX_FAULTS])
 
 
 def _shape_faults(raw: object) -> list[Fault]:
@@ -92,15 +96,6 @@ def _faults_of(submission: Submission, document: JsonObject) -> list[Fault]:
     if (submission.budget.deadline_s or 0) > MAX_DEADLINE_S:
         faults.append(Fault("/budget/deadline_s", f"must be at most {MAX_DEADLINE_S:,} seconds"))
     return faults
-
-
-def _unsupported(submission: Submission, document: JsonObject) -> list[Fault]:
-    later: list[Fault] = []
-    if submission.require_approval:
-        later.append(Fault("/require_approval", "approval is not supported by this version: leave it false"))
-    webhook = [name for name in ("callback_url", "callback_secret") if document.get(name) is not None]
-    later += [Fault(f"/{name}", "webhooks are not supported by this version: leave it out") for name in webhook]
-    return later
 
 
 def unspent(budget: Budget) -> list[str]:
@@ -142,43 +137,73 @@ class Judge:
         """What a task may not use: what it says itself, and what its user may not."""
         return [*rules.deny, *self._forbidden]
 
-    def plan(self, raw: object, rules: ToolRules, *, pointer: str = "/plan") -> VerifiedPlan:
-        """The plan that ``raw`` describes. Takes its time: call it in a thread. Raises InvalidPlan."""
+    def bounds(self) -> JsonObject:
+        """The same for tools that are registered only after the task was submitted, as part of its rules."""
+        scope = self._who.scope
+        return {} if scope == ALL_TOOLS else {"within": scope.as_json()}
+
+    def narrowed(self, rules: Json) -> JsonObject:
+        """The rules of a task that is made for whoever asks.
+
+        ``rules``: those of the task that it is taken from, whose author may be allowed more; None where there is none.
+        """
+        known = rules if isinstance(rules, dict) else {}
+        deny = known.get("deny")
+        denied = deny if isinstance(deny, list) else []
+        new = [name for name in self._forbidden if name not in denied]
+        # What its author was bounded to stays.
+        return {"allow": ["*"], **self.bounds(), **known, "deny": [*denied, *new]}
+
+    def plan(
+        self, raw: object, rules: ToolRules, *, pointer: str = "/plan", done: Collection[str] = ()
+    ) -> VerifiedPlan:
+        """The plan that ``raw`` describes. Takes its time: call it in a thread. Raises InvalidPlan.
+
+        ``done``: ids whose outputs are there already.
+        """
         return verify(
             parse_plan(raw, pointer=pointer),
             tools=self._views,
             nodes=self._nodes,
             allow=rules.allow,
             deny=self.denied(rules),
+            approval_levels=self._deps.settings.approval_levels,
             pointer=pointer,
+            done=done,
         )
 
 
 def new_task(
     submission: Submission,
     *,
-    user_id: UUID,
+    who: Principal,
     plan: VerifiedPlan | None,
     denied: list[str],
+    bounds: JsonObject,
     key: str | None,
     print_: bytes,
+    callback: Callback | None = None,
 ) -> NewTask:
     """What is written down of a submission."""
     return NewTask(
-        user_id=user_id,
+        user_id=who.user_id,
+        key_id=who.key_id,
         title=submission.title or _title(submission.prompt, plan),
         prompt=submission.prompt,
         priority=submission.priority,
         context=submission.context,
         options={
-            "tools": {"allow": list(submission.tools.allow), "deny": list(denied)},
+            "tools": {"allow": list(submission.tools.allow), "deny": list(denied), **bounds},
             "budget": submission.budget.model_dump(exclude_none=True),
+            **({"require_approval": True} if submission.require_approval else {}),
         },
         labels=dict(submission.labels),
         plan=plan,
+        require_approval=submission.require_approval,
         deadline_s=submission.budget.deadline_s,
         idempotency_key=key,
         fingerprint=print_,
+        callback=callback,
     )
 
 

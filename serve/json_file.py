@@ -11,9 +11,8 @@ CHUNK_BYTES: Final = 256 * 1024
 OUTPUT_TIMEOUT_S: Final = 600.0
 
 
-def json_file(text: str, filename: str) -> Response:
+def json_file(content: bytes, filename: str) -> Response:
     """JSON text as an attachment. ``filename`` must hold nothing that a header would have to quote."""
-    content = text.encode()
     headers = {
         "Content-Disposition": f'attachment; filename="{filename}"',
         "Content-Length": str(len(content)),

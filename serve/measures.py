@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
+    from rayloom.db.read_split import ReadSplit
     from rayloom.serve.gate import Admission
 
 _BUCKETS_S: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -40,3 +44,29 @@ class Measures:
         else:
             known = method if method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} else "other"
             self._requests.labels(known, route, str(status)).observe(seconds)
+
+
+class ReadCounts(Collector):
+    """Where reads that may go to the replica went, and how the replica is."""
+
+    def __init__(self, reads: ReadSplit) -> None:
+        self._reads = reads
+
+    def collect(self) -> Iterator[Metric]:
+        """One look."""
+        reads = CounterMetricFamily(
+            "rayloom_reads",
+            "Reads of lists, logs, traces and reports, by what answered them; the reason says why the primary did.",
+            labels=("source", "reason"),
+        )
+        for (source, reason), count in sorted(self._reads.counts.items()):
+            reads.add_metric((source, reason), count)
+        yield reads
+        state = self._reads.state
+        if state is None:
+            return
+        yield GaugeMetricFamily("rayloom_replica_used", "1 while the replica is read from.", state.fault is None)
+        if state.lag_s is not None:
+            yield GaugeMetricFamily("rayloom_replica_lag_seconds", "How late the replica is.", state.lag_s)
+        if state.lag_bytes is not None:
+            yield GaugeMetricFamily("rayloom_replica_lag_bytes", "WAL that is not replayed yet.", state.lag_bytes)

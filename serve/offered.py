@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from typing import Final
 
+from rayloom.dag.breaker import BreakerView
 from rayloom.dag.errors import Transient
 from rayloom.dag.ports import RegisteredTool, RegistryPort, ToolSnapshot
+from rayloom.dag.tool_scope import ALL_TOOLS, ToolScope
 from rayloom.dag.tool_view import ToolView
 from rayloom.db.keys import Principal
 
@@ -17,6 +20,8 @@ log = logging.getLogger(__name__)
 FIRST_ANSWER_S: Final = 5.0
 LONG_POLL_S: Final = 60.0
 RETRY_S: Final = 1.0
+BY_HAND_WAIT_S: Final = 60.0
+"""When to try a tool again whose breaker only a person closes: nobody knows when that will be."""
 
 
 class OfferedTools:
@@ -26,7 +31,7 @@ class OfferedTools:
         self._registry = registry
         self._snapshot: ToolSnapshot | None = None
         self._views: Mapping[str, ToolView] = {}
-        self._arrived = asyncio.Event()
+        self._arrived, self._news = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -50,14 +55,37 @@ class OfferedTools:
         assert self._snapshot is not None
         return self._snapshot.tools
 
+    def breaker_of(self, name: str) -> BreakerView | None:
+        """The breaker of a tool, as far as it is known; None while it is closed."""
+        return None if self._snapshot is None else self._snapshot.breaker_of(name)
+
+    def shut_for_s(self, name: str, *, fallback: str = "", scope: ToolScope = ALL_TOOLS) -> float | None:
+        """In how many seconds to try a tool again that can't be called now, nor any in its place; None: it can.
+
+        ``fallback``: the tool of the fallback that may be turned to; ``scope``: which tools may stand in.
+        """
+        view, tools = self.breaker_of(name), self._snapshot
+        if tools is None or view is None:
+            return None
+        if tools.may_stand_in(fallback) or any(map(scope.takes, tools.stand_ins(name))):
+            return None
+        wait_s = view.wait_s(time.time())
+        return None if wait_s == 0 else wait_s or BY_HAND_WAIT_S
+
+    async def changed(self) -> None:
+        """Wait for the next snapshot."""
+        await self._news.wait()
+
     async def views(self) -> Mapping[str, ToolView]:
         """The same as a plan is judged by."""
         await self.all()
         return self._views
 
-    async def refresh(self) -> None:
-        """Look now: for whoever has just changed a tool and wants to see it."""
-        self._take(await self._registry.snapshot())
+    async def refresh(self) -> int:
+        """Look now, for whoever has just changed a tool and wants to see it; answers the version that was seen."""
+        snapshot = await self._registry.snapshot()
+        self._take(snapshot)
+        return snapshot.version
 
     async def _follow(self) -> None:
         while True:
@@ -76,8 +104,10 @@ class OfferedTools:
         self._snapshot = snapshot
         self._views = snapshot.views()
         self._arrived.set()
+        news, self._news = self._news, asyncio.Event()
+        news.set()
 
 
 def may_use(who: Principal, tool: RegisteredTool) -> bool:
-    """Whether somebody may use a tool: those of the permission level ``admin`` are for admins."""
-    return who.is_admin or tool.permission_level != "admin"
+    """Whether somebody may use a tool: their role and their key say so."""
+    return who.scope.takes(tool.name) and who.scope.admits(tool.permission_level)

@@ -5,9 +5,13 @@ Limits are answered by the app itself, as problem details, before Serve's proxy 
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 MIB = 1024 * 1024
+REPLICA_RETRIES = 1_000_000
+"""How many replicas in a row may fail to start before Serve gives the API up for good: it shall go on by itself."""
 
 
 class ServeSettings(BaseModel):
@@ -18,6 +22,10 @@ class ServeSettings(BaseModel):
     host: str = Field(default="127.0.0.1", description="address that Serve binds")
     port: int = Field(default=8000, ge=1, le=65_535)
     public_url: str = Field(default="http://127.0.0.1:8000", description="where clients find the API")
+    mcp_hosts: tuple[str, ...] = Field(default=(), description="other names under which clients find /mcp")
+    secret_key: SecretStr = Field(default=SecretStr(""), description="encrypts secrets of users; empty: takes none")
+    allow_addresses: tuple[str, ...] = Field(default=(), description="what webhooks may reach although private")
+    skills_dir: Path | None = Field(default=None, description="where Skills may be registered from by path")
     max_body_bytes: int = Field(default=64 * MIB, ge=1024, description="a larger body is answered 413")
     request_timeout_s: float = Field(default=30.0, gt=0, description="per request; event streams are exempt")
     submit_timeout_s: float = Field(default=120.0, gt=0, description="the same for a submission, which may be large")
@@ -36,4 +44,5 @@ class ServeSettings(BaseModel):
     replica_cpus: float = Field(default=0.0, ge=0, description="CPUs that a replica asks Ray for")
     drain_s: float = Field(default=10.0, ge=0, description="how long a stopping replica may finish its requests")
     sse_keepalive_s: float = Field(default=15.0, gt=0, description="a comment is sent on a quiet stream this often")
+    approval_levels: tuple[str, ...] = Field(default=(), description="tools of these levels want approval")
     inline_output_bytes: int = Field(default=256 * 1024, ge=0, description="larger outputs are given by reference")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 from urllib.parse import quote
 
-from rayloom.dag.states import SubtaskStatus
+import orjson
+
+from rayloom.dag.states import SubtaskStatus, TaskStatus
 from rayloom.db.events import TransitionRow
-from rayloom.db.reads import Record
+from rayloom.db.halt import Halt
+from rayloom.db.reads import Record, TaskDetails
 from rayloom.serve.cursors import encode
 
 FIRST_SUBTASKS: Final = 1000
@@ -33,8 +37,9 @@ def progress(by_status: Mapping[str, int]) -> Shown:
     return shown
 
 
-def details(task: Record, by_status: Mapping[str, int], subtasks: Sequence[Record]) -> Shown:
-    """A task with its progress and its first subtasks."""
+def details(found: TaskDetails, result: object, kept: Mapping[str, bytes]) -> Shown:
+    """A task with its progress and its first subtasks. ``kept``: see ``subtask``."""
+    task, by_status, subtasks = found.task, found.by_status, found.subtasks
     total = sum(by_status.values())
     return {
         "task_id": task.id,
@@ -47,12 +52,39 @@ def details(task: Record, by_status: Mapping[str, int], subtasks: Sequence[Recor
         "started_at": task.started_at,
         "finished_at": task.finished_at,
         "deadline_at": task.deadline_at,
+        "forked_from": task.options.get("forked_from"),
         "progress": progress(by_status),
         "usage": {"tokens": task.tokens_used, "cost_usd": task.cost_usd},
-        "subtasks": [subtask(task.id, row) for row in subtasks],
+        "subtasks": [subtask(task.id, row, kept) for row in subtasks],
         "subtasks_next_cursor": subtask_cursor(subtasks[-1]) if len(subtasks) < total and subtasks else None,
-        "result": task.result,
+        "missing": found.missing,
+        "result": result,
         "error": task.error,
+        "webhook": _webhook(task.callback_url, found.told),
+    }
+
+
+def _webhook(url: str | None, told: Record | None) -> Shown | None:
+    if url is None:
+        return None
+    return {
+        # A query may hold a secret.
+        "url": url.partition("?")[0],
+        "status": "pending" if told is None else told.status,
+        "attempts": 0 if told is None else told.attempts,
+        "last_error": None if told is None else told.last_error,
+        "delivered_at": None if told is None else told.delivered_at,
+    }
+
+
+def cancelled(task_id: object, halt: Halt) -> Shown:
+    """A task that is CANCELLED, and what was found when it was."""
+    return {
+        "task_id": task_id,
+        "status": TaskStatus.CANCELLED,
+        "stopped": [asdict(one) for one in halt.stopped],
+        "withdrawn": {status.lower(): count for status, count in halt.withdrawn.items()},
+        "completed": {"count": halt.completed_count, "subtasks": list(halt.completed)},
     }
 
 
@@ -79,8 +111,8 @@ def subtask_cursor(row: Record) -> str:
     return encode("subtasks", row.execution_order)
 
 
-def subtask(task_id: object, row: Record) -> Shown:
-    """A subtask in details and lists."""
+def subtask(task_id: object, row: Record, kept: Mapping[str, bytes]) -> Shown:
+    """A subtask in details and lists. ``kept``: outputs that are kept apart and shown inline, by their hashes."""
     shown: Shown = {
         "id": row.key,
         "sub_task_id": row.id,
@@ -97,7 +129,7 @@ def subtask(task_id: object, row: Record) -> Shown:
         "finished_at": row.finished_at,
         "duration_ms": _ms(row.duration_ms),
         "tokens_used": row.tokens_used,
-        "output": _output(task_id, row),
+        "output": _output(task_id, row, kept),
         "error": row.error,
     }
     if row.status == SubtaskStatus.FAILED:
@@ -105,30 +137,48 @@ def subtask(task_id: object, row: Record) -> Shown:
     return shown
 
 
-def _output(task_id: object, row: Record) -> object:
+def _output(task_id: object, row: Record, kept: Mapping[str, bytes]) -> object:
+    if row.output_blob in kept:
+        return orjson.Fragment(kept[row.output_blob])
     if row.status == SubtaskStatus.COMPLETED and row.is_absent and row.output_size:
         return {"$blob": output_url(task_id, row.key), "size": row.output_size, "sha256": row.output_sha256}
     return row.output
 
 
-def subtask_in_full(task_id: object, row: Record, attempts: Sequence[Record]) -> Shown:
-    """One subtask, with its input and its attempts."""
-    shown = subtask(task_id, row)
-    shown["input"] = row.input_context
+def subtask_in_full(
+    task_id: object, row: Record, attempts: Sequence[Record], given: Mapping[str, object], kept: Mapping[str, bytes]
+) -> Shown:
+    """One subtask, with its attempts and what is told of its input (``given``). ``kept``: see ``subtask``."""
+    shown = subtask(task_id, row, kept)
+    shown |= given
     shown["resources"] = row.resources
     shown["timeout_s"] = row.timeout_s
     shown["max_retries"] = row.max_retries
-    listed = [_attempt(attempt) for attempt in attempts]
+    shown["require_approval"] = row.require_approval
+    shown["on_failure"] = row.on_failure
+    if row.on_failure == "default":
+        shown["default"] = row.stand_in
+    if row.on_failure == "fallback":
+        shown["fallback"] = {"tool": row.fallback_tool, "input": row.fallback_input}
+    listed = [attempt(each, row) for each in attempts]
     if row.status == SubtaskStatus.RUNNING:
         listed.append(_running(row))
     shown["attempts"] = listed
     return shown
 
 
-def _attempt(row: Record) -> Shown:
+def _tool(subtask: Record, attempt: int) -> Shown:
+    """What an attempt ran: the subtask's own tool, or that of its fallback."""
+    is_fallback = attempt in subtask.fallback_attempts
+    return {"tool": (subtask.fallback_tool if is_fallback else subtask.tool) or None, "fallback": is_fallback}
+
+
+def attempt(row: Record, subtask: Record) -> Shown:
+    """An attempt of a subtask that has ended."""
     return {
         "attempt": row.attempt,
         "status": row.status,
+        **_tool(subtask, row.attempt),
         "queued_at": row.queued_at,
         "started_at": row.start_time,
         "finished_at": row.end_time,
@@ -149,6 +199,7 @@ def _running(row: Record) -> Shown:
     return {
         "attempt": row.attempt,
         "status": row.status,
+        **_tool(row, row.attempt),
         "queued_at": row.queued_at,
         "started_at": row.started_at,
         "tokens_used": 0,

@@ -149,7 +149,11 @@ def _attempt(
             finished_at=started_at,
             **where,
         )
-    attributes: dict[str, Any] = {"tool": row.tool or None, "type": row.task_type, "worker_id": row.worker_id}
+    is_fallback = row.attempt in row.fallback_attempts
+    tool = (row.fallback_tool if is_fallback else row.tool) or None
+    attributes: dict[str, Any] = {"tool": tool, "type": row.task_type, "worker_id": row.worker_id}
+    if is_fallback:
+        attributes["fallback"] = True
     if finished_at is None:
         attributes["phase"] = row.phase
     else:

@@ -67,6 +67,10 @@ def native(
     resources: Mapping[str, float] = LIGHT,
     lane: ToolLane = "shared",
     deterministic: bool = False,
+    instant: bool = False,
+    is_public: bool = False,
+    uses_workspace: bool = False,
+    breaker: bool = True,
 ) -> NativeTool[InputT]:
     """A native tool from its input model and its body."""
     spec = ToolSpec(
@@ -83,6 +87,10 @@ def native(
         resources=dict(resources),
         lane=lane,
         deterministic=deterministic,
+        instant=instant,
+        is_public=is_public,
+        uses_workspace=uses_workspace,
+        breaker=breaker,
     )
     return NativeTool(spec=spec, model=model, body=body)
 

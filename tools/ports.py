@@ -44,3 +44,13 @@ class FilesPort(Protocol):
 
     async def list(self) -> Sequence[FileEntry]:
         """Every file, sorted by path."""
+
+
+class ContentsPort(Protocol):
+    """What the blob store keeps, by the SHA-256 of each."""
+
+    async def get(self, sizes: Mapping[str, int]) -> Mapping[str, bytes]:
+        """The contents of these names; with each, its size in bytes as far as it is known.
+
+        Raises Transient while the store is away, and Bug for what it does not have.
+        """

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
 
 SandboxChoice = Literal["auto", "docker", "bubblewrap", "e2b", "unsafe-local"]
 
@@ -13,7 +14,8 @@ class SandboxLimits(BaseModel):
     """What one run in a sandbox may use.
 
     ``wall_s`` seconds of wall clock; ``memory_mb`` MiB of the whole process tree; ``pids`` processes and threads;
-    ``output_kb`` KiB kept of each of stdout and stderr; ``disk_mb`` MiB in the workspace, and as much again in /tmp.
+    ``output_kb`` KiB kept of each of stdout and stderr; ``disk_mb`` MiB in the workspace, and as much again in /tmp;
+    ``cpus`` CPUs' worth of time, which only containers hold a program to.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,6 +25,22 @@ class SandboxLimits(BaseModel):
     pids: PositiveInt = 128
     output_kb: PositiveInt = 1_024
     disk_mb: PositiveInt = 64
+    cpus: PositiveFloat = 1
+
+
+class DockerSettings(BaseModel):
+    """The container engine that sandboxes may run in.
+
+    ``image`` empty: the one that ``rayloom sandbox build`` makes. ``runtime`` empty: the engine's own choice.
+    ``warm`` containers are kept ready by each process that has run one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str = "unix:///var/run/docker.sock"
+    image: str = ""
+    runtime: str = ""
+    warm: NonNegativeInt = 1
 
 
 class ToolSettings(BaseModel):
@@ -50,9 +68,11 @@ class ToolSettings(BaseModel):
     evaluation_max_bytes: PositiveInt = 4 * 1024 * 1024
 
     sandbox: SandboxChoice = "auto"
+    docker: DockerSettings = DockerSettings()
+    sandbox_packages_dir: Path | None = Field(default=None, description="wheels that programs may ask for")
     sandbox_defaults: SandboxLimits = SandboxLimits()
     sandbox_caps: SandboxLimits = SandboxLimits(
-        wall_s=3_600, memory_mb=8_192, pids=1_024, output_kb=16_384, disk_mb=2_048
+        wall_s=3_600, memory_mb=8_192, pids=1_024, output_kb=16_384, disk_mb=2_048, cpus=16
     )
     sandbox_files_max_count: PositiveInt = 256
     sandbox_files_max_bytes: PositiveInt = 16 * 1024 * 1024

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, runtime_checkable
 
 from rayloom.dag.values import Json
-from rayloom.tools.ports import FilesPort, LogPort
+from rayloom.tools.ports import ContentsPort, FilesPort, LogPort
 from rayloom.tools.settings import ToolSettings
 
 ToolType = Literal["NATIVE", "MCP", "SKILL"]
@@ -25,7 +25,12 @@ class ToolSpec:
     """What is known of a tool without running it.
 
     The schemas are JSON Schema, draft 2020-12. ``lane`` declares ``shared`` for work that mostly waits.
-    ``deterministic`` promises that equal inputs give equal outputs, with no side effect.
+    ``deterministic`` promises that equal inputs give equal outputs, with no side effect: results are kept and serve
+    equal calls of the same user, but for an ``instant`` tool, which is faster than a look at what is kept.
+    ``is_public`` says that a result depends on nothing but the input, and may be shown to every user.
+    ``uses_workspace``: it reads or writes the files of its task, so no result of it serves another call. ``breaker``:
+    its failures speak of something that all its callers share, so they count against its breaker; False for what only
+    runs what its caller brings, and for drills.
     """
 
     name: str
@@ -38,6 +43,10 @@ class ToolSpec:
     resources: Mapping[str, float] = field(default_factory=lambda: dict(LIGHT))
     lane: ToolLane = "shared"
     deterministic: bool = False
+    instant: bool = False
+    is_public: bool = False
+    uses_workspace: bool = False
+    breaker: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +75,7 @@ class ToolContext:
     settings: ToolSettings
     log: LogPort
     files: FilesPort
+    contents: ContentsPort
 
 
 @runtime_checkable

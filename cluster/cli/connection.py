@@ -9,6 +9,9 @@ from rayloom.dag.errors import UserError
 STREAM_PATIENCE_S = 120.0
 """An API that goes away while it is being watched or followed is waited for at least so long: a restart takes less."""
 
+BULK_TIMEOUT_S = 660.0
+"""How long to wait for the answer to what the API gives itself up to 600 s: a large plan, or many letters."""
+
 if TYPE_CHECKING:
     from rayloom.cluster.settings import Settings
     from rayloom.serve.client import Client

@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import orjson
 import typer
 
+from rayloom.cluster.cli.output import Output
 from rayloom.dag.values import Json, JsonObject
 
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the API's own JSON.")]
 InJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 TaskId: TypeAlias = Annotated[str, typer.Argument(metavar="ID", help="The task's id.")]
 Limit: TypeAlias = Annotated[int, typer.Option("--limit", min=1, max=500, help="How many to show.")]
+Cursor: TypeAlias = Annotated[str | None, typer.Option("--cursor", help="Where an earlier page ended.")]
+After: TypeAlias = Annotated[str | None, typer.Option(help="Only later ones; RFC 3339 time.")]
+Before: TypeAlias = Annotated[str | None, typer.Option(help="Only earlier ones; RFC 3339 time.")]
+LIMIT = 50
+"""How many to show unless it is said."""
+
+
+Options: TypeAlias = Mapping[str, str | int | bool | Sequence[str] | None]
+
+
+def command_line(command: str, options: Options) -> str:
+    """A command with those of these options that are given, as one would type it."""
+    words = [command]
+    for option, given in options.items():
+        if given is True:
+            words.append(option)
+        elif given is not None and given is not False:
+            values = [str(given)] if isinstance(given, str | int) else given
+            words += [f"{option} {shlex.quote(value)}" for value in values]
+    return " ".join(words)
+
+
+def tell_more(out: Output, page: Mapping[str, object], command: str, options: Options, *, limit: int) -> None:
+    """How to see the next page of a list, if there is one: the same command, further on."""
+    cursor = page.get("next_cursor")
+    if out.rich and isinstance(cursor, str):
+        further: Options = {**options, "--limit": None if limit == LIMIT else limit, "--cursor": cursor}
+        out.line("more: " + command_line(command, further))
 
 
 def read_json(source: str, *, name: str) -> Json:

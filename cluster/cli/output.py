@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import orjson
 import typer
 
-from rayloom.dag.values import Json
+from rayloom.dag.values import Json, JsonObject
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -96,6 +96,12 @@ class Output:
 def complain(message: str) -> None:
     """One line on standard error."""
     typer.echo(f"rayloom: {one_line(message)}", err=True)
+
+
+def items_of(document: JsonObject, name: str) -> list[JsonObject]:
+    """The objects of a list in an answer."""
+    items = document.get(name)
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
 def one_line(value: object) -> str:

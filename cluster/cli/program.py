@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from rayloom.cluster.cli import admin, records, registry, services, tasks
+from rayloom.cluster.cli import admin, approvals, audit, letters, records, registry, reruns, sandbox, services, tasks
 from rayloom.cluster.cli.exits import ExitCode
 from rayloom.cluster.cli.output import complain, one_line
 from rayloom.dag.errors import RayloomError
@@ -52,12 +52,18 @@ _COMMANDS: tuple[tuple[str, Callable[..., None] | typer.Typer], ...] = (
     ("list", tasks.list_tasks),
     ("show", tasks.show),
     ("cancel", tasks.cancel),
+    ("approve", approvals.approve),
+    ("reject", approvals.reject),
+    ("retry", reruns.retry),
+    ("fork", reruns.fork),
     ("logs", records.logs),
     ("trace", records.trace),
     ("batch", services.batch),
     ("tools", registry.tools),
-    ("dead-letters", admin.dead_letters),
+    ("dead-letters", letters.dead_letters),
     ("keys", admin.keys),
+    ("audit", audit.audit),
+    ("sandbox", sandbox.sandbox),
     ("doctor", services.doctor),
     ("migrate", services.migrate),
     ("bench", services.bench),

@@ -64,8 +64,13 @@ class WatchedTask:
             self.stale = self.stale or not self.subtasks
         elif name == "plan":
             self.stale = True
-        elif name in ("subtask", "approval"):
+        elif name == "subtask":
             self._apply_subtask(event)
+
+    @property
+    def waits_for_approval(self) -> bool:
+        """Whether somebody has to allow its plan, or one of its subtasks."""
+        return self.status == "READY" or self.counts()["AWAITING_APPROVAL"] > 0
 
     def counts(self) -> Counter[str]:
         """How many of the shown subtasks are in each status."""

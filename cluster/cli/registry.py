@@ -1,4 +1,4 @@
-"""The commands of the tool registry: list, show, invoke, register."""
+"""The commands of the tool registry: list, show, invoke, register, on, off, remove, breaker."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import typer
 from rayloom.cluster.cli.connection import connect
 from rayloom.cluster.cli.exits import ExitCode
 from rayloom.cluster.cli.options import AsJson, parse_object, parse_pairs
-from rayloom.cluster.cli.output import Output, complain, one_line, seconds
+from rayloom.cluster.cli.output import Output, complain, items_of, one_line, seconds
+from rayloom.cluster.cli.skills import register_skill
 from rayloom.dag.values import Json, JsonObject
 
-tools = typer.Typer(help="Tools: list, show, invoke, register.", rich_markup_mode=None)
+tools = typer.Typer(help="Tools: list, show, invoke, register, on, off, remove, breaker.", rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The tool's name.")]
 
@@ -31,7 +32,7 @@ def list_tools(as_json: AsJson = False) -> None:
     out = Output(as_json=as_json)
     with connect() as client:
         pages = list(client.pages("/api/v1/tools"))
-    items = [item for page in pages for item in _objects(page.get("items"))]
+    items = [item for page in pages for item in items_of(page, "items")]
     if as_json:
         out.json({**pages[0], "items": list[Json](items), "next_cursor": None})
         return
@@ -51,12 +52,15 @@ def list_tools(as_json: AsJson = False) -> None:
 
 @tools.command("show")
 def show_tool(name: Name, as_json: AsJson = False) -> None:
-    """Show one tool, with its input schema."""
+    """Show one tool, with its input schema; or an MCP server (admin)."""
     out = Output(as_json=as_json)
     with connect() as client:
         tool = client.get(_path(name))
     if as_json:
         out.json(tool)
+        return
+    if "schema" not in tool:
+        out.value(tool)
         return
     plain = ("name", "type", "version", "permission_level", "is_active", "health", "description")
     stats = tool.get("stats")
@@ -101,6 +105,14 @@ def register_tool(
     kind: Annotated[str, typer.Option("--type", help="NATIVE, MCP or SKILL.")] = "NATIVE",
     endpoint: Annotated[str | None, typer.Option(help="NATIVE: an installed entry point.")] = None,
     url: Annotated[str | None, typer.Option(help="MCP over HTTP: its address.")] = None,
+    sse: Annotated[bool, typer.Option("--sse", help="MCP over HTTP: by the older SSE.")] = False,
+    server: Annotated[
+        str | None, typer.Option(metavar="JSON", help="MCP: a server.json of its registry: JSON, or @file, or @-.")
+    ] = None,
+    bearer: Annotated[str | None, typer.Option(metavar="TOKEN", help="MCP over HTTP: goes with each request.")] = None,
+    readable: Annotated[
+        list[str] | None, typer.Option(metavar="FOLDER", help="MCP over stdio: what it may read in the sandbox.")
+    ] = None,
     command: Annotated[list[str] | None, typer.Option(help="MCP over stdio: one word of its command each.")] = None,
     env: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="MCP over stdio: environment.")] = None,
     header: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="MCP over HTTP: headers.")] = None,
@@ -110,8 +122,8 @@ def register_tool(
 ) -> None:
     """Register a tool (admin)."""
     body: JsonObject = {"type": kind.upper(), "name": name}
-    if kind.upper() == "MCP":
-        body["transport"] = "stdio" if command else "http"
+    if kind.upper() == "MCP" and server is None:
+        body["transport"] = "stdio" if command else "sse" if sse else "http"
     options: JsonObject = {
         "endpoint": endpoint,
         "url": url,
@@ -119,6 +131,9 @@ def register_tool(
         "env": dict[str, Json](parse_pairs(env, name="--env")) if env else None,
         "headers": dict[str, Json](parse_pairs(header, name="--header")) if header else None,
         "trusted": trusted or None,
+        "server": parse_object(server, name="--server") if server is not None else None,
+        "auth": {"type": "bearer", "token": bearer} if bearer is not None else None,
+        "readable": list[Json](readable) if readable else None,
         "path": path,
     }
     body.update({field: value for field, value in options.items() if value is not None})
@@ -133,14 +148,75 @@ def register_tool(
         out.line(one_line(tool))
 
 
+tools.command("register-skill")(register_skill)
+
+
+@tools.command("on")
+def switch_on(name: Name, as_json: AsJson = False) -> None:
+    """Switch a tool on, or an MCP server with all its tools (admin)."""
+    _switch(name, on=True, as_json=as_json)
+
+
+@tools.command("off")
+def switch_off(name: Name, as_json: AsJson = False) -> None:
+    """Switch a tool off, or an MCP server with all its tools (admin)."""
+    _switch(name, on=False, as_json=as_json)
+
+
+def _switch(name: str, *, on: bool, as_json: bool) -> None:
+    out = Output(as_json=as_json)
+    with connect() as client:
+        answer = client.patch(_path(name), {"is_active": on})
+    if as_json:
+        out.json(answer)
+        return
+    out.line(f"{name} is {'on' if answer.get('is_active') else 'off'}")
+
+
+@tools.command("remove")
+def remove_tool(name: Name, as_json: AsJson = False) -> None:
+    """Remove a tool that is not built in, or an MCP server with all its tools (admin)."""
+    out = Output(as_json=as_json)
+    with connect() as client:
+        client.delete(_path(name))
+    if as_json:
+        out.json({"name": name, "removed": True})
+
+
+@tools.command("breaker")
+def set_breaker(
+    name: Name,
+    close: Annotated[bool, typer.Option("--close", help="Let calls through, and count them.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Stop calls until it is closed by hand.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Close it, and never open it.")] = False,
+    alternative: Annotated[
+        str | None, typer.Option(metavar="TOOL", help="Call this one while it is open; '' for none.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the breaker of a tool, or set it (admin)."""
+    wishes = [wish for wish, given in (("closed", close), ("open", open_), ("off", off)) if given]
+    if len(wishes) > 1:
+        raise typer.BadParameter("give one of --close, --open and --off")
+    body: JsonObject = {"breaker": wishes[0]} if wishes else {}
+    if alternative is not None:
+        body["alternative"] = alternative or None
+    out = Output(as_json=as_json)
+    with connect() as client:
+        tool = client.patch(_path(name), body) if body else client.get(_path(name))
+    if as_json:
+        out.json(tool)
+        return
+    out.line(_breaker(tool))
+
+
 def _path(name: str) -> str:
     return f"/api/v1/tools/{quote(name, safe='')}"
 
 
 def _breaker(tool: JsonObject) -> str:
     breaker = tool.get("breaker")
-    return one_line(breaker.get("state")) if isinstance(breaker, dict) else ""
-
-
-def _objects(items: Json) -> list[JsonObject]:
-    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    if not isinstance(breaker, dict):
+        return ""
+    state, retry_at = one_line(breaker.get("state")), breaker.get("retry_at")
+    return f"{state} until {one_line(retry_at)}" if state == "open" and retry_at else state

@@ -7,8 +7,19 @@ from typing import Annotated
 import typer
 
 from rayloom.cluster.cli.connection import connect
-from rayloom.cluster.cli.options import AsJson, Limit, TaskId, parse_object, parse_pairs, read_object
-from rayloom.cluster.cli.output import Output, one_line, seconds
+from rayloom.cluster.cli.options import (
+    LIMIT,
+    AsJson,
+    Cursor,
+    Limit,
+    TaskId,
+    parse_object,
+    parse_pairs,
+    read_object,
+    tell_more,
+)
+from rayloom.cluster.cli.output import Output, items_of, one_line, seconds
+from rayloom.cluster.cli.subtasks import show_subtask
 from rayloom.cluster.cli.watching import show_end, watch_task
 from rayloom.dag.values import Json, JsonObject
 
@@ -26,6 +37,7 @@ def submit(
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label; may be repeated.")] = None,
     allow_tool: Annotated[list[str] | None, typer.Option(help="A tool, or pattern, that may be used.")] = None,
     deny_tool: Annotated[list[str] | None, typer.Option(help="A tool, or pattern, that may not.")] = None,
+    callback_url: Annotated[str | None, typer.Option(help="A signed webhook goes there when the task ends.")] = None,
     require_approval: Annotated[bool, typer.Option("--require-approval", help="Stop at READY until approved.")] = False,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key never makes a second task.")] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it running, then its result.")] = False,
@@ -35,7 +47,7 @@ def submit(
     body: JsonObject = read_object(file, name="--file") if file is not None else {}
     if plan is not None:
         body["plan"] = read_object(plan, name="--plan")
-    options: dict[str, Json] = {"prompt": prompt, "title": title, "priority": priority}
+    options: dict[str, Json] = {"prompt": prompt, "title": title, "priority": priority, "callback_url": callback_url}
     body.update({name: value for name, value in options.items() if value is not None})
     if context is not None:
         body["context"] = parse_object(context, name="--context")
@@ -57,6 +69,8 @@ def submit(
         out.json(submitted.body)
     else:
         out.line(submitted.task_id)
+        if (secret := submitted.body.get("callback_secret")) is not None:
+            typer.echo(f"the webhook is signed with {one_line(secret)}", err=True)
 
 
 def watch(task_id: TaskId, as_json: AsJson = False) -> None:
@@ -72,8 +86,8 @@ def list_tasks(
     created_before: Annotated[str | None, typer.Option(help="RFC 3339 time.")] = None,
     q: Annotated[str | None, typer.Option("--query", "-q", help="Words of the title or prompt.")] = None,
     user_id: Annotated[str | None, typer.Option(help="Somebody else's tasks (admin).")] = None,
-    limit: Limit = 50,
-    cursor: Annotated[str | None, typer.Option(help="Where an earlier page ended.")] = None,
+    limit: Limit = LIMIT,
+    cursor: Cursor = None,
     every: Annotated[bool, typer.Option("--all", help="Every page, not only the first.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -91,21 +105,40 @@ def list_tasks(
     }
     with connect() as client:
         if every:
-            items = [item for page in client.pages("/api/v1/tasks", params) for item in _items(page)]
+            items = [item for page in client.pages("/api/v1/tasks", params) for item in items_of(page, "items")]
             page: JsonObject = {"items": list[Json](items), "next_cursor": None}
         else:
             page = client.tasks(params)
     if as_json:
         out.json(page)
         return
-    out.table(("TASK", "STATUS", "PRIORITY", "CREATED", "DONE", "TITLE"), [_row(item) for item in _items(page)])
-    if out.rich and isinstance(page.get("next_cursor"), str):
-        out.line(f"more: rayloom list --cursor {page['next_cursor']}")
+    out.table(
+        ("TASK", "STATUS", "PRIORITY", "CREATED", "DONE", "TITLE"), [_row(item) for item in items_of(page, "items")]
+    )
+    options = {
+        "--status": status,
+        "--priority": priority,
+        "--created-after": created_after,
+        "--created-before": created_before,
+        "--query": q,
+        "--user-id": user_id,
+    }
+    tell_more(out, page, "rayloom list", options, limit=limit)
 
 
-def show(task_id: TaskId, as_json: AsJson = False) -> None:
-    """Show a task: its state, its subtasks, its result."""
+def show(
+    task_id: TaskId,
+    subtask: Annotated[str | None, typer.Argument(metavar="SUBTASK", help="Only this subtask, in full.")] = None,
+    why: Annotated[bool, typer.Option("--why", help="With SUBTASK: why it is not running yet.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a task: its state, its subtasks, its result; or one subtask of it."""
     out = Output(as_json=as_json)
+    if subtask is not None:
+        show_subtask(out, task_id, subtask, why=why)
+        return
+    if why:
+        raise typer.BadParameter("name a subtask, too", param_hint="--why")
     with connect() as client:
         task = client.task(task_id)
     if as_json:
@@ -114,6 +147,7 @@ def show(task_id: TaskId, as_json: AsJson = False) -> None:
     out.fields([(name, task.get(name)) for name in ("task_id", "title", "status", "priority", "created_at")])
     out.fields([(name, task.get(name)) for name in ("started_at", "finished_at") if task.get(name)])
     out.fields([("progress", _progress(task)), ("usage", _usage(task))])
+    out.fields([("webhook", line) for line in _webhook(task)])
     subtasks = task.get("subtasks")
     rows = [
         (s.get("id"), s.get("status"), s.get("tool") or s.get("type"), s.get("attempts"), seconds(s.get("duration_ms")))
@@ -137,6 +171,12 @@ def cancel(task_id: TaskId, as_json: AsJson = False) -> None:
         out.json(answer)
     else:
         out.line(f"task {task_id} is being cancelled")
+        for item in items_of(answer, "stopped"):
+            phase = item.get("phase") or item.get("status")
+            out.line(f"stopped: {item.get('subtask')}, attempt {item.get('attempt')}, in {phase}")
+        done = answer.get("completed")
+        if isinstance(done, dict) and done.get("count"):
+            out.line(f"had completed: {done['count']}")
 
 
 def _merge(body: JsonObject, name: str, more: JsonObject) -> None:
@@ -147,11 +187,6 @@ def _merge(body: JsonObject, name: str, more: JsonObject) -> None:
 
 def _tools(allow: list[str] | None, deny: list[str] | None) -> JsonObject:
     return {name: list[Json](given) for name, given in (("allow", allow), ("deny", deny)) if given}
-
-
-def _items(page: JsonObject) -> list[JsonObject]:
-    items = page.get("items")
-    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
 def _row(item: JsonObject) -> tuple[object, ...]:
@@ -167,6 +202,14 @@ def _progress(task: JsonObject) -> str:
         return ""
     counts = [f"{count} {name.replace('_', ' ')}" for name, count in progress.items() if name != "percent" and count]
     return f"{progress.get('percent', 0)} % ({', '.join(counts)})"
+
+
+def _webhook(task: JsonObject) -> list[str]:
+    told = task.get("webhook")
+    if not isinstance(told, dict):
+        return []
+    error = f": {told['last_error']}" if told.get("last_error") else ""
+    return [f"{told.get('status')} after {told.get('attempts')} attempts{error}"]
 
 
 def _usage(task: JsonObject) -> str:

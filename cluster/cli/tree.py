@@ -25,7 +25,7 @@ MARKS = {
     "SKIPPED": "–",
     "CANCELLED": "–",
 }
-FRAME_LINES = 4
+FRAME_LINES = 5
 _INTEREST = ("RUNNING", "FAILED", "BLOCKED", "AWAITING_APPROVAL", "QUEUED")
 
 
@@ -75,6 +75,9 @@ class TaskPicture:
         """One frame."""
         yield self._heading()
         yield self._bar(options.max_width)
+        if self._task.waits_for_approval:
+            hint = f"waits for approval: rayloom approve {self._task.task_id}, or reject"
+            yield Text(hint, style=STATUS_STYLES["AWAITING_APPROVAL"], no_wrap=True, overflow="ellipsis")
         height = max(3, (options.height or console.size.height) - FRAME_LINES)
         tree = rows(self._task.subtasks)
         visible = window(tree, height)

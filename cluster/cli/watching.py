@@ -71,6 +71,9 @@ def show_end(out: Output, task: JsonObject) -> None:
     error = task.get("error")
     if isinstance(error, dict):
         out.line(f"error: {one_line(error.get('code'))}: {one_line(error.get('message'))}")
+    missing = task.get("missing")
+    if isinstance(missing, list) and missing and task.get("status") == "COMPLETED":
+        out.line(f"missing: {', '.join(one_line(name) for name in missing)}")
     if task.get("result") is not None:
         out.line("result:")
         out.value(task["result"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from time import monotonic, perf_counter
+from contextlib import suppress
+from time import monotonic, perf_counter, time
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
@@ -14,13 +15,16 @@ from starlette.responses import Response
 
 from rayloom.dag.errors import Transient
 from rayloom.db.metrics import Counts, read_counts
+from rayloom.db.read_split import ReadSplit
+from rayloom.db.replica_watch import ReplicaState
 from rayloom.serve.deps import Deps, deps_of
 from rayloom.serve.json_answer import json_answer
-from rayloom.serve.measures import Measures
+from rayloom.serve.measures import Measures, ReadCounts
 
 router = APIRouter(tags=["operation"])
 METRICS_TTL_S: Final = 2.0
-OPTIONAL: Final = frozenset({"redis"})
+_STATES: Final = {"closed": 0, "half_open": 1, "open": 2}
+OPTIONAL: Final = frozenset({"redis", "replica", "blob_store", "mcp"})
 
 
 @router.get("/healthz")
@@ -31,7 +35,7 @@ async def healthz() -> Response:
 
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
-    """Each dependency and its state. 503 when one that is needed does not answer; without Redis: degraded."""
+    """Each dependency and its state. 503 without one that is needed, degraded without another."""
     deps = deps_of(request)
     checks = await probe(deps)
     down = [name for name, check in checks.items() if check["status"] != "ok"]
@@ -43,16 +47,31 @@ async def readyz(request: Request) -> Response:
 async def probe(deps: Deps) -> Mapping[str, dict[str, Any]]:
     """Ask every dependency at once, each with a short time-out."""
     ports = deps.ports
-    probes: Mapping[str, Callable[[], Awaitable[object]]] = {
+    probes: dict[str, Callable[[], Awaitable[object]]] = {
         "database": deps.backends.probe_database,
         "redis": deps.backends.probe_redis,
         "ray": ports.ray,
         "scheduler": ports.scheduler.health,
         "registry": ports.registry.health,
         "tokens": ports.tokens.health,
+        "mcp": ports.mcp.health,
     }
+    if deps.backends.blobs.place:
+        probes["blob_store"] = deps.backends.blobs.probe
     answers = await asyncio.gather(*(_check(ask, deps.settings.probe_timeout_s) for ask in probes.values()))
-    return dict(zip(probes, answers, strict=True))
+    checks = dict(zip(probes, answers, strict=True))
+    replica = deps.backends.reads.state
+    if replica is not None:
+        checks["replica"] = _replica(replica)
+    return checks
+
+
+def _replica(state: ReplicaState) -> dict[str, Any]:
+    """As the watch saw it: it looks about once a second, whoever asks."""
+    lag = {"lag_s": None if state.lag_s is None else round(state.lag_s, 1), "lag_bytes": state.lag_bytes}
+    if state.fault is None:
+        return {"status": "ok", "ms": 0.0, "details": lag}
+    return {"status": "down", "error": f"the replica {state.fault}", "ms": 0.0, "details": lag}
 
 
 async def _check(ask: Callable[[], Awaitable[object]], timeout_s: float) -> dict[str, Any]:
@@ -79,16 +98,28 @@ async def metrics(request: Request) -> Response:
     deps, state = deps_of(request), request.app.state
     made_at, text = getattr(state, "metrics_text", (0.0, b""))
     if monotonic() - made_at > METRICS_TTL_S:
-        text = _shared(await _counts(deps), await deps.backends.waiting())
+        text = _shared(await _counts(deps), await deps.backends.waiting()) + await _breakers(deps)
         state.metrics_text = (monotonic(), text)
-    return Response(text + _own(state.measures), media_type=CONTENT_TYPE_LATEST)
+    return Response(text + _own(state.measures, deps.backends.reads), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _counts(deps: Deps) -> Counts | None:
     try:
-        return await read_counts(deps.backends.replica)
+        return await deps.backends.reads.current(read_counts)
     except Transient:
         return None
+
+
+async def _breakers(deps: Deps) -> bytes:
+    """One line a breaker, as this replica knows them; none while the registry has never answered."""
+    own = CollectorRegistry()
+    state = Gauge("rayloom_breaker_state", "0: closed, 1: half open, 2: open.", ("breaker",), registry=own)
+    with suppress(Transient):
+        now = time()
+        for tool in (await deps.offered.all()).values():
+            view = deps.offered.breaker_of(tool.name)
+            state.labels(tool.breaker_key).set(0 if view is None else _STATES[view.state_at(now)])
+    return generate_latest(own)
 
 
 def _shared(counts: Counts | None, waiting: Mapping[str, int] | None) -> bytes:
@@ -112,8 +143,9 @@ def _shared(counts: Counts | None, waiting: Mapping[str, int] | None) -> bytes:
     return generate_latest(own)
 
 
-def _own(measures: Measures) -> bytes:
+def _own(measures: Measures, reads: ReadSplit) -> bytes:
     registry = CollectorRegistry()
+    registry.register(ReadCounts(reads))
     admission = measures.admission
     if admission is not None:
         Gauge("rayloom_http_requests_open", "Requests under way here.", registry=registry).set(admission.requests)

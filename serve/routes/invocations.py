@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from rayloom.dag.breaker import BREAKER_OPEN
 from rayloom.dag.errors import Fault, InvalidPlan, Transient
 from rayloom.dag.ports import Limited
 from rayloom.dag.states import TASK_TERMINAL, SubtaskStatus
@@ -19,6 +21,7 @@ from rayloom.db import reads
 from rayloom.db.submit import NewTask, submit_task
 from rayloom.db.task_moves import end_task
 from rayloom.serve import shapes
+from rayloom.serve.apart import inline_outputs
 from rayloom.serve.auth import Me
 from rayloom.serve.bodies import Body, read_body, schema_of
 from rayloom.serve.deps import Deps, ask, deps_of
@@ -57,6 +60,9 @@ async def invoke(request: Request, me: Me, name: str) -> Response:
     body = await read_body(request, InvokeBody)
     if not tool.is_active:
         raise Problem(409, f"the tool {name} is switched off", code="TOOL_INACTIVE")
+    if tool.permission_level in settings.approval_levels:
+        message = f"the tool {name} wants approval: submit a task with it, and have that approved"
+        raise Problem(409, message, code="APPROVAL_REQUIRED")
     if (body.timeout_s or 0) > settings.invoke_timeout_max_s:
         raise invalid([Fault("/timeout_s", f"must be at most {settings.invoke_timeout_max_s:g} seconds")])
     timeout_s = body.timeout_s or settings.invoke_timeout_s
@@ -69,16 +75,23 @@ async def invoke(request: Request, me: Me, name: str) -> Response:
     except InvalidPlan as error:
         faults = [Fault(fault.pointer.removeprefix(_INPUT), fault.message) for fault in error.faults]
         raise invalid(faults, code="INPUT_INVALID") from error
+    shut_s = deps.offered.shut_for_s(name, scope=me.scope)
+    if shut_s is not None:
+        return _breaker_open(name, shut_s)
     held = await _limit(deps, me.user_id)
     if held is not None and (held.free_in_s is None or held.free_in_s > settings.invoke_queue_s):
         # It would wait for nothing.
         raise _too_many(held)
-    task = NewTask(user_id=me.user_id, title=f"invoke {name}", prompt=None, priority=PRIORITY, plan=plan)
-    submitted = await submit_task(deps.backends.primary, task)
+    task = NewTask(
+        user_id=me.user_id, key_id=me.key_id, title=f"invoke {name}", prompt=None, priority=PRIORITY, plan=plan,
+        # What may stand in for the tool is bounded, too.
+        options={"tools": judge.narrowed(None)},
+    )  # fmt: skip
+    submitted = await submit_task(deps.backends.primary, deps.backends.blobs, task)
     log.info("tool.invoked", extra={"tool": name, "task_id": str(submitted.task_id)})
     if not await deps.backends.offer(submitted.queued, str(submitted.task_id)):
         await wake(deps)
-    return await _answer(deps, submitted.task_id, me.user_id, patience_s)
+    return await _answer(deps, name, submitted.task_id, me.user_id, patience_s)
 
 
 def _plan(name: str, given: JsonObject, timeout_s: float) -> JsonObject:
@@ -89,15 +102,18 @@ def _plan(name: str, given: JsonObject, timeout_s: float) -> JsonObject:
     }
 
 
-async def _answer(deps: Deps, task_id: UUID, user_id: UUID, patience_s: float) -> Response:
+async def _answer(deps: Deps, name: str, task_id: UUID, user_id: UUID, patience_s: float) -> Response:
     try:
         async with asyncio.timeout(patience_s):
-            await _ended(deps, task_id, user_id)
+            shut_s = await _ended(deps, name, task_id, user_id)
     except TimeoutError:
         await _give_up(deps, task_id, user_id, patience_s)
+        shut_s = None
+    if shut_s is not None:
+        return _breaker_open(name, shut_s, task_id)
     found = await reads.subtask_with_attempts(deps.backends.primary, task_id, CALL)
     assert found is not None
-    shown = shapes.subtask(task_id, found[0])
+    shown = shapes.subtask(task_id, found[0], await inline_outputs(deps, [found[0]]))
     error = shown["error"]
     if error is None and shown["status"] != SubtaskStatus.COMPLETED:
         message = f"the call was ended from outside: it is {shown['status']}"
@@ -106,10 +122,45 @@ async def _answer(deps: Deps, task_id: UUID, user_id: UUID, patience_s: float) -
     return json_answer(document, headers={"Link": f'</api/v1/tasks/{task_id}>; rel="via"'})
 
 
-async def _ended(deps: Deps, task_id: UUID, user_id: UUID) -> None:
+async def _ended(deps: Deps, name: str, task_id: UUID, user_id: UUID) -> float | None:
+    """Wait for its end; or, where its tool's breaker opened before it began, withdraw it: the seconds to try again."""
     with deps.backends.wakeups.follow(str(task_id)) as follower:
         while await reads.task_status(deps.backends.primary, task_id, user_id) not in TASK_TERMINAL:
-            await follower.wait(60)
+            view, shut_s = deps.offered.breaker_of(name), deps.offered.shut_for_s(name)
+            # While it is half open this may be the very call that was let through.
+            is_shut = view is not None and view.state == "open" and shut_s is not None
+            if is_shut and await _withdrawn(deps, task_id):
+                return shut_s
+            ends, news = (asyncio.ensure_future(each) for each in (follower.wait(60), deps.offered.changed()))
+            try:
+                await asyncio.wait((ends, news), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for waiting in (ends, news):
+                    waiting.cancel()
+                await asyncio.gather(ends, news, return_exceptions=True)
+    return None
+
+
+async def _withdrawn(deps: Deps, task_id: UUID) -> bool:
+    """Whether the call was taken back before it had begun."""
+    found = await reads.subtask_with_attempts(deps.backends.primary, task_id, CALL)
+    if found is None or found[0].status != SubtaskStatus.QUEUED:
+        return False
+    ended = await end_task(deps.backends.primary, task_id, status="CANCELLED", error=None, reason=BREAKER_OPEN)
+    if ended.stopped:
+        # It was on its way already.
+        await stop(deps, ended.stopped)
+    return ended.refused_status is None
+
+
+def _breaker_open(name: str, shut_s: float, task_id: UUID | None = None) -> Response:
+    """The tool's own failure, before it was called."""
+    message = f"the breaker of {name} is open after too many failures; try again in {shut_s:.1f} s"
+    error = {"code": BREAKER_OPEN, "class": "transient", "message": message, "retryable": True}
+    headers = {"Retry-After": str(math.ceil(shut_s))}
+    if task_id is not None:
+        headers["Link"] = f'</api/v1/tasks/{task_id}>; rel="via"'
+    return json_answer({"output": None, "error": error, "duration_ms": 0}, headers=headers)
 
 
 async def _give_up(deps: Deps, task_id: UUID, user_id: UUID, patience_s: float) -> None:

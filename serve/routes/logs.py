@@ -11,7 +11,8 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from rayloom.dag.errors import Fault
-from rayloom.db.logs import LEVELS, STREAMS, LogEntry, LogFilter, Position, read_log
+from rayloom.db.logs import LEVELS, STREAMS, LogEntry, LogFilter, LogPage, Position, read_log
+from rayloom.db.reader import ReadSource
 from rayloom.serve import cursors
 from rayloom.serve.auth import Owner
 from rayloom.serve.cursors import Cursor
@@ -50,19 +51,32 @@ async def logs(
         streams=cursors.choices("stream", stream, STREAMS),
         levels=cursors.choices("level", level, LEVELS),
     )
-    start = Position()
-    if cursor is not None:
-        # A page's cursor also starts a stream: read what there is, then go on from there.
-        start = Position(*(int(part) for part in cursors.decode("logs", cursor, (int, int, int))))
-    id_ = await owned(deps, task_id, user)
     if follow or "text/event-stream" in (accept or ""):
+        # A page's cursor also starts a stream: read what there is, then go on from there.
+        start = _position(cursor)
+        id_ = await owned(deps, task_id, user)
         start = _resumed(last_event_id, header) or start
         return event_stream(request, _looks(deps, id_, wanted, start), str(id_))
-    page = await read_log(deps.backends.replica, id_, wanted, start, limit=limit)
+    return json_answer(await page_of_log(deps, task_id, user, wanted, limit=limit, cursor=cursor))
+
+
+async def page_of_log(
+    deps: Deps, task_id: str, user: UUID, wanted: LogFilter, *, limit: int, cursor: str | None
+) -> dict[str, Any]:
+    """A page of the log of a user's task. Raises Problem: 404, and 422 for a cursor of another list."""
+    start = _position(cursor)
+    id_ = await owned(deps, task_id, user)
+    page = await deps.backends.reads.current(lambda source: read_log(source, id_, wanted, start, limit=limit))
     next_cursor = None
     if page.has_more:
         next_cursor = cursors.encode("logs", page.end.event_id, page.end.part, page.end.line_id)
-    return json_answer({"items": [shown(entry) for entry in page.entries], "next_cursor": next_cursor})
+    return {"items": [shown(entry) for entry in page.entries], "next_cursor": next_cursor}
+
+
+def _position(cursor: str | None) -> Position:
+    if cursor is None:
+        return Position()
+    return Position(*(int(part) for part in cursors.decode("logs", cursor, (int, int, int))))
 
 
 def shown(entry: LogEntry) -> dict[str, Any]:
@@ -91,8 +105,11 @@ def _resumed(query: str | None, header: str | None) -> Position | None:
 
 
 async def _looks(deps: Deps, task_id: UUID, wanted: LogFilter, position: Position) -> AsyncIterator[Chunk]:
+    async def look(source: ReadSource) -> LogPage:
+        return await read_log(source, task_id, wanted, position, limit=BATCH)
+
     while True:
-        page = await read_log(deps.backends.replica, task_id, wanted, position, limit=BATCH)
+        page = await deps.backends.reads.current(look)
         position = page.end
         text = b"".join(frame(_id(entry.position), "log", shown(entry)) for entry in page.entries)
         yield Chunk(text=text, is_last=page.is_last, has_more=page.has_more)

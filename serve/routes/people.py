@@ -9,7 +9,9 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field, StringConstraints
 from starlette.responses import Response
 
+from rayloom.dag.errors import Fault
 from rayloom.dag.ports import Quota
+from rayloom.dag.tool_scope import Level
 from rayloom.db import keys
 from rayloom.db.keys import KeyRow
 from rayloom.db.usage import read_usage
@@ -18,8 +20,9 @@ from rayloom.serve.auth import Admin, Owner, user_of
 from rayloom.serve.bodies import Body, read_body, schema_of
 from rayloom.serve.cursors import Cursor, Limit
 from rayloom.serve.deps import ask, deps_of
+from rayloom.serve.intake import ToolRules
 from rayloom.serve.json_answer import json_answer
-from rayloom.serve.problems import not_found
+from rayloom.serve.problems import invalid, not_found
 
 router = APIRouter(prefix="/api/v1", tags=["people"])
 
@@ -29,6 +32,8 @@ class KeyBody(Body):
 
     user: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^\S(.*\S)?$")]
     role: Literal["admin", "user"] = "user"
+    tools: ToolRules | None = Field(default=None, description="which tools it may use: globs of names; deny wins")
+    max_level: Level | None = Field(default=None, description="the highest permission level of the tools it may use")
 
 
 class QuotaBody(Body):
@@ -59,15 +64,33 @@ async def list_keys(
 
 
 def _key(row: KeyRow) -> dict[str, Any]:
-    return {"id": row.id, "user_id": row.user_id, "user": row.user, "role": row.role, "created_at": row.created_at}
+    return {
+        "id": row.id,
+        "user_id": row.user_id,
+        "user": row.user,
+        "role": row.role,
+        "created_at": row.created_at,
+        "tools": row.tools,
+        "max_level": row.max_level,
+    }
 
 
 @router.post("/keys", status_code=201, openapi_extra=schema_of(KeyBody))
 async def create_key(request: Request, me: Admin) -> Response:
     """Make a key, and its user when new. The key is shown this once."""
     body = await read_body(request, KeyBody)
+    if body.role == "admin" and (body.tools or body.max_level):
+        # It could make itself another one.
+        raise invalid([Fault("/role", "a key of an admin can't be narrowed")])
     key = keys.new_key()
-    row = await keys.create_key(deps_of(request).backends.primary, user=body.user, role=body.role, key=key)
+    row = await keys.create_key(
+        deps_of(request).backends.primary,
+        user=body.user,
+        role=body.role,
+        key=key,
+        tools=None if body.tools is None else body.tools.model_dump(),
+        max_level=body.max_level,
+    )
     return json_answer({**_key(row), "key": key}, 201, {"Location": f"/api/v1/keys/{row.id}"})
 
 
@@ -111,11 +134,9 @@ async def usage(
     created_before: str | None = None,
 ) -> Response:
     """Tokens and cost used, by tool and day (UTC); of the last 30 days unless asked otherwise."""
-    items = await read_usage(
-        deps_of(request).backends.replica,
-        user_id=user,
-        since=cursors.moment("created_after", created_after),
-        until=cursors.moment("created_before", created_before),
+    since, until = cursors.moment("created_after", created_after), cursors.moment("created_before", created_before)
+    items = await deps_of(request).backends.reads.current(
+        lambda source: read_usage(source, user_id=user, since=since, until=until)
     )
     shown = [
         {

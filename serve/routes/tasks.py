@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from rayloom.dag.errors import Fault, Transient
 from rayloom.dag.states import TaskStatus
+from rayloom.dag.values import JsonObject
 from rayloom.db import reads
-from rayloom.db.reads import TaskFilter
-from rayloom.db.submit import submit_task
+from rayloom.db.keys import Principal
+from rayloom.db.reads import TaskDetails, TaskFilter
+from rayloom.db.results import result_bytes
+from rayloom.db.submit import NewTask, submit_task
 from rayloom.db.task_moves import end_task
 from rayloom.serve import cursors, shapes
+from rayloom.serve.apart import inline_outputs, shown_result
 from rayloom.serve.auth import Me, Owner
 from rayloom.serve.bodies import PLAN_THREAD_BYTES, off_loop, read_object, schema_of
 from rayloom.serve.cursors import Cursor, Limit
@@ -31,6 +37,15 @@ router = APIRouter(prefix="/api/v1/tasks", tags=["tasks"])
 STOP_TIMEOUT_S = 5.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A submission that is on disk. ``secret``: what its webhook is signed with, where its receiver can't know."""
+
+    task_id: str
+    replayed: bool
+    secret: str | None
+
+
 @router.post("", status_code=202, openapi_extra=schema_of(Submission))
 async def submit(
     request: Request, me: Me, idempotency: Annotated[str | None, Header(alias="Idempotency-Key")] = None
@@ -40,20 +55,19 @@ async def submit(
     call_of(request).allow(deps.settings.submit_timeout_s)
     key = idempotency_key(idempotency)
     document = await read_object(request)
-    size = call_of(request).body_bytes
+    return accepted(await take(deps, me, document, size=call_of(request).body_bytes, key=key))
+
+
+async def take(deps: Deps, me: Principal, document: JsonObject, *, size: int, key: str | None) -> Taken:
+    """Take a submission of about ``size`` bytes. ``key``: its Idempotency-Key.
+
+    Raises Problem and InvalidPlan with all that is wrong with it, Transient while it can't be judged or written down.
+    """
     print_ = await off_loop(size, lambda: fingerprint_of(document)) if key is not None else b""
-    if key is not None:
-        earlier = await reads.submitted_before(deps.backends.primary, me.user_id, key)
-        if earlier is not None:
-            if earlier[0] != print_:
-                raise Problem(
-                    422,
-                    "this Idempotency-Key was used with another request body",
-                    code="IDEMPOTENCY_MISMATCH",
-                    errors=[Fault("/headers/Idempotency-Key", "was used with another request body")],
-                )
-            return _accepted(str(earlier[1]), replayed=True)
-    submission = await off_loop(size, lambda: read_submission(document))
+    earlier = await submitted_before(deps, me.user_id, key, print_)
+    if earlier is not None:
+        return Taken(task_id=earlier, replayed=True, secret=deps.callbacks.told(document, me.user_id))
+    submission = await off_loop(size, lambda: read_submission(document, deps.callbacks))
     judge = Judge(deps, me)
     await judge.prepare()
     raw = document.get("plan")
@@ -62,26 +76,54 @@ async def submit(
         plan = await off_loop(size, lambda: judge.plan(raw, submission.tools), at_most=PLAN_THREAD_BYTES)
     task = new_task(
         submission,
-        user_id=me.user_id,
+        who=me,
         plan=plan,
         denied=judge.denied(submission.tools),
+        bounds=judge.bounds(),
         key=key,
         print_=print_,
+        callback=deps.callbacks.of(submission.callback_url, submission.callback_secret, me.user_id),
     )
-    submitted = await submit_task(deps.backends.primary, task)
+    return await accept(deps, task, secret=deps.callbacks.told(document, me.user_id))
+
+
+async def submitted_before(deps: Deps, user: UUID, key: str | None, print_: bytes) -> str | None:
+    """The id of the task that an equal request with this Idempotency-Key made before. Raises Problem (422)."""
+    earlier = await reads.submitted_before(deps.backends.primary, user, key) if key is not None else None
+    if earlier is None:
+        return None
+    if earlier[0] != print_:
+        raise Problem(
+            422,
+            "this Idempotency-Key was used with another request body",
+            code="IDEMPOTENCY_MISMATCH",
+            errors=[Fault("/headers/Idempotency-Key", "was used with another request body")],
+        )
+    return str(earlier[1])
+
+
+async def accept(deps: Deps, task: NewTask, *, secret: str | None) -> Taken:
+    """Write a task down, and offer what of it can run. ``secret``: see ``Taken``."""
+    submitted = await submit_task(deps.backends.primary, deps.backends.blobs, task)
     task_id = str(submitted.task_id)
     if not submitted.replayed:
-        log.info("task.submitted", extra={"task_id": task_id, "subtasks": len(plan.subtasks) if plan else None})
+        count = len(task.plan.subtasks) if task.plan is not None else None
+        log.info("task.submitted", extra={"task_id": task_id, "subtasks": count})
         if not await deps.backends.offer(submitted.queued, task_id):
             await wake(deps)
-    return _accepted(task_id, replayed=submitted.replayed)
+    return Taken(task_id=task_id, replayed=submitted.replayed, secret=secret)
 
 
-def _accepted(task_id: str, *, replayed: bool) -> Response:
-    headers = {"Location": f"/api/v1/tasks/{task_id}"}
-    if replayed:
+def accepted(taken: Taken) -> Response:
+    """The 202 of a submission."""
+    headers = {"Location": f"/api/v1/tasks/{taken.task_id}"}
+    if taken.replayed:
         headers["Idempotent-Replayed"] = "true"
-    return json_answer({"task_id": task_id}, 202, headers)
+    document = {"task_id": taken.task_id}
+    if taken.secret is not None:
+        document["callback_secret"] = taken.secret
+        headers["Cache-Control"] = "no-store"
+    return json_answer(document, 202, headers)
 
 
 async def wake(deps: Deps) -> None:
@@ -112,18 +154,25 @@ async def list_tasks(
         created_after=cursors.moment("created_after", created_after),
         created_before=cursors.moment("created_before", created_before),
         text=q,
-        labels=tuple(_label(item) for item in label or ()),
+        labels=tuple(label_of(item) for item in label or ()),
     )
+    return json_answer(await page_of_tasks(deps_of(request), user, wanted, limit=limit, cursor=cursor))
+
+
+async def page_of_tasks(deps: Deps, user: UUID, wanted: TaskFilter, *, limit: int, cursor: str | None) -> shapes.Shown:
+    """A page of a user's tasks. Raises Problem (422) for a cursor of another list."""
     after = cursors.decode_moment("tasks", cursor)
-    replica = deps_of(request).backends.replica
-    rows = await reads.list_tasks(replica, user_id=user, wanted=wanted, after=after, limit=limit + 1)
+    rows = await deps.backends.reads.current(
+        lambda source: reads.list_tasks(source, user_id=user, wanted=wanted, after=after, limit=limit + 1)
+    )
     page = rows[:limit]
     more = len(rows) > limit
     next_cursor = cursors.encode_moment("tasks", page[-1].created_at, page[-1].id) if more else None
-    return json_answer({"items": [shapes.task_item(row) for row in page], "next_cursor": next_cursor})
+    return {"items": [shapes.task_item(row) for row in page], "next_cursor": next_cursor}
 
 
-def _label(text: str) -> tuple[str, str]:
+def label_of(text: str) -> tuple[str, str]:
+    """A label in the query. Raises Problem (422)."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise invalid([Fault("/query/label", "must be name=value")])
@@ -133,28 +182,46 @@ def _label(text: str) -> tuple[str, str]:
 @router.get("/{task_id}")
 async def details(request: Request, task_id: str, user: Owner) -> Response:
     """A task, its progress, and its first 1,000 subtasks."""
+    deps = deps_of(request)
+    found = await found_details(deps, task_id, user, limit=shapes.FIRST_SUBTASKS)
+    result_, kept = await shown_result(deps, found.task), await inline_outputs(deps, found.subtasks)
+    return json_answer(shapes.details(found, result_, kept))
+
+
+async def found_details(deps: Deps, task_id: str, user: UUID, *, limit: int) -> TaskDetails:
+    """A user's task, with its first ``limit`` subtasks. Raises Problem (404)."""
     id_ = cursors.uuid_of(task_id, "this task")
-    found = await reads.task_details(deps_of(request).backends.primary, id_, user, limit=shapes.FIRST_SUBTASKS)
+    found = await reads.task_details(deps.backends.primary, id_, user, limit=limit)
     if found is None:
         raise not_found("this task")
-    return json_answer(shapes.details(*found))
+    return found
 
 
 @router.get("/{task_id}/result")
 async def result(request: Request, task_id: str, user: Owner) -> Response:
     """The whole result of a completed task, as a file."""
     id_ = cursors.uuid_of(task_id, "this task")
-    text = await reads.result_json(deps_of(request).backends.primary, id_, user)
-    if text is None:
-        raise not_found("a result of this task")
+    backends = deps_of(request).backends
+    # Before it is fetched: a large one may take its time on both ways.
     call_of(request).allow(OUTPUT_TIMEOUT_S)
-    return json_file(text, f"{id_}.json")
+    content = await result_bytes(backends.primary, backends.blobs, id_, user)
+    if content is None:
+        raise not_found("a result of this task")
+    return json_file(content, f"{id_}.json")
 
 
 @router.post("/{task_id}/cancel", status_code=202)
 async def cancel(request: Request, task_id: str, user: Owner) -> Response:
-    """Cancel a task. Its running subtasks are stopped within two seconds."""
-    deps = deps_of(request)
+    """Cancel a task. Its running subtasks are stopped within two seconds; the answer says what was under way.
+
+    `stopped`: the attempts that are stopped, and in which phase; `withdrawn`: how many waited, by status, and never
+    begin; `completed`: what was done already, counted, and the first 100 named.
+    """
+    return json_answer(await cancelled(deps_of(request), task_id, user), 202)
+
+
+async def cancelled(deps: Deps, task_id: str, user: UUID) -> shapes.Shown:
+    """Cancel a user's task; gives what was under way. Raises Problem: 404, and 409 for one that has ended otherwise."""
     id_ = cursors.uuid_of(task_id, "this task")
     status = await reads.task_status(deps.backends.primary, id_, user)
     if status is None:
@@ -165,13 +232,12 @@ async def cancel(request: Request, task_id: str, user: Owner) -> Response:
     if ended.refused_status is not None:
         if ended.refused_status != TaskStatus.CANCELLED:
             raise conflict(ended.refused_status, "cancelled")
-        return json_answer({"task_id": id_, "status": TaskStatus.CANCELLED, "stopped": []}, 202)
+        return shapes.cancelled(id_, ended.halt)
     log.info("task.cancelled", extra={"task_id": task_id, "stopped": len(ended.stopped)})
     await deps.backends.offer((), str(id_))
     if ended.stopped:
         await stop(deps, ended.stopped)
-    stopped = [{"sub_task_id": sub_task_id, "attempt": attempt} for sub_task_id, attempt in ended.stopped]
-    return json_answer({"task_id": id_, "status": TaskStatus.CANCELLED, "stopped": stopped}, 202)
+    return shapes.cancelled(id_, ended.halt)
 
 
 async def stop(deps: Deps, stopped: tuple[tuple[str, int], ...]) -> None:

@@ -35,7 +35,7 @@ async def trace(
     wanted = cursors.choices("format", form, FORMATS)
     id_ = cursors.uuid_of(task_id, "this task")
     call_of(request).allow(TRACE_TIMEOUT_S)
-    rows = await read_trace(deps_of(request).backends.replica, id_, user)
+    rows = await deps_of(request).backends.reads.current(lambda source: read_trace(source, id_, user))
     if rows is None:
         raise not_found("this task")
     # A trace of a large task is a large document: other requests go on meanwhile.

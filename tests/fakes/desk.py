@@ -13,12 +13,14 @@ from rayloom.actors.backlog import Backlog
 from rayloom.actors.commits import Commits
 from rayloom.actors.dispatch import Dispatch
 from rayloom.actors.flight import Flight, Flying
+from rayloom.actors.passing import Passing
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.resources import NodeShape
 from tests.fakes.hand_lane import HandLane
 from tests.fakes.memory_queue import MemoryQueue
 from tests.fakes.memory_record import MemoryRecord
+from tests.fakes.scripted_registry import ScriptedRegistry
 from tests.fakes.scripted_tokens import ScriptedTokens
 
 NOTHING: Any = None
@@ -39,6 +41,8 @@ class Desk:
     commits: Commits
     flight: Flight
     dispatch: Dispatch
+    passing: Passing
+    registry: ScriptedRegistry
 
     def running(self) -> list[str]:
         """What was handed over and has not ended."""
@@ -65,14 +69,16 @@ class Desk:
         record, queue, tokens, lane = MemoryRecord().install(monkeypatch), MemoryQueue(), ScriptedTokens(), HandLane()
         settings = EngineSettings(batch_max=10)
         backlog = Backlog(NOTHING, queue)
-        commits = Commits(NOTHING, backlog, settings, jitter=lambda: 0.0)
+        commits = Commits(NOTHING, backlog, settings, on_ended=lambda *ended: passing.ended(*ended), jitter=lambda: 0.0)
 
         def ended(flying: Flying, outcome: Outcome) -> None:
             dispatch.window.ended(flying.shape, flying.claimed.use, lasted_s=outcome.finished_at - outcome.started_at)
             commits.add(flying, outcome)
 
         flight = Flight(lane, ended)
-        dispatch = Dispatch(NOTHING, backlog, commits, flight, tokens, settings)
+        registry = ScriptedRegistry()
+        passing = Passing(NOTHING, backlog, registry)
+        dispatch = Dispatch(NOTHING, backlog, commits, flight, tokens, passing, settings)
         dispatch.incarnation = UUID(int=1)
         dispatch.window.nodes = dispatch.window.types = (NodeShape(total={"CPU": 4.0}, labels={}, count_max=1),)
-        return cls(record, queue, tokens, lane, backlog, commits, flight, dispatch)
+        return cls(record, queue, tokens, lane, backlog, commits, flight, dispatch, passing, registry)

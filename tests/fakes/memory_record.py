@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from rayloom.dag.decision import Past
 from rayloom.dag.errors import Transient
-from rayloom.db import attempts, engine, incarnations, leases
+from rayloom.dag.resources import ResourceShape
+from rayloom.dag.tool_scope import ALL_TOOLS, ToolScope
+from rayloom.db import attempts, engine, history, incarnations, leases
 from rayloom.db.attempts import Claimed, Committed, Ending
+from rayloom.db.leases import NextCall
 from rayloom.db.queue import Queued
 
 SHAPE = '{"cpus":1.0,"custom":{},"gpus":0.0,"labels":{},"memory_bytes":0}'
@@ -24,7 +28,9 @@ class MemoryRecord:
 
     ``counted``: how often what is queued was counted; ``read``: how many rows of it. ``away``: nothing answers.
     ``unstorable``: outputs that it refuses. ``over``: the life that claims was ended. ``inputs``: those that are not
-    empty; ``unreadable``: subtasks whose inputs it can't give.
+    empty; ``unreadable``: subtasks whose inputs it can't give. ``tools``: those that are not ``t``; ``fallbacks``: the
+    tools of those that have not been turned to; ``scopes``: what tasks may use, where it is not all; ``asked_scopes``:
+    of whom that was asked. ``past``: how earlier attempts ended; ``reshaped``: who was given another shape.
     """
 
     queued: dict[str, Queued] = field(default_factory=dict)
@@ -38,12 +44,18 @@ class MemoryRecord:
     moved_on: dict[str, str] = field(default_factory=dict)
     counted: int = 0
     read: int = 0
+    asked_scopes: list[str] = field(default_factory=list)
     away: bool = False
     over: bool = False
     read_only: bool = False
     deadly: set[str] = field(default_factory=set)
     inputs: dict[str, str] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
+    tools: dict[str, str] = field(default_factory=dict)
+    fallbacks: dict[str, str] = field(default_factory=dict)
+    scopes: dict[str, ToolScope] = field(default_factory=dict)
+    past: dict[str, Past] = field(default_factory=dict)
+    reshaped: dict[tuple[str, int], ResourceShape] = field(default_factory=dict)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> MemoryRecord:
         """From now on the statements of the engine come here."""
@@ -55,6 +67,10 @@ class MemoryRecord:
         monkeypatch.setattr(leases, "release", self.release)
         monkeypatch.setattr(leases, "queued_page", self.queued_page)
         monkeypatch.setattr(leases, "queued_counts", self.queued_counts)
+        monkeypatch.setattr(leases, "calls_of", self.calls_of)
+        monkeypatch.setattr(leases, "scopes_of", self.scopes_of)
+        monkeypatch.setattr(history, "past", self.past_of)
+        monkeypatch.setattr(history, "reshape", self.reshape)
         return self
 
     def add(self, *ids: str, user_id: str = "ann", shape: str = SHAPE) -> list[Queued]:
@@ -83,7 +99,7 @@ class MemoryRecord:
                     task_id="task",
                     user_id=item.user_id,
                     key=id_,
-                    tool="t",
+                    tool=self.tools.get(id_, "t"),
                     task_type="TOOL",
                     attempt=self.attempt[id_],
                     retry_count=0,
@@ -116,11 +132,16 @@ class MemoryRecord:
         accepted = {
             one.sub_task_id
             for one in taken
-            if (self.running.get(one.sub_task_id) or one.outcome.ray_task_id) and one.sub_task_id not in self.moved_on
+            if (self.running.get(one.sub_task_id) or one.outcome.ray_task_id or one.outcome.verdict == "failed")
+            and one.sub_task_id not in self.moved_on
         }
+        turned = [one.sub_task_id for one in taken if one.use_fallback and one.sub_task_id in self.fallbacks]
+        self.tools |= {id_: self.fallbacks.pop(id_) for id_ in turned}
+        again = {id_: self.known[id_] for id_ in turned}
+        self.queued |= again
         waits = [one.retry_in_s for one in taken if one.retry_in_s is not None]
         return Committed(
-            accepted=frozenset(accepted), touched=frozenset({"task"} if taken else ()),
+            accepted=frozenset(accepted), queued=tuple(again.values()), touched=frozenset({"task"} if taken else ()),
             retry_in_s=min(waits, default=None), refused=tuple((one, "it can't be stored") for one in refused),
         )  # fmt: skip
 
@@ -149,6 +170,7 @@ class MemoryRecord:
         limit: int,
         shapes: Sequence[str] | None = None,
         but_of: Sequence[str] = (),
+        but_with: Collection[NextCall] = (),
     ) -> tuple[Queued, ...]:
         """See `leases.queued_page`."""
         self._answer()
@@ -156,7 +178,10 @@ class MemoryRecord:
         found = [
             each
             for each in self.queued.values()
-            if each.score > seen and (shapes is None or each.shape in shapes) and each.user_id not in but_of
+            if each.score > seen
+            and (shapes is None or each.shape in shapes)
+            and each.user_id not in but_of
+            and self._next(each.sub_task_id) not in but_with
         ]
         page = tuple(sorted(found, key=lambda item: item.score)[:limit])
         self.read += len(page)
@@ -167,6 +192,31 @@ class MemoryRecord:
         self._answer()
         self.counted += 1
         return dict(Counter(item.shape for item in self.queued.values()))
+
+    async def calls_of(self, _source: Any, ids: Sequence[str]) -> dict[str, NextCall]:
+        """See `leases.calls_of`."""
+        self._answer()
+        return {id_: self._next(id_) for id_ in ids if id_ in self.queued}
+
+    async def scopes_of(self, _source: Any, ids: Sequence[str]) -> dict[str, ToolScope]:
+        """See `leases.scopes_of`."""
+        self._answer()
+        self.asked_scopes += ids
+        return {id_: self.scopes.get(id_, ALL_TOOLS) for id_ in ids}
+
+    async def past_of(self, _source: Any, ids: Sequence[str]) -> dict[str, Past]:
+        """See `history.past`."""
+        self._answer()
+        return {id_: self.past[id_] for id_ in ids if id_ in self.past}
+
+    async def reshape(self, _source: Any, shapes: Mapping[tuple[str, int], ResourceShape]) -> int:
+        """See `history.reshape`."""
+        self._answer()
+        self.reshaped |= shapes
+        return len(shapes)
+
+    def _next(self, id_: str) -> NextCall:
+        return NextCall(self.tools.get(id_, "t"), self.fallbacks.get(id_, ""))
 
     def _answer(self) -> None:
         if self.away:

@@ -13,6 +13,8 @@ import pytest
 from rayloom.cluster.embedded.services import EmbeddedServices
 from rayloom.cluster.home import Home
 from rayloom.cluster.settings import load_settings
+from tests.integration import mcp_servers
+from tests.integration.s3 import S3Server, s3_server
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +41,22 @@ def servers() -> Iterator[tuple[str, str]]:
 def server_url(servers: tuple[str, str]) -> str:
     """The PostgreSQL alone."""
     return servers[0]
+
+
+@pytest.fixture(scope="session")
+def pypi_servers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The programs of MCP servers from PyPI."""
+    return mcp_servers.pypi_servers(tmp_path_factory.mktemp("pypi"))
+
+
+@pytest.fixture(scope="session")
+def npm_servers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The programs of MCP servers from npm."""
+    return mcp_servers.npm_servers(tmp_path_factory.mktemp("npm"))
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """An S3 server that every test may use, each with a prefix of its own."""
+    with s3_server() as server:
+        yield server

@@ -31,6 +31,8 @@ from tests.integration.waiting import wait_until
 PROGRAM = (sys.executable, "-c", "from rayloom.cluster.cli import main; main()")
 SERVING = "serving until Ctrl-C"
 START_S, STOP_S, GONE_S = 240.0, 90.0, 120.0
+FAULTS = os.environ.get("RAYLOOM_TEST_FAULTS", "")
+"""Faults to inject into every instance (`make test-faults`): then attempts fail that would not, and are tried again."""
 # Redis has 16 databases; 0 is left to tests that bring no instance of their own.
 _REDIS_INDEXES = 15
 _taken_indexes: set[int] = set()
@@ -112,6 +114,7 @@ class Instance:
             "RAYLOOM_RETRY_INITIAL_S": "0.2",
             "RAYLOOM_RETRY_MAX_S": "2",
             "RAYLOOM_ALLOW_ADDRESSES": "127.0.0.1/32",
+            **({"RAYLOOM_FAULTS": FAULTS} if FAULTS else {}),
             **(self.services.environ if self.services is not None else {}),
             **self.extra,
         }

@@ -114,7 +114,10 @@ class Run:
         expect_order(self.subtasks())
 
     def expect_legal_moves(self) -> None:
-        """Every event goes on where the last one of the same thing ended, by a transition that exists."""
+        """Every event goes on where the last one of the same thing ended, by a transition that exists.
+
+        What a fork takes over comes from nowhere, and is COMPLETED.
+        """
         rows = self.instance.sql(
             "SELECT kind, subtask, from_status, to_status, phase FROM task_events "
             "WHERE task_id = $1::uuid AND kind IN ('task', 'subtask') ORDER BY id",
@@ -125,7 +128,8 @@ class Run:
         for row in rows:
             who = (row["kind"], row["subtask"])
             source, target = row["from_status"], row["to_status"]
-            first = "PENDING" if row["kind"] == "subtask" else None
+            is_taken = row["kind"] == "subtask" and who not in at and (source, target) == (None, "COMPLETED")
+            first = "PENDING" if row["kind"] == "subtask" and not is_taken else None
             assert source == at.get(who, first), (who, at.get(who), dict(row))
             if source == target:
                 assert row["phase"], dict(row)
@@ -134,7 +138,10 @@ class Run:
             at[who] = target
 
     def expect_committed_once(self) -> None:
-        """A subtask that is COMPLETED has exactly one attempt that is, its last one; any other has none."""
+        """A subtask that is COMPLETED has exactly one attempt that is, its last one; any other has none.
+
+        One that a fork has taken over was never begun here.
+        """
         rows = self.instance.sql(
             "SELECT s.key, s.status, s.attempt, "
             "array_agg(e.attempt ORDER BY e.attempt) FILTER (WHERE e.status = 'COMPLETED') AS done "
@@ -157,7 +164,7 @@ class Run:
 
 
 def _is_done(row: Mapping[str, Any]) -> bool:
-    return bool(row["status"] == "COMPLETED")
+    return bool(row["status"] == "COMPLETED" and row["attempt"])
 
 
 def _items(page: JsonObject) -> list[Any]:

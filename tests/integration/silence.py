@@ -13,6 +13,7 @@ class Way:
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
         self._talks: set[asyncio.Task[None]] = set()
+        self._callers: set[asyncio.StreamWriter] = set()
         self.silent = False
         self.port = 0
 
@@ -29,10 +30,17 @@ class Way:
                 talk.cancel()
             await asyncio.gather(*self._talks, return_exceptions=True)
 
+    async def say(self, data: bytes) -> None:
+        """Say something to whoever is connected, in the server's place."""
+        for caller in self._callers:
+            caller.write(data)
+            await caller.drain()
+
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._talks.add(task)
+        self._callers.add(writer)
         there, back = await asyncio.open_connection(self._host, self._port)
         try:
             with suppress(OSError, asyncio.CancelledError):
@@ -42,6 +50,7 @@ class Way:
         finally:
             back.close()
             writer.close()
+            self._callers.discard(writer)
             self._talks.discard(task)
 
     async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:

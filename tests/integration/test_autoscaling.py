@@ -30,6 +30,7 @@ SANDBOXED = {"CPU": 0.5, "sandbox": 1.0}
 ON_GPU = {"CPU": 0.5, "GPU": 1.0}
 # A fake node is a whole raylet: on a loaded machine one may take half a minute to start.
 UP_S, DOWN_S, RUN_S = 120, 120, 60
+pytestmark = pytest.mark.timeout(900)
 
 
 class PlainRayDemand:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
 VARIABLES = {f"RAYLOOM_{name.upper()}" for name in Settings.model_fields}
 # Read by the tests, not by rayloom.
-TEST_VARIABLES = {"RAYLOOM_TEST_DATABASE_URL", "RAYLOOM_TEST_REDIS_URL"}
+TEST_VARIABLES = {"RAYLOOM_TEST_DATABASE_URL", "RAYLOOM_TEST_REDIS_URL", "RAYLOOM_TEST_DOCKER_ADDRESS"}
 
 
 @pytest.fixture(params=PAGES, ids=lambda page: str(page.relative_to(ROOT)))

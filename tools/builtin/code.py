@@ -5,14 +5,21 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from typing import Annotated, Final
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from rayloom.dag.errors import UserError
+from rayloom.dag.errors import Refused, UserError
 from rayloom.dag.values import Json
-from rayloom.tools.native import AnyJson, ToolInput, native
+from rayloom.tools.addresses import AddressRules
+from rayloom.tools.native import ToolInput, native
 from rayloom.tools.paths import workspace_path
+from rayloom.tools.sandbox import egress, packages
 from rayloom.tools.sandbox.sandbox import Program, RunResult, RunSpec
 from rayloom.tools.sandbox.select import sandbox_for
 from rayloom.tools.settings import SandboxLimits, ToolSettings
@@ -20,11 +27,13 @@ from rayloom.tools.tool import SANDBOXED, ToolContext, ToolResult
 
 MAX_SOURCE_CHARS: Final = 1_000_000
 MAX_INPUT_FILES: Final = 256
+NOTHING: Final[Mapping[str, bytes]] = MappingProxyType({})
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _SHARED_TEXT: Final = (
-    "It runs in a sandbox without network, in an empty workspace that `files` are put into; files that it creates or "
-    "changes there come back in `files`. A program that fails, overruns its time or its memory is a result, not an "
-    "error of the tool: look at `exit_code`, `timed_out` and `oom`."
+    "It runs in a sandbox, in an empty workspace that `files` are put into; files that it creates or changes there "
+    "come back in `files`. It has no network; with `network: {allow: [host:port, ...]}` it reaches those, by the "
+    "proxy that `http_proxy` and `https_proxy` name. A program that fails, overruns its time or its memory is a "
+    "result, not an error of the tool: look at `exit_code`, `timed_out` and `oom`."
 )
 
 
@@ -42,6 +51,13 @@ class LimitsInput(ToolInput):
     pids: Annotated[int, Field(gt=0)] | None = None
     output_kb: Annotated[int, Field(gt=0)] | None = None
     disk_mb: Annotated[int, Field(gt=0)] | None = None
+    cpus: Annotated[float, Field(gt=0)] | None = None
+
+
+class NetworkInput(ToolInput):
+    """What a run may reach: ``host:port`` each, through a proxy (``http_proxy``, ``https_proxy``)."""
+
+    allow: list[str]
 
 
 class RunInput(ToolInput):
@@ -51,7 +67,7 @@ class RunInput(ToolInput):
     files: dict[str, str | Base64File] | None = None
     packages: list[str] | None = None
     limits: LimitsInput | None = None
-    network: AnyJson = None
+    network: NetworkInput | Literal["none", False] | None = None
 
 
 class PythonInput(RunInput):
@@ -67,33 +83,53 @@ class ShellInput(RunInput):
 
 
 async def _python(input: PythonInput, context: ToolContext) -> ToolResult:
-    return await _run("python", input.code, input, context)
+    return await run_source("python", input.code, input, context)
 
 
 async def _shell(input: ShellInput, context: ToolContext) -> ToolResult:
-    return await _run("shell", input.command, input, context)
+    return await run_source("shell", input.command, input, context)
 
 
-async def _run(program: Program, source: str, input: RunInput, context: ToolContext) -> ToolResult:
-    if input.packages:
-        raise UserError("PACKAGES_UNSUPPORTED", "`packages` is not supported in this version: leave it out")
-    if input.network not in (None, False, "none"):
-        raise UserError("NETWORK_UNSUPPORTED", "`network` is not supported in this version: the sandbox has none")
+async def run_source(
+    program: Program, source: str, input: RunInput, context: ToolContext, *, beside: Mapping[str, bytes] = NOTHING
+) -> ToolResult:
+    """Run a program in the sandbox; ``beside``: files, by checked paths, that are there beside those of the input.
+
+    Raises UserError, and what ``Sandbox.run`` raises.
+    """
     settings = context.settings
     limits = capped(input.limits, settings)
-    result = await sandbox_for(settings.sandbox).run(
-        RunSpec(
-            program=program,
-            source=_encoded(source, "/code" if program == "python" else "/command"),
-            stdin=_encoded(input.stdin or "", "/stdin"),
-            files=_files(input, limits),
-            limits=limits,
-            files_max_count=settings.sandbox_files_max_count,
-            files_max_bytes=settings.sandbox_files_max_bytes,
-            on_line=lambda stream, line: context.log.line(line, stream=stream),
-        )
+    spec = RunSpec(
+        program=program,
+        source=_encoded(source, "/code" if program == "python" else "/command"),
+        stdin=_encoded(input.stdin or "", "/stdin"),
+        files=_files(input, limits, beside),
+        limits=limits,
+        files_max_count=settings.sandbox_files_max_count,
+        files_max_bytes=settings.sandbox_files_max_bytes,
+        on_line=lambda stream, line: context.log.line(line, stream=stream),
     )
+    sandbox = sandbox_for(settings.sandbox, settings.docker)
+    if input.packages:
+        spec = replace(spec, packages=await _packages(input.packages, settings))
+    if isinstance(input.network, NetworkInput) and input.network.allow:
+        targets, rules = egress.allowed(input.network.allow), AddressRules.parse(settings.allow_addresses)
+        told = partial(context.log.line, level="WARNING")
+        async with egress.opened(targets, rules, on_refusal=lambda why: told(f"network: {why}")) as folder:
+            result = await sandbox.run(replace(spec, egress=folder))
+    else:
+        result = await sandbox.run(spec)
     return ToolResult(output=_output(result), stdout=result.stdout, stderr=result.stderr)
+
+
+async def _packages(wanted: list[str], settings: ToolSettings) -> Path:
+    if settings.sandbox_packages_dir is None:
+        raise Refused(
+            "PACKAGES_REFUSED", "nobody has set up packages here: RAYLOOM_SANDBOX_PACKAGES_DIR names a folder of wheels"
+        )
+    if settings.docker.image and settings.sandbox in ("docker", "auto"):
+        raise Refused("PACKAGES_REFUSED", "programs run in an image of your own: it must bring the packages itself")
+    return await packages.unpacked(wanted, settings.sandbox_packages_dir)
 
 
 def capped(wanted: LimitsInput | None, settings: ToolSettings) -> SandboxLimits:
@@ -104,11 +140,11 @@ def capped(wanted: LimitsInput | None, settings: ToolSettings) -> SandboxLimits:
     return SandboxLimits(**{name: min(value, caps[name]) for name, value in given.items()})
 
 
-def _files(input: RunInput, limits: SandboxLimits) -> dict[str, bytes]:
+def _files(input: RunInput, limits: SandboxLimits, beside: Mapping[str, bytes]) -> dict[str, bytes]:
     given = input.files or {}
     if len(given) > MAX_INPUT_FILES:
         raise UserError("FILES_TOO_MANY", f"/files: at most {MAX_INPUT_FILES} files")
-    files: dict[str, bytes] = {}
+    files = dict(beside)
     for path, content in given.items():
         if isinstance(content, str):
             data = _encoded(content, f"/files/{path}")
@@ -119,10 +155,12 @@ def _files(input: RunInput, limits: SandboxLimits) -> dict[str, bytes]:
                 raise UserError("BASE64_INVALID", f"/files/{path}: {error}") from None
         name = workspace_path(path)
         if name in files:
-            raise UserError("PATH_INVALID", f"/files: {name!r} is given twice")
+            why = "is there already" if name in beside else "is given twice"
+            raise UserError("PATH_INVALID", f"/files: {name!r} {why}")
         files[name] = data
+    folders = {str(folder) for name in files for folder in PurePosixPath(name).parents}
     for name in files:
-        if any(other.startswith(name + "/") for other in files):
+        if name in folders:
             raise UserError("PATH_INVALID", f"/files: {name!r} is both a file and a folder")
     # A file takes whole pages of the memory that it lies in.
     if sum(-(-len(data) // PAGE_BYTES) for data in files.values()) * PAGE_BYTES > limits.disk_mb * 1024 * 1024:
@@ -155,7 +193,7 @@ def _output(result: RunResult) -> dict[str, Json]:
     }
 
 
-_OUTPUT_SCHEMA: Final[dict[str, Json]] = {
+OUTPUT_SCHEMA: Final[dict[str, Json]] = {
     "type": "object",
     "additionalProperties": False,
     "required": [
@@ -200,9 +238,10 @@ PYTHON_RUN = native(
     _python,
     description=f"Runs Python `code` with the standard library. {_SHARED_TEXT}",
     permission_level="execute",
-    output_schema=_OUTPUT_SCHEMA,
+    output_schema=OUTPUT_SCHEMA,
     resources=SANDBOXED,
     lane="own",
+    breaker=False,
 )
 SHELL_RUN = native(
     "shell.run",
@@ -210,7 +249,8 @@ SHELL_RUN = native(
     _shell,
     description=f"Runs a `command` of the POSIX shell. {_SHARED_TEXT}",
     permission_level="execute",
-    output_schema=_OUTPUT_SCHEMA,
+    output_schema=OUTPUT_SCHEMA,
     resources=SANDBOXED,
     lane="own",
+    breaker=False,
 )

@@ -79,6 +79,9 @@ NOOP = native(
     permission_level="read",
     output_schema={"type": "null"},
     deterministic=True,
+    instant=True,
+    is_public=True,
+    breaker=False,
 )
 ECHO = native(
     "core.echo",
@@ -87,6 +90,9 @@ ECHO = native(
     description="Gives back `value`: {value} -> value.",
     permission_level="read",
     deterministic=True,
+    instant=True,
+    is_public=True,
+    breaker=False,
 )
 SLEEP = native(
     "core.sleep",
@@ -95,6 +101,7 @@ SLEEP = native(
     description="Waits `seconds` (at most a day), then gives null.",
     permission_level="read",
     output_schema={"type": "null"},
+    breaker=False,
 )
 FAIL = native(
     "core.fail",
@@ -103,4 +110,5 @@ FAIL = native(
     description="For drills: fails the first `times` attempts (transient, user, crash = the worker process is killed, "
     "hang = never returns), then gives `then`.",
     permission_level="execute",
+    breaker=False,
 )

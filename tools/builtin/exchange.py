@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -72,6 +73,18 @@ async def exchange(request: Request, rules: AddressRules, *, timeout_s: float, m
     raise UserError("HTTP_REDIRECTS", f"more than {MAX_REDIRECTS} redirects, the last one to {request.target.shown}")
 
 
+async def status_of(request: Request, rules: AddressRules, *, timeout_s: float) -> tuple[int, Mapping[str, str]]:
+    """Send a request; answers the status and the headers of what came back. No redirect is followed, no body is read.
+
+    Raises what `exchange` raises for a single hop.
+    """
+    try:
+        async with asyncio.timeout(timeout_s), _opened(request, rules, timeout_s=timeout_s) as answer:
+            return answer.status_code, _headers(answer)
+    except TimeoutError:
+        raise Transient("HTTP_TIMEOUT", f"{request.target.shown} took longer than {timeout_s:g} s") from None
+
+
 def failure(method: str, response: Response) -> RayloomError | None:
     """The error that a status means: transient for 408, 425, 429 and 5xx, the user's for other 4xx, else none."""
     if response.status < 400:
@@ -107,6 +120,24 @@ async def _hop(
     request: Request, rules: AddressRules, *, timeout_s: float, max_bytes: int
 ) -> tuple[Response, str | None]:
     target = request.target
+    async with _opened(request, rules, timeout_s=timeout_s) as answer:
+        location = answer.headers.get("location") if answer.status_code in _REDIRECTS else None
+        body = b"" if location is not None else await _body(answer, target, max_bytes)
+    response = Response(
+        url=target.url,
+        shown=target.shown,
+        status=answer.status_code,
+        headers=_headers(answer),
+        body=body,
+        charset=_charset(answer),
+    )
+    return response, location
+
+
+@asynccontextmanager
+async def _opened(request: Request, rules: AddressRules, *, timeout_s: float) -> AsyncIterator[httpx2.Response]:
+    """The answer to one request, of which only the head was read."""
+    target = request.target
     address = await resolve(target.host, target.port, rules)
     host = f"[{address}]" if address.version == 6 else str(address)
     # The client sees the checked address only; name and certificate stay those of the URL.
@@ -123,8 +154,7 @@ async def _hop(
             )
             answer = await client.send(message, stream=True)
             try:
-                location = answer.headers.get("location") if answer.status_code in _REDIRECTS else None
-                body = b"" if location is not None else await _body(answer, target, max_bytes)
+                yield answer
             finally:
                 await answer.aclose()
     except httpx2.TimeoutException as error:
@@ -133,15 +163,10 @@ async def _hop(
         raise UserError("HTTP_INVALID", f"{target.shown}: {error}") from error
     except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
         raise Transient("HTTP_FAILED", f"{target.shown}: {type(error).__name__}: {error}") from error
-    response = Response(
-        url=target.url,
-        shown=target.shown,
-        status=answer.status_code,
-        headers={name.lower(): value for name, value in answer.headers.items()},
-        body=body,
-        charset=_charset(answer),
-    )
-    return response, location
+
+
+def _headers(answer: httpx2.Response) -> dict[str, str]:
+    return {name.lower(): value for name, value in answer.headers.items()}
 
 
 def _charset(answer: httpx2.Response) -> str | None:

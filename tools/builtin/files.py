@@ -105,12 +105,14 @@ WRITE = native(
     _write,
     description="Stores a file in the task's workspace: {path, content | base64} -> {path, size}.",
     permission_level="write",
+    uses_workspace=True,
     output_schema={
         "type": "object",
         "required": ["path", "size"],
         "additionalProperties": False,
         "properties": {"path": {"type": "string"}, "size": {"type": "integer"}},
     },
+    breaker=False,
 )
 READ = native(
     "files.read",
@@ -118,6 +120,7 @@ READ = native(
     _read,
     description="Reads a file of the task's workspace: {path} -> {content}, or {base64} where it isn't UTF-8 text.",
     permission_level="read",
+    uses_workspace=True,
     output_schema={
         "type": "object",
         "minProperties": 1,
@@ -125,6 +128,7 @@ READ = native(
         "additionalProperties": False,
         "properties": {"content": {"type": "string"}, "base64": {"type": "string"}},
     },
+    breaker=False,
 )
 LIST = native(
     "files.list",
@@ -132,10 +136,12 @@ LIST = native(
     _list,
     description="Lists the task's workspace: {} -> {files: [{path, size, sha256}]}.",
     permission_level="read",
+    uses_workspace=True,
     output_schema={
         "type": "object",
         "required": ["files"],
         "additionalProperties": False,
         "properties": {"files": {"type": "array", "items": _ENTRY}},
     },
+    breaker=False,
 )

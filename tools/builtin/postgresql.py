@@ -21,6 +21,10 @@ from rayloom.tools.ports import LogPort
 CONNECT_S: Final = 10.0
 MAX_FETCHED_ROWS: Final = 16
 
+# The third is the driver's word for a server that has taken its leave and not hung up yet.
+_DRIVER_ERRORS: Final = (
+    asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, OverflowError, ValueError,
+)  # fmt: skip
 _FROM_TEXT: Final[Mapping[str, Callable[[str], Any]]] = {
     "date": date.fromisoformat,
     "time": time.fromisoformat,
@@ -58,7 +62,7 @@ async def query(url: str, sql: str, params: Sequence[Any] | Mapping[str, Any], l
         return await _read(connection, sql, params, limits, log)
     except RayloomError:
         raise
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, OverflowError, ValueError) as error:
+    except _DRIVER_ERRORS as error:
         raise _named(error, limits) from None
     finally:
         if connection is not None:

@@ -71,6 +71,9 @@ TEMPLATE = native(
         "properties": {"text": {"type": "string"}},
     },
     deterministic=True,
+    instant=True,
+    is_public=True,
+    breaker=False,
 )
 QUERY = native(
     "json.query",
@@ -85,4 +88,7 @@ QUERY = native(
         "properties": {"result": {}},
     },
     deterministic=True,
+    instant=True,
+    is_public=True,
+    breaker=False,
 )

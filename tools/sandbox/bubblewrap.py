@@ -15,43 +15,28 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Final
 
 import orjson
 
 from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
-from rayloom.tools.sandbox import processes, seccomp, workspace
+from rayloom.tools.sandbox import egress, packages, processes, workspace
 from rayloom.tools.sandbox.cgroup import ControlGroup, sweep
 from rayloom.tools.sandbox.host import Host, find_host
+from rayloom.tools.sandbox.measures import Stages
 from rayloom.tools.sandbox.result import result_of
-from rayloom.tools.sandbox.sandbox import RunResult, RunSpec, SandboxReport
+from rayloom.tools.sandbox.sandbox import ENVIRONMENT, RunResult, RunSpec, SandboxReport
 from rayloom.tools.sandbox.supervisor import Child, Verdict, cant_start
+from rayloom.tools.sandbox.walls import Walls
 from rayloom.tools.settings import SandboxLimits
 
 START_S: Final = 20.0
 SHM_MB: Final = 64
-MIB: Final = 1024 * 1024
-UID: Final = 65534
 
 _LAUNCHER: Final = 'echo; read -r go || exit 125; exec "$@" </run/code/stdin'
 """Says that the sandbox stands, waits until it is held from outside, and becomes the program."""
-_ACCOUNTS: Final = {
-    "/etc/passwd": b"sandbox:x:65534:65534:sandbox:/tmp:/bin/sh\n",
-    "/etc/group": b"sandbox:x:65534:\n",
-    "/etc/hosts": b"127.0.0.1 localhost sandbox\n::1 localhost\n",
-}
-_ENVIRONMENT: Final = {
-    "HOME": "/tmp",
-    "LANG": "C.UTF-8",
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "PYTHONPATH": "/workspace",
-    "PYTHONUNBUFFERED": "1",
-    "TMPDIR": "/tmp",
-}
 
 
 class Bubblewrap:
@@ -104,6 +89,7 @@ class Bubblewrap:
         return result
 
     async def _run(self, host: Host, spec: RunSpec) -> tuple[RunResult, bool]:
+        stages = Stages(self.name)
         with ExitStack() as stack:
             try:
                 info, info_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -117,17 +103,19 @@ class Bubblewrap:
                         # Nothing of ours: the first process inside shows what bwrap was started with.
                         env=host.env,
                         limits=spec.limits,
-                        on_line=spec.on_line,
+                        on_line=stages.first(spec.on_line),
                         pass_fds=(*fds, *host.pass_fds),
                         identity=host.identity,
                         handshake=True,
                     )
             except OSError as error:
                 raise cant_start(host.executable, error) from error
-            return await _supervise(child, spec, info, stack)
+            return await _supervise(child, spec, info, stack, stages)
 
 
-async def _supervise(child: Child, spec: RunSpec, info: int, stack: ExitStack) -> tuple[RunResult, bool]:
+async def _supervise(
+    child: Child, spec: RunSpec, info: int, stack: ExitStack, stages: Stages
+) -> tuple[RunResult, bool]:
     verdict: Verdict = "exited"
     root = -1
     limited = False
@@ -144,6 +132,7 @@ async def _supervise(child: Child, spec: RunSpec, info: int, stack: ExitStack) -
         root, limited = _confine(child, spec.limits, info)
         stack.callback(os.close, root)
         started_at = time.monotonic()
+        stages.stood()
         child.release()
         verdict = await child.watch()
     finally:
@@ -152,6 +141,7 @@ async def _supervise(child: Child, spec: RunSpec, info: int, stack: ExitStack) -
     files, left_out = await workspace.collected(
         root, spec.files, max_count=spec.files_max_count, max_bytes=spec.files_max_bytes
     )
+    stages.tell()
     return result_of(
         child, spec, verdict, duration_ms=duration_ms, files=files, left_out=left_out, backend=Bubblewrap.name
     ), limited
@@ -166,6 +156,7 @@ def _confine(child: Child, limits: SandboxLimits, info: int) -> tuple[int, bool]
     group = ControlGroup.create(limits)
     try:
         members = processes.tree(init)
+        processes.step_back(members)
         if group is not None:
             try:
                 for pid in members:
@@ -196,53 +187,26 @@ def _not_started(child: Child) -> RayloomError:
 
 def _command(host: Host, spec: RunSpec, info_out: int, stack: ExitStack) -> tuple[list[str], list[int]]:
     """The arguments of bwrap, and the descriptors that they name."""
-    fds = [info_out]
-    command = [
-        "bwrap",
-        *("--unshare-user", "--disable-userns", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
-        *("--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"),
-        *("--uid", str(UID), "--gid", str(UID), "--hostname", "sandbox", "--info-fd", str(info_out)),
-        *host.root,
-        # bwrap's init runs as the program does: who may write its memory can make it outlive us.
-        *("--proc", "/proc", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1", "--dev", "/dev"),
-    ]
-    disk = str(spec.limits.disk_mb * MIB)
-    shm = str(min(spec.limits.disk_mb, SHM_MB) * MIB)
-    for size, place in ((shm, "/dev/shm"), (disk, "/tmp"), (disk, "/workspace")):
-        command += ["--size", size, "--tmpfs", place]
-    command += ["--remount-ro", "/dev"]
-
-    def put(place: str, data: bytes, mode: str) -> None:
-        fd = _memory_file(data, stack)
-        fds.append(fd)
-        command.extend(("--perms", mode, "--file", str(fd), place))
-
-    for place, data in _ACCOUNTS.items():
-        put(place, data, "0444")
+    disk_mb = spec.limits.disk_mb
+    walls = Walls(host, stack, home=ENVIRONMENT["HOME"], disk_mb=disk_mb, shm_mb=min(disk_mb, SHM_MB))
     main = "/run/code/main.py" if spec.program == "python" else "/run/code/main.sh"
-    put(main, spec.source, "0444")
-    put("/run/code/stdin", spec.stdin, "0444")
+    walls.put(main, spec.source)
+    walls.put("/run/code/stdin", spec.stdin)
     for path, data in spec.files.items():
-        put(f"/workspace/{path}", data, "0644")
-    command += host.interpreter_binds
-    for name, value in _ENVIRONMENT.items():
-        command += ["--setenv", name, value]
-    command += ["--chdir", "/workspace", "--remount-ro", "/"]
-    if (rules := seccomp.deny_list(platform.machine())) is not None:
-        fd = _memory_file(rules, stack)
-        fds.append(fd)
-        command += ["--seccomp", str(fd)]
+        walls.put(f"/workspace/{path}", data, "0644")
+    walls.add(*host.interpreter_binds)
+    environment, wrapper = ENVIRONMENT, []
+    if spec.egress is not None:
+        walls.show(str(spec.egress), egress.INSIDE)
+        environment = {**ENVIRONMENT, **egress.ENVIRONMENT, "RELAY": egress.RELAY, "RELAY_PYTHON": host.python}
+        wrapper = ["/bin/sh", "-c", egress.WRAPPER, "sh"]
+    if spec.packages is not None:
+        walls.show(str(spec.packages), packages.INSIDE)
+        environment = {**environment, "PYTHONPATH": f"/workspace:{packages.INSIDE}"}
     limits = processes.limits_script(
         spec.limits, address_space=True, processes=processes.counts_processes_per_namespace()
     )
     program = host.python if spec.program == "python" else "/bin/sh"
-    return [*command, "--", "/bin/sh", "-c", f"{limits}; {_LAUNCHER}", "sh", program, main], fds
-
-
-def _memory_file(data: bytes, stack: ExitStack) -> int:
-    fd = os.memfd_create("rayloom", os.MFD_CLOEXEC)
-    stack.callback(os.close, fd)
-    with suppress(BrokenPipeError), os.fdopen(os.dup(fd), "wb") as file:
-        file.write(data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
+    words = ["bwrap", "--info-fd", str(info_out), *walls.closed(environment), "--"]
+    words += ["/bin/sh", "-c", f"{limits}; {_LAUNCHER}", "sh", *wrapper, program, main]
+    return words, [info_out, *walls.fds]

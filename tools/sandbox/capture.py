@@ -14,26 +14,16 @@ FLOOD_BYTES: Final = 64 * 1024 * 1024
 """Past this much output beyond what is kept, reading on would only burn the worker's CPU."""
 
 
-class Capture:
-    """One pipe, read through the running event loop.
+class Kept:
+    """The output of one stream, handed in piece by piece: kept up to a size, told line by line."""
 
-    With ``handshake`` the first line is a sign of life, not output: ``ready`` is set when it came.
-    """
-
-    def __init__(self, fd: int, *, keep_bytes: int, on_line: Callable[[str], None], handshake: bool = False) -> None:
-        self._fd = fd
+    def __init__(self, *, keep_bytes: int, on_line: Callable[[str], None]) -> None:
         self._keep_bytes = keep_bytes
         self._on_line = on_line
-        self._handshake = handshake
         self._kept = bytearray()
         self._dropped_bytes = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._line = ""
-        self._loop = asyncio.get_running_loop()
-        self.ready = asyncio.Event()
-        self.closed = asyncio.Event()
-        os.set_blocking(fd, False)
-        self._loop.add_reader(fd, self._read)
 
     @property
     def truncated(self) -> bool:
@@ -50,13 +40,51 @@ class Capture:
         # A character cut in two by our own limit isn't the program's mistake: leave its half out.
         return self._kept.decode("utf-8", "ignore" if self.truncated else "replace")
 
+    def feed(self, data: bytes) -> None:
+        """The next piece."""
+        kept = data[: self._keep_bytes - len(self._kept)]
+        self._dropped_bytes += len(data) - len(kept)
+        if kept:
+            self._kept += kept
+            self._tell(self._decoder.decode(kept))
+
+    def finish(self) -> None:
+        """There is no more: tell the last line, even without its end."""
+        self._tell(self._decoder.decode(b"", final=True), last=True)
+
+    def _tell(self, text: str, *, last: bool = False) -> None:
+        *lines, self._line = (self._line + text).split("\n")
+        if (last and self._line) or len(self._line) > MAX_LINE_CHARS:
+            lines.append(self._line)
+            self._line = ""
+        for line in lines:
+            for start in range(0, max(len(line), 1), MAX_LINE_CHARS):
+                self._on_line(line[start : start + MAX_LINE_CHARS])
+
+
+class Capture(Kept):
+    """One pipe, read through the running event loop.
+
+    With ``handshake`` the first line is a sign of life, not output: ``ready`` is set when it came.
+    """
+
+    def __init__(self, fd: int, *, keep_bytes: int, on_line: Callable[[str], None], handshake: bool = False) -> None:
+        super().__init__(keep_bytes=keep_bytes, on_line=on_line)
+        self._fd = fd
+        self._handshake = handshake
+        self._loop = asyncio.get_running_loop()
+        self.ready = asyncio.Event()
+        self.closed = asyncio.Event()
+        os.set_blocking(fd, False)
+        self._loop.add_reader(fd, self._read)
+
     def close(self) -> None:
         """Stop reading; may be called twice."""
         if self.closed.is_set():
             return
         self._loop.remove_reader(self._fd)
         os.close(self._fd)
-        self._tell(self._decoder.decode(b"", final=True), last=True)
+        self.finish()
         self.closed.set()
 
     def _read(self) -> None:
@@ -73,17 +101,4 @@ class Capture:
             _, newline, data = data.partition(b"\n")
             if newline:
                 self.ready.set()
-        kept = data[: self._keep_bytes - len(self._kept)]
-        self._dropped_bytes += len(data) - len(kept)
-        if kept:
-            self._kept += kept
-            self._tell(self._decoder.decode(kept))
-
-    def _tell(self, text: str, *, last: bool = False) -> None:
-        *lines, self._line = (self._line + text).split("\n")
-        if (last and self._line) or len(self._line) > MAX_LINE_CHARS:
-            lines.append(self._line)
-            self._line = ""
-        for line in lines:
-            for start in range(0, max(len(line), 1), MAX_LINE_CHARS):
-                self._on_line(line[start : start + MAX_LINE_CHARS])
+        self.feed(data)

@@ -63,7 +63,7 @@ def find_host(reasons: list[str]) -> Iterator[Host]:
     except subprocess.CalledProcessError as error:
         reasons.append(f"{binary} doesn't run: {error}")
         return
-    python, prefix = _interpreter()
+    python, prefix = interpreter()
     host = Host(
         executable=str(binary),
         version=said.stdout.strip().removeprefix("bubblewrap "),
@@ -96,7 +96,7 @@ def _binary() -> Path | None:
     return Path(found) if found else None
 
 
-def _interpreter() -> tuple[str, str | None]:
+def interpreter() -> tuple[str, str | None]:
     """The path of the interpreter, and the folder to show for it when it isn't below /usr."""
     if os.access("/usr/bin/python3", os.X_OK):
         return "/usr/bin/python3", None

@@ -1,22 +1,40 @@
-"""From the end of a watched child to the result of a run."""
+"""From the end of a run to its result."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
 
+from rayloom.tools.sandbox.capture import Kept
 from rayloom.tools.sandbox.sandbox import KILLED, OutFile, RunResult, RunSpec
-from rayloom.tools.sandbox.supervisor import Child, Verdict
+from rayloom.tools.sandbox.supervisor import Verdict
 
 _NOTES: Final[Mapping[Verdict, str]] = {
     "flood": "killed: it printed without end",
     "memory": "killed: it used more memory than its limit",
     "processes": "killed: it ran more processes than its limit",
+    "broken": "killed: the first process of its container ended before it",
 }
 
 
+class Ran(Protocol):
+    """What is left of a run: what it printed, and the code that it ended with, if it did so by itself."""
+
+    @property
+    def stdout(self) -> Kept:
+        """Its standard output."""
+
+    @property
+    def stderr(self) -> Kept:
+        """Its standard error."""
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code; None where there is none."""
+
+
 def result_of(
-    child: Child,
+    ran: Ran,
     spec: RunSpec,
     verdict: Verdict,
     *,
@@ -25,20 +43,19 @@ def result_of(
     left_out: Sequence[str],
     backend: str,
 ) -> RunResult:
-    """The result of a run whose child is closed. What we did to it is said at the end of its stderr."""
-    exit_code = child.exit_code if verdict == "exited" and child.exit_code is not None else KILLED
-    stderr = child.stderr.text()
+    """The result of a run that is over. What we did to it is said at the end of its stderr."""
+    told = ran.stderr.text()
     notes = [_NOTES[verdict]] if verdict in _NOTES else []
     if left_out:
         notes.append(f"{len(left_out)} files left out, for example {left_out[0][:200]!r}")
     for note in notes:
         spec.on_line("stderr", f"[sandbox] {note}")
-        stderr += ("" if not stderr or stderr.endswith("\n") else "\n") + f"[sandbox] {note}\n"
+        told += ("" if not told or told.endswith("\n") else "\n") + f"[sandbox] {note}\n"
     return RunResult(
-        exit_code=exit_code,
-        stdout=child.stdout.text(),
-        stderr=stderr,
-        truncated=child.stdout.truncated or child.stderr.truncated or bool(left_out),
+        exit_code=ran.exit_code if verdict == "exited" and ran.exit_code is not None else KILLED,
+        stdout=ran.stdout.text(),
+        stderr=told,
+        truncated=ran.stdout.truncated or ran.stderr.truncated or bool(left_out),
         timed_out=verdict == "timed_out",
         oom=verdict == "memory",
         duration_ms=duration_ms,

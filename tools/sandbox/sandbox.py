@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Final, Literal, Protocol
 
 from rayloom.tools.settings import SandboxLimits as Limits
 
@@ -12,6 +13,17 @@ Program = Literal["python", "shell"]
 Output = Literal["stdout", "stderr"]
 LineSink = Callable[[Output, str], None]
 
+PATH: Final = "/usr/local/bin:/usr/bin:/bin"
+ENVIRONMENT: Final[Mapping[str, str]] = {
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+    "PATH": PATH,
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONPATH": "/workspace",
+    "PYTHONUNBUFFERED": "1",
+    "TMPDIR": "/tmp",
+}
+"""What a program finds in its environment, whatever kind of sandbox it runs in."""
 KILLED = 137
 """The exit code of a run that we killed: 128 + SIGKILL, as a shell would say it."""
 
@@ -26,6 +38,8 @@ class RunSpec:
 
     ``files`` are put into the workspace, which is the working directory; paths are relative and already checked.
     ``on_line`` is called for each kept line of output while the program runs.
+    ``egress``: a folder of `egress.opened`, through which the program reaches what it may; None: it has no network.
+    ``packages``: a folder of `packages.unpacked` that the program can import from, or None.
     ``files_max_count`` and ``files_max_bytes`` cap what is brought back.
     """
 
@@ -34,6 +48,8 @@ class RunSpec:
     limits: Limits
     stdin: bytes = b""
     files: Mapping[str, bytes] = field(default_factory=dict)
+    egress: Path | None = None
+    packages: Path | None = None
     files_max_count: int = 256
     files_max_bytes: int = 16 * 1024 * 1024
     on_line: LineSink = ignore_line

@@ -28,7 +28,7 @@ SAMPLE_S: Final = 0.025
 LAST_WORDS_S: Final = 2.0
 _NO_ROOM: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 
-Verdict = Literal["exited", "timed_out", "memory", "processes", "flood"]
+Verdict = Literal["exited", "timed_out", "memory", "processes", "flood", "broken"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +109,11 @@ class Child:
             group=identity.gid if identity else None,
             extra_groups=[] if identity else None,
         )
+        # The last of the row, with all that it starts: fifteen endless loops must not keep waiting who wants them to
+        # stop. It may be gone already; and root in a container may lack the right to do this to another user's process,
+        # which then is no worse off than we are.
+        with suppress(ProcessLookupError, PermissionError):
+            os.setpriority(os.PRIO_PGRP, self._process.pid, processes.NICENESS)
         self._limits = limits
         self._pidfd = PidFd(self._process.pid)
         self._closed = False

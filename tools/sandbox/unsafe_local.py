@@ -16,10 +16,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from rayloom.dag.errors import Transient
+from rayloom.dag.errors import Refused, Transient
 from rayloom.tools.sandbox import processes, workspace
 from rayloom.tools.sandbox.result import result_of
-from rayloom.tools.sandbox.sandbox import RunResult, RunSpec, SandboxReport
+from rayloom.tools.sandbox.sandbox import PATH, RunResult, RunSpec, SandboxReport
 from rayloom.tools.sandbox.supervisor import Child, Verdict, cant_start
 
 _LAUNCHER: Final = 'echo; read -r go || exit 125; exec "$@" <../stdin'
@@ -42,6 +42,8 @@ class UnsafeLocal:
 
     async def run(self, spec: RunSpec) -> RunResult:
         """Run a program; see ``Sandbox.run``."""
+        if spec.egress is not None:
+            raise Refused("NETWORK_REFUSED", "without a sandbox nothing holds a program to an allow-list")
         folder = Path(tempfile.mkdtemp(prefix="rayloom-unsafe-"))
         try:
             return await _run(folder, spec)
@@ -65,9 +67,9 @@ async def _run(folder: Path, spec: RunSpec) -> RunResult:
                 env={
                     "HOME": str(place),
                     "LANG": "C.UTF-8",
-                    "PATH": "/usr/local/bin:/usr/bin:/bin",
+                    "PATH": PATH,
                     "PYTHONDONTWRITEBYTECODE": "1",
-                    "PYTHONPATH": str(place),
+                    "PYTHONPATH": ":".join(map(str, filter(None, (place, spec.packages)))),
                     "PYTHONUNBUFFERED": "1",
                 },
                 limits=spec.limits,

@@ -11,10 +11,14 @@ from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
-from rayloom.actors.registry import ToolRegistry, describe
+from rayloom.actors.breakers import Breakers
+from rayloom.actors.described import describe
+from rayloom.actors.registry import ToolRegistry
 from rayloom.actors.tokens import TokenController
+from rayloom.dag.breaker import Breaker, BreakerPolicy
 from rayloom.dag.errors import Transient, UserError
 from rayloom.dag.ports import Ask, Finished, Quota, RegisteredTool
+from rayloom.db.breaker_rows import BreakerRows
 from rayloom.db.catalogue import Catalogue
 from rayloom.db.engine import make_engine
 from rayloom.db.quotas import QuotaStore, Standing
@@ -65,6 +69,32 @@ async def test_every_built_in_tool_is_read_as_it_was_written_and_stays_switched_
     found = await _tools(catalogue)
     assert {tool.version for tool in found.values()} == {"next"}
     assert [name for name, tool in found.items() if not tool.is_active] == ["core.echo"]
+
+
+async def test_what_an_admin_set_in_a_config_stays(catalogue: Catalogue) -> None:
+    mine = describe("core.echo", "builtin:core.echo", BUILTINS["core.echo"])
+    await catalogue.write_built_in([mine])
+    await catalogue.set_config("core.echo", {"alternative": "core.noop", "breaker": True})
+    await catalogue.write_built_in([mine])
+    assert (await _tools(catalogue))["core.echo"].config == {
+        "alternative": "core.noop", "breaker": True, "breaker_default": False,
+    }  # fmt: skip
+    await catalogue.set_config("core.echo", {"alternative": None})
+    assert (await _tools(catalogue))["core.echo"].alternative is None
+    with pytest.raises(UserError):
+        await catalogue.set_config("nothing", {})
+
+
+async def test_breakers_that_are_not_closed_are_kept(engine: AsyncEngine) -> None:
+    rows = BreakerRows(engine)
+    open_ = Breaker(state="open", retry_at=1_800_000_000.5, openings=3)
+    by_hand = Breaker(state="open", retry_at=None, openings=0)
+    await rows.keep("a", Breaker(state="open", retry_at=1.0, openings=1))
+    await rows.keep("a", open_)
+    await rows.keep("b", by_hand)
+    await rows.keep("c", by_hand)
+    await rows.keep("c", Breaker())
+    assert await rows.read() == {"a": open_, "b": by_hand}
 
 
 async def test_a_built_in_tool_takes_its_name_from_another(catalogue: Catalogue) -> None:
@@ -119,7 +149,9 @@ async def test_unknown_and_built_in_tools(catalogue: Catalogue) -> None:
 
 async def test_registries_that_start_and_change_at_once_end_with_the_same_tools(database: DatabaseSettings) -> None:
     engines = [make_engine(database.primary_dsn(), pool_size=2, max_overflow=0, name="test") for _ in range(4)]
-    registries = [ToolRegistry(Catalogue(engine), BUILTINS) for engine in engines]
+    registries = [
+        ToolRegistry(Catalogue(engine), BUILTINS, Breakers(BreakerRows(engine), BreakerPolicy())) for engine in engines
+    ]
     await asyncio.gather(*(registry.start() for registry in registries))
     names = sorted(BUILTINS)
     changes = zip(registries * 3, names, strict=False)

@@ -68,7 +68,8 @@ async def test_a_killed_registry_comes_back_with_the_same_tools_and_a_newer_vers
     assert await _pid(REGISTRY_NAME, settings) != pid
     assert after.tools == before.tools
     assert after.version > before.version
-    assert await registry.health() == {"ok": True, "version": after.version, "tools": len(BUILTINS)}
+    expected = {"ok": True, "version": after.version, "tools": len(BUILTINS), "breakers_open": 0}
+    assert await registry.health() == expected
 
 
 async def test_who_waits_for_a_change_of_the_registry_is_told_also_after_it_was_killed(

@@ -14,7 +14,7 @@ from rayloom.cluster.home import Home
 
 CHECKS = [
     "python", "packages", "ray", "memory", "shared-memory", "file-handles", "settings", "home", "disk", "api-key",
-    "models", "instance", "port", "dashboard-port", "postgresql", "redis", "sandbox",
+    "models", "instance", "port", "dashboard-port", "postgresql", "redis", "blob-store", "sandbox",
 ]  # fmt: skip
 
 
@@ -81,3 +81,21 @@ def test_servers_by_url_are_tried(home: Path, monkeypatch: pytest.MonkeyPatch) -
     found = {check.name: check for check in diagnose(home.parent)}
     assert (found["postgresql"].level, found["redis"].level) == ("fail", "fail")
     assert "geheim" not in str(found)
+
+
+def test_a_replica_that_does_not_answer_is_a_warning(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        number = probe.getsockname()[1]
+    monkeypatch.setenv("RAYLOOM_DATABASE_REPLICA_URL", f"postgresql://u:geheim@127.0.0.1:{number}/x")
+    found = {check.name: check for check in diagnose(home.parent)}
+    assert found["replica"].level == "warn"
+    assert "the primary takes its reads" in found["replica"].advice
+    assert "geheim" not in str(found)
+
+
+def test_a_primary_is_no_replica(home: Path, monkeypatch: pytest.MonkeyPatch, server_url: str) -> None:
+    monkeypatch.setenv("RAYLOOM_DATABASE_URL", server_url)
+    monkeypatch.setenv("RAYLOOM_DATABASE_REPLICA_URL", server_url)
+    found = {check.name: check for check in diagnose(home.parent)}
+    assert (found["postgresql"].level, found["replica"].level) == ("ok", "warn")
+    assert "no standby" in found["replica"].detail

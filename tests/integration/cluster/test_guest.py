@@ -87,7 +87,7 @@ def test_a_start_that_is_stopped_half_way_leaves_nothing(
                     [*PROGRAM, "up"], cwd=instance.folder, env=instance.environ, stdout=sink, stderr=sink
                 )
             wait_until(lambda: neighbour.asked("seen")["applications"] == ["rayloom", "theirs"], within_s=STOP_S)
-            assert len(neighbour.asked("seen")["actors"]) == 3
+            assert len(neighbour.asked("seen")["actors"]) == 4
             process.send_signal(number)
             assert process.wait(STOP_S) == 0, instance.said()
         finally:

@@ -7,14 +7,17 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from pydantic import SecretStr
+from redis.asyncio import Redis
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 from uuid_utils.compat import uuid7
 
+from rayloom.db.blobs import BlobStore
 from rayloom.db.engine import make_engine
 from rayloom.db.migrate import upgrade
-from rayloom.db.settings import DatabaseSettings
+from rayloom.db.queue import make_redis
+from rayloom.db.settings import BlobSettings, DatabaseSettings, RedisSettings
 from tests.integration.db.spine import Spine
 
 
@@ -66,3 +69,17 @@ async def spine(engine: AsyncEngine) -> AsyncIterator[Spine]:
     yield spine
     await spine.audit()
     await spine.put_away()
+
+
+@pytest.fixture
+async def redis(servers: tuple[str, str]) -> AsyncIterator[Redis]:
+    """A client of the Redis that tests share."""
+    client = make_redis(RedisSettings(url=SecretStr(servers[1])), name="test")
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def blobs(engine: AsyncEngine, redis: Redis) -> BlobStore:
+    """The blob store, with all in PostgreSQL."""
+    return BlobStore(engine, redis, BlobSettings())

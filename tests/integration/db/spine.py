@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
+from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
@@ -15,15 +16,18 @@ from rayloom.dag.outcome import Outcome
 from rayloom.dag.plan import parse_plan
 from rayloom.dag.resources import NodeShape
 from rayloom.dag.tool_view import ToolView
-from rayloom.dag.values import Json
-from rayloom.dag.verify import VerifiedPlan, verify
-from rayloom.db import attempts
+from rayloom.dag.values import Json, JsonObject
+from rayloom.dag.verified import VerifiedPlan
+from rayloom.dag.verify import verify
+from rayloom.db import attempts, retries
 from rayloom.db.attempts import Claimed, Committed, Ending
+from rayloom.db.blobs import BlobStore
 from rayloom.db.engine import driver
+from rayloom.db.settings import BlobSettings
 from rayloom.db.submit import NewTask, Submitted, submit_task
 from tests.integration.db.rules import RULES
 
-TOOLS = {"t": ToolView(name="t", schema={}, resources={"CPU": 1})}
+TOOLS = {name: ToolView(name=name, schema={}, resources={"CPU": 1}) for name in "tu"}
 NODES = (NodeShape(total={"CPU": 4.0}, labels={}, count_max=1),)
 BROKEN = ErrorInfo(code="BROKEN", error_class="transient", message="it broke", retryable=True)
 
@@ -31,9 +35,26 @@ Edges = Mapping[str, Sequence[str]]
 """Each subtask of a plan with those that it depends on."""
 
 
-def plan_of(edges: Edges) -> VerifiedPlan:
+Policies = Mapping[str, JsonObject]
+"""What some of them say besides."""
+
+CONTINUE: JsonObject = {"on_failure": "continue"}
+FALLBACK: JsonObject = {"on_failure": "fallback", "fallback": {"tool": "u", "input": {"from": "the fallback"}}}
+ASKS: JsonObject = {"require_approval": True}
+
+
+def default(value: Json) -> JsonObject:
+    """With this in place of an output."""
+    return {"on_failure": "default", "default": value}
+
+
+def plan_of(edges: Edges, policies: Policies | None = None) -> VerifiedPlan:
     """A plan of subtasks that all call one tool."""
-    subtasks = [{"id": key, "type": "TOOL", "tool": "t", "depends_on": list(above)} for key, above in edges.items()]
+    more = policies or {}
+    subtasks = [
+        {"id": key, "type": "TOOL", "tool": "t", "depends_on": list(above), **more.get(key, {})}
+        for key, above in edges.items()
+    ]
     return verify(parse_plan({"subtasks": subtasks}), tools=TOOLS, nodes=NODES)
 
 
@@ -53,6 +74,8 @@ class Spine:
     def __init__(self, engine: AsyncEngine, user_id: UUID) -> None:
         self.engine, self.user_id = engine, user_id
         self.incarnation = uuid7()
+        # It connects to no Redis before something large is written.
+        self.blobs = BlobStore(engine, Redis(), BlobSettings(cache_ttl_s=0))
 
     @classmethod
     async def of_new_user(cls, engine: AsyncEngine) -> Spine:
@@ -67,10 +90,11 @@ class Spine:
         async with driver(self.engine) as connection:
             return list(await connection.fetch(sql, *arguments))
 
-    async def submit(self, edges: Edges, **more: Any) -> Submitted:
+    async def submit(self, edges: Edges, policies: Policies | None = None, **more: Any) -> Submitted:
         """A new task with a plan."""
-        new = NewTask(user_id=self.user_id, title="a task", prompt=None, priority=5, plan=plan_of(edges), **more)
-        return await submit_task(self.engine, new)
+        plan = plan_of(edges, policies)
+        new = NewTask(user_id=self.user_id, title="a task", prompt=None, priority=5, plan=plan, **more)
+        return await submit_task(self.engine, self.blobs, new)
 
     async def ids(self, task_id: UUID) -> dict[str, str]:
         """The ids of a task's subtasks, by their keys."""
@@ -93,6 +117,12 @@ class Spine:
             self.engine, [self.ending(one, outcome(error=BROKEN), retry_in_s=retry_in_s) for one in claimed]
         )
 
+    async def retry(self, task_id: UUID, *keys: str) -> Committed:
+        """Run these subtasks again, or all that are BLOCKED."""
+        ids = await self.ids(task_id)
+        wanted = [UUID(ids[key]) for key in keys or ids]
+        return await retries.retry_letters(self.engine, wanted, reason="somebody asked")
+
     @staticmethod
     def ending(claimed: Claimed, how: Outcome, *, retry_in_s: float | None = None, spends: bool = True) -> Ending:
         """The end of an attempt."""
@@ -104,6 +134,15 @@ class Spine:
         """The status of each subtask, by its key."""
         rows = await self.rows("SELECT key, status FROM sub_tasks WHERE parent_id = $1", task_id)
         return {row["key"]: row["status"] for row in rows}
+
+    async def notes(self, task_id: UUID) -> dict[str, str]:
+        """What the log of each subtask says in lines of its own."""
+        rows = await self.rows(
+            "SELECT subtask, string_agg(message, '; ' ORDER BY id) AS said FROM log_lines WHERE task_id = $1 "
+            "GROUP BY subtask",
+            task_id,
+        )
+        return {row["subtask"]: row["said"] for row in rows}
 
     async def task(self, task_id: UUID) -> Any:
         """The row of a task."""

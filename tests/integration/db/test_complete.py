@@ -9,9 +9,12 @@ import orjson
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from rayloom.dag.references import Outputs
 from rayloom.dag.values import Json
-from rayloom.db import attempts, leases, reads
+from rayloom.db import attempts, leases, results
 from rayloom.db.attempts import INLINE_BYTES, Committed
+from rayloom.db.blobs import BlobStore
+from rayloom.db.outputs import outputs
 from tests.integration.db.spine import BROKEN, Edges, Spine, outcome
 
 DIAMOND: Edges = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "tail": ["d"]}
@@ -212,16 +215,17 @@ async def test_the_result_is_what_the_sinks_put_out(spine: Spine, outputs: dict[
     )
     task = await spine.task(made.task_id)
     assert task["status"] == "COMPLETED"
-    served = await reads.result_json(spine.engine, made.task_id, spine.user_id)
+    served = await results.result_bytes(spine.engine, spine.blobs, made.task_id, spine.user_id)
     assert served is not None
     assert orjson.loads(served) == (outputs["one"] if len(outputs) == 1 else outputs)
     if given != "blob":
         assert task["result"] == given
         return
-    raw = served.encode()
     place = "subtasks/one/output" if len(outputs) == 1 else "result"
     assert task["result"] == {
-        "$blob": f"/api/v1/tasks/{made.task_id}/{place}", "size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()
+        "$blob": f"/api/v1/tasks/{made.task_id}/{place}",
+        "size": len(served),
+        "sha256": hashlib.sha256(served).hexdigest(),
     }  # fmt: skip
 
 
@@ -237,7 +241,9 @@ async def test_a_result_is_inline_up_to_the_last_byte(spine: Spine, over: int) -
     assert not over or result["size"] == INLINE_BYTES + 1
 
 
-async def test_a_result_that_no_document_could_hold_refers_to_its_outputs(spine: Spine) -> None:
+async def test_a_result_that_no_document_could_hold_refers_to_its_outputs(
+    spine: Spine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = await spine.submit({"one": [], "two": [], "tiny": []})
     claimed = await spine.claim(made.task_id)
     outputs: dict[str, Json] = {"one": "x" * 2000, "two": "y" * 2000, "tiny": 3}
@@ -253,6 +259,12 @@ async def test_a_result_that_no_document_could_hold_refers_to_its_outputs(spine:
         for key in ("one", "two")
     }
     assert row["result"] == blobs | {"tiny": 3}
+    # The other place that knows how says the same, byte for byte.
+    monkeypatch.setattr(results, "WHOLE_BYTES", 4000)
+    (row,) = await spine.rows("SELECT task_result($1, 4000)::text AS result", made.task_id)
+    whole = await results.result_bytes(spine.engine, spine.blobs, made.task_id, spine.user_id)
+    assert whole is not None
+    assert whole.decode() == row["result"]
     (row,) = await spine.rows("SELECT task_result($1, 5000) AS result", made.task_id)
     assert row["result"] == outputs
 
@@ -263,9 +275,8 @@ async def test_a_result_that_no_document_could_hold_refers_to_its_outputs(spine:
 async def test_size_and_digest_of_an_output_are_those_of_the_bytes_that_are_served(spine: Spine, value: Any) -> None:
     made = await spine.submit({"a": []})
     await spine.succeed((await spine.claim(made.task_id))["a"], output=value)
-    served = await reads.output_json(spine.engine, made.task_id, "a")
-    assert served is not None
-    raw = served.encode()
+    raw = await results.output_bytes(spine.engine, spine.blobs, made.task_id, "a")
+    assert raw is not None
     row = await spine.subtask(made.task_id, "a")
     assert (row["output_size"], row["output_sha256"]) == (len(raw), hashlib.sha256(raw).hexdigest())
 
@@ -290,14 +301,17 @@ async def test_spans_are_kept_as_they_were(spine: Spine) -> None:
     assert log["spans"] == [{"name": "晴", "ok": False}]
 
 
-async def test_outputs_are_read_by_key_and_only_of_what_completed(spine: Spine, engine: AsyncEngine) -> None:
+async def test_outputs_are_read_by_key_and_only_of_what_completed(
+    spine: Spine, engine: AsyncEngine, blobs: BlobStore
+) -> None:
     made = await spine.submit({"a": [], "b": [], "c": []})
     claimed = await spine.claim(made.task_id)
     await spine.succeed(claimed["a"], output={"n": [1.5, None]})
     await spine.succeed(claimed["b"], output=None)
-    assert await attempts.outputs(engine, str(made.task_id), ["a", "b", "c", "d"]) == {
-        "a": {"n": [1.5, None]},
-        "b": None,
-    }
-    assert await attempts.outputs(engine, str(made.task_id), ["a"]) == {"a": {"n": [1.5, None]}}
+    assert await outputs(engine, blobs, str(made.task_id), ["a", "b", "c", "d"], within_s=20) == Outputs(
+        values={"a": {"n": [1.5, None]}, "b": None}
+    )
+    assert await outputs(engine, blobs, str(made.task_id), ["a"], within_s=20) == Outputs(
+        values={"a": {"n": [1.5, None]}}
+    )
     assert await attempts.complete(engine, []) == Committed()

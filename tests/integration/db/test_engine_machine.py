@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -23,12 +24,22 @@ from hypothesis.stateful import (
 from uuid_utils.compat import uuid7
 
 from rayloom.dag.states import SUBTASK_FINAL, TASK_FINAL
-from rayloom.db import attempts, leases, task_moves
+from rayloom.db import approvals, attempts, leases, retries, task_moves
 from rayloom.db.attempts import Claimed
 from rayloom.db.engine import make_engine
 from rayloom.db.incarnations import begin_incarnation, dead_with_leases, end_incarnation
 from rayloom.db.settings import DatabaseSettings
-from tests.integration.db.spine import BROKEN, Edges, Spine, outcome
+from tests.integration.db.spine import (
+    ASKS,
+    BROKEN,
+    CONTINUE,
+    FALLBACK,
+    Edges,
+    Policies,
+    Spine,
+    default,
+    outcome,
+)
 
 
 @st.composite
@@ -42,11 +53,27 @@ def plans(draw: st.DrawFn) -> Edges:
     }
 
 
+POLICIES = st.one_of(
+    st.just({}), st.just({}), st.just(CONTINUE), st.just(default({"n": 1})), st.just(FALLBACK), st.just(ASKS),
+    st.just(CONTINUE | ASKS),
+)  # fmt: skip
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> Policies:
+    """What subtasks of any plan say of failures and approval."""
+    return {f"s{n}": draw(POLICIES) for n in range(7)}
+
+
 FREE = (
     "SELECT id FROM sub_tasks WHERE user_id = $1 AND status = 'QUEUED' AND incarnation IS NULL "
     "AND EXISTS (SELECT FROM schedulers WHERE incarnation = $2 AND ended_at IS NULL)"
 )
-ENDS = st.sampled_from(["good", "good", "again", "spent", "lost"])
+STILL_BLOCKED = (
+    "SELECT l.subtask FROM dead_letters l JOIN tasks t ON t.id = l.task_id "
+    "WHERE l.user_id = $1 AND l.status = 'open' AND l.settled_at IS NULL AND t.status = 'FAILED'"
+)
+ENDS = st.sampled_from(["good", "good", "again", "spent", "turn", "lost"])
 
 
 class Engine(RuleBasedStateMachine):
@@ -66,10 +93,10 @@ class Engine(RuleBasedStateMachine):
     def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.runner.run(work)
 
-    @initialize(plan=plans())
-    def two_schedulers_and_a_task(self, plan: Edges) -> None:
+    @initialize(plan=plans(), said=policies(), held=st.booleans())
+    def two_schedulers_and_a_task(self, plan: Edges, said: Policies, held: bool) -> None:
         self.lives = [self._born(name) for name in "ab"]
-        self.submit(plan)
+        self.submit(plan, said, held)
 
     def _born(self, name: str) -> UUID:
         life = uuid7()
@@ -77,12 +104,13 @@ class Engine(RuleBasedStateMachine):
         return life
 
     @precondition(lambda self: len(self.tasks) < 3)
-    @rule(plan=plans())
-    def another_task(self, plan: Edges) -> None:
-        self.submit(plan)
+    @rule(plan=plans(), said=policies(), held=st.booleans())
+    def another_task(self, plan: Edges, said: Policies, held: bool) -> None:
+        self.submit(plan, said, held)
 
-    def submit(self, plan: Edges) -> None:
-        self.tasks.append(self._do(self.spine.submit(plan)).task_id)
+    def submit(self, plan: Edges, said: Policies, held: bool) -> None:
+        said = {key: policy for key, policy in said.items() if key in plan}
+        self.tasks.append(self._do(self.spine.submit(plan, said, require_approval=held)).task_id)
 
     def _ids(self) -> list[str]:
         """All subtasks, in an order that is the same in every run: hypothesis replays what it draws from."""
@@ -130,8 +158,9 @@ class Engine(RuleBasedStateMachine):
                 lost = outcome(error=BROKEN, verdict="lost", ray_task_id="")
                 endings.append(self.spine.ending(claimed, lost, retry_in_s=0, spends=False))
             else:
-                wait = 0.0 if how == "again" else None
-                endings.append(self.spine.ending(claimed, outcome(error=BROKEN), retry_in_s=wait))
+                wait = None if how == "spent" else 0.0
+                ending = self.spine.ending(claimed, outcome(error=BROKEN), retry_in_s=wait)
+                endings.append(replace(ending, use_fallback=how == "turn"))
         committed = self._do(attempts.complete(self.spine.engine, endings))
         assert committed.refused == ()
         assert committed.accepted <= current
@@ -171,6 +200,41 @@ class Engine(RuleBasedStateMachine):
         task_id = data.draw(st.sampled_from(self.tasks))
         self._do(task_moves.end_task(self.spine.engine, task_id, status="CANCELLED", error=None, reason="no more"))
 
+    @rule(yes=st.booleans(), data=st.data())
+    def decide(self, yes: bool, data: st.DataObject) -> None:
+        """Somebody approves or rejects all that waits, or one subtask, which may not wait (any more) at all."""
+        task_id = data.draw(st.sampled_from(self.tasks))
+        before = self._do(self.spine.statuses(task_id))
+        is_plan = self._do(self.spine.task(task_id))["status"] == "READY"
+        subtask = data.draw(st.none() | st.sampled_from(sorted(before)))
+        ask = approvals.approve if yes else approvals.reject
+        decided = self._do(ask(self.spine.engine, task_id, subtask=subtask, reason="so be it"))
+        waited = {key for key in before if before[key] == "AWAITING_APPROVAL" and subtask in (None, key)}
+        assert set(decided.subtasks) == waited
+        assert decided.plan == (is_plan and subtask is None)
+        assert (decided.refused_status is None) == bool(waited or decided.plan)
+        now = self._do(self.spine.statuses(task_id))
+        assert {now[key] for key in waited} <= {"QUEUED" if yes else "BLOCKED"}
+
+    @rule(limit=st.sampled_from([1, 1000]))
+    def approvals_expire(self, limit: int) -> None:
+        self._do(approvals.expire(self.spine.engine, ttl_s=0, limit=limit))
+
+    @rule(data=st.data())
+    def retry(self, data: st.DataObject) -> None:
+        """Whatever a stale list may name, not only what is BLOCKED."""
+        ids = data.draw(st.lists(st.sampled_from(self._ids()), min_size=1, max_size=3))
+        named = [UUID(id_) for id_ in ids]
+        committed = self._do(retries.retry_letters(self.spine.engine, named, reason="somebody asked"))
+        assert {item.sub_task_id for item in committed.queued} <= set(ids)
+
+    @rule(data=st.data())
+    def discard(self, data: st.DataObject) -> None:
+        id_ = UUID(data.draw(st.sampled_from(self._ids())))
+        if self._do(retries.discard_letters(self.spine.engine, [id_])):
+            committed = self._do(retries.retry_letters(self.spine.engine, [id_], reason="somebody asked"))
+            assert not committed.queued
+
     @invariant()
     def the_record_keeps_its_rules(self) -> None:
         self._do(self.spine.audit())
@@ -203,16 +267,25 @@ class Engine(RuleBasedStateMachine):
             self._do(end_incarnation(self.spine.engine, life))
         self.somebody_recovers(1000)
         life = self._born("last")
+        self._do(retries.retry_letters(self.spine.engine, [UUID(id_) for id_ in self._ids()], reason="at last"))
         for _ in range(200):
             self.time_passes()
+            approved = [
+                self._do(approvals.approve(self.spine.engine, task_id, subtask=None, reason="the rest"))
+                for task_id in self.tasks
+            ]
             items = [(id_, True) for id_ in self._ids()]
             claimed = self._do(attempts.claim(self.spine.engine, items, incarnation=life))
-            if not claimed:
+            # Below a plan that was approved just now there may be subtasks that want it, too.
+            if not claimed and not any(decided.plan or decided.subtasks for decided in approved):
                 break
             self._do(self.spine.succeed(*claimed))
         self._do(self.spine.audit())
         rows = self._do(self.spine.rows("SELECT status FROM tasks WHERE user_id = $1", self.spine.user_id))
         assert {row["status"] for row in rows} <= {"COMPLETED", "FAILED", "CANCELLED"}
+        # What can be retried completes, once failures stop.
+        blocked = self._do(self.spine.rows(STILL_BLOCKED, self.spine.user_id))
+        assert not blocked
         left = self._do(
             self.spine.rows(
                 "SELECT key, status FROM sub_tasks WHERE user_id = $1 "

@@ -69,6 +69,8 @@ def _subtask(status: str) -> dict[str, Any]:
         row["error"] = "{}"
     if status == "FAILED":
         row["not_before"] = "now"
+    if status == "AWAITING_APPROVAL":
+        row["held_at"] = "now"
     return row
 
 
@@ -89,6 +91,7 @@ _COLUMNS_BY_STATUS: dict[str, dict[str, Any]] = {
     "tasks": {"finished_at": None, "result": None, "error": None},
     "sub_tasks": {
         "finished_at": None, "output_result": None, "error": None, "not_before": None, "incarnation": None,
+        "held_at": None,
         "attempt": 0, "started_at": None,
     },
 }  # fmt: skip
@@ -131,6 +134,7 @@ SENSELESS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ck_tasks_finished early": ("tasks", "PROCESSING", {"finished_at": "now"}),
     "ck_tasks_result": ("tasks", "COMPLETED", {"result": None}),
     "ck_tasks_result early": ("tasks", "PROCESSING", {"result": "1"}),
+    "ck_tasks_result_apart": ("tasks", "PROCESSING", {"result_apart": True}),
     "ck_tasks_error": ("tasks", "FAILED", {"error": None}),
     "ck_tasks_closed": ("tasks", "COMPLETED", {"open_count": 1, "subtask_count": 1}),
     "ck_sub_tasks_task_type": ("sub_tasks", "READY", {"task_type": "DANCE"}),
@@ -141,6 +145,8 @@ SENSELESS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ck_sub_tasks_finished early": ("sub_tasks", "RUNNING", {"finished_at": "now"}),
     "ck_sub_tasks_output": ("sub_tasks", "COMPLETED", {"output_result": None}),
     "ck_sub_tasks_output early": ("sub_tasks", "RUNNING", {"output_result": "1"}),
+    "ck_sub_tasks_output both": ("sub_tasks", "COMPLETED", {"output_blob": "0"}),
+    "ck_sub_tasks_input": ("sub_tasks", "READY", {"input_blob": "0", "input_context": '{"a": 1}'}),
     "ck_sub_tasks_running no lease": ("sub_tasks", "RUNNING", {"incarnation": None}),
     "ck_sub_tasks_running no attempt": ("sub_tasks", "RUNNING", {"attempt": 0}),
     "ck_sub_tasks_running no start": ("sub_tasks", "RUNNING", {"started_at": None}),
@@ -150,6 +156,17 @@ SENSELESS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ck_sub_tasks_not_before": ("sub_tasks", "FAILED", {"not_before": None}),
     "ck_sub_tasks_not_before early": ("sub_tasks", "QUEUED", {"not_before": "now"}),
     "ck_sub_tasks_error": ("sub_tasks", "BLOCKED", {"error": None}),
+    "ck_sub_tasks_on_failure": ("sub_tasks", "READY", {"on_failure": "panic"}),
+    "ck_sub_tasks_stand_in": ("sub_tasks", "READY", {"stand_in": "1"}),
+    "ck_sub_tasks_stand_in none": ("sub_tasks", "READY", {"on_failure": "continue"}),
+    "ck_sub_tasks_fallback": ("sub_tasks", "READY", {"on_failure": "fallback"}),
+    "ck_sub_tasks_fallback no input": ("sub_tasks", "READY", {"on_failure": "fallback", "fallback_tool": "t"}),
+    "ck_sub_tasks_fallback for nothing": ("sub_tasks", "READY", {"fallback_tool": "t", "fallback_input": "{}"}),
+    "ck_sub_tasks_fallback on none": ("sub_tasks", "READY", {"on_fallback": True}),
+    "ck_sub_tasks_held": ("sub_tasks", "AWAITING_APPROVAL", {"held_at": None}),
+    "ck_tasks_held": ("tasks", "PROCESSING", {"held_at": "now"}),
+    "ck_tasks_callback": ("tasks", "PROCESSING", {"callback_url": "https://x.example"}),
+    "ck_tasks_callback no url": ("tasks", "PROCESSING", {"callback_secret": "s"}),
     "ck_users_name": ("users", "", {"id": uuid7(), "name": ""}),
     "ck_api_keys_role": ("api_keys", "", {"id": uuid7(), "role": "god", "key_hash": b"x"}),
     "ck_tools_type": ("tools", "", {"type": "MAGIC"}),
@@ -157,6 +174,22 @@ SENSELESS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ck_tools_permission_level": ("tools", "", {"permission_level": "god"}),
     "ck_execution_logs_status": ("execution_logs", "", {"status": "RUNNING"}),
     "ck_task_events_kind": ("task_events", "", {"kind": "weather"}),
+    "ck_dead_letters_status": ("dead_letters", "", {"status": "lost", "settled_at": "now"}),
+    "ck_dead_letters_settled": ("dead_letters", "", {"status": "retried"}),
+    "ck_webhooks_task_status": ("webhooks", "", {"task_status": "READY"}),
+    "ck_webhooks_status": ("webhooks", "", {"status": "lost"}),
+    "ck_webhooks_delivered": ("webhooks", "", {"status": "delivered"}),
+    "ck_webhooks_delivered early": ("webhooks", "", {"delivered_at": "now"}),
+    "ck_blobs_place": ("blobs", "", {"data": None}),
+    "ck_blobs_place both": ("blobs", "", {"place": "s3://bucket"}),
+    "ck_breakers_openings": ("breakers", "", {"openings": -1}),
+    "ck_mcp_servers_transport": ("mcp_servers", "", {"transport": "pigeon"}),
+    "ck_mcp_servers_health": ("mcp_servers", "", {"health": "poorly"}),
+    "ck_api_keys_max_level": (
+        "api_keys",
+        "",
+        {"id": uuid7(), "role": "user", "key_hash": b"y", "max_level": "god"},
+    ),
     "ck_log_lines_stream": ("log_lines", "", {"stream": "river"}),
     "ck_log_lines_level": ("log_lines", "", {"level": "LOUD"}),
 }
@@ -171,6 +204,14 @@ _PLAIN: dict[str, dict[str, Any]] = {
         "end_time": "now", "duration": 1.0,
     },
     "task_events": {"task_id": uuid7(), "kind": "task"},
+    "dead_letters": {
+        "id": uuid7(), "task_id": uuid7(), "user_id": uuid7(), "subtask": "k", "tool": "t", "code": "c",
+        "fingerprint": "f", "error": "{}", "attempts": 1, "status": "open", "at": "now", "updated_at": "now",
+    },
+    "webhooks": {"id": uuid7(), "task_id": uuid7(), "user_id": uuid7(), "task_status": "FAILED", "at": "now"},
+    "blobs": {"sha256": "0", "size": 1, "data": b"1"},
+    "breakers": {"key": "t", "openings": 1},
+    "mcp_servers": {"name": "m", "transport": "http", "spec": "{}", "secrets": "s"},
     "log_lines": {"task_id": uuid7(), "stream": "tool", "level": "INFO", "message": "m"},
 }  # fmt: skip
 

@@ -11,12 +11,35 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rayloom.db import attempts, events, incarnations, leases, logs, reads, task_moves
+from rayloom.db import (
+    attempts,
+    events,
+    incarnations,
+    leases,
+    letters,
+    logs,
+    reads,
+    results,
+    retries,
+    task_moves,
+    waiting,
+    webhooks,
+)  # fmt: skip
+from rayloom.db.blobs import BlobStore
 from rayloom.db.engine import driver, make_engine
+from rayloom.db.letters import LetterFilter
+from rayloom.db.outputs import outputs
 from rayloom.db.quotas import QuotaStore
-from rayloom.db.settings import DatabaseSettings
+from rayloom.db.settings import BlobSettings, DatabaseSettings
+
+
+def _blobs(engine: AsyncEngine) -> BlobStore:
+    """A store that has nothing to do with Redis."""
+    return BlobStore(engine, Redis(), BlobSettings(cache_ttl_s=0))
+
 
 pytestmark = pytest.mark.long
 
@@ -65,7 +88,16 @@ FILL = (
     INSERT INTO log_lines (task_id, subtask, attempt, stream, level, message)
     SELECT {TASK.format("1 + n / 200")}, 's' || n % 200, 1, 'tool', 'INFO', 'm'
     FROM generate_series(0, {TASKS * 200 - 1}, 3) n""",
-    "VACUUM (ANALYZE) tasks, sub_tasks, execution_logs, task_events, log_lines",
+    # Of the BLOCKED ones, and of many that are done, there is a letter; most are settled.
+    f"""
+    INSERT INTO dead_letters (id, task_id, user_id, subtask, tool, code, fingerprint, error, attempts, status, at,
+        updated_at, settled_at, mirrored)
+    SELECT s.id, s.parent_id, CASE WHEN n % 50 = 0 THEN '{USER}' ELSE {TASK.format("n % 20 + 1")} END, s.key, 't', 'C',
+        'f' || n % 97, '{{}}', 1, CASE WHEN s.status = 'BLOCKED' THEN 'open' ELSE 'retried' END,
+        now() - make_interval(secs => n), now(),
+        CASE WHEN s.status <> 'BLOCKED' THEN now() - make_interval(secs => n) END, n % 10000 <> 0
+    FROM generate_series(0, {TASKS * 200 - 1}, 5) n JOIN sub_tasks s ON s.id = {SUBTASK.format("n")}""",
+    "VACUUM (ANALYZE) tasks, sub_tasks, execution_logs, task_events, log_lines, dead_letters",
 )
 
 
@@ -128,7 +160,8 @@ def _hour_ago() -> datetime:
 
 LIVE = TASKS - 40
 FIRST_OF_LIVE = (LIVE - 1) * 200
-RUNNING, QUEUED, DUE = FIRST_OF_LIVE + 40, FIRST_OF_LIVE + 1, FIRST_OF_LIVE + 42
+OPEN = LetterFilter(statuses=("open",))
+RUNNING, QUEUED, DUE, BLOCKED = FIRST_OF_LIVE + 40, FIRST_OF_LIVE + 1, FIRST_OF_LIVE + 42, FIRST_OF_LIVE + 45
 Asked = Callable[[AsyncEngine], Awaitable[Any]]
 
 QUERIES: dict[str, tuple[Asked, set[str]]] = {
@@ -203,17 +236,67 @@ QUERIES: dict[str, tuple[Asked, set[str]]] = {
         {"ix_task_events_task_id_id", "ix_log_lines_task_id_id"},
     ),
     "the outputs that an input refers to": (
-        lambda e: attempts.outputs(e, str(_task(1)), ["s1", "s2"]),
+        lambda e: outputs(e, _blobs(e), str(_task(1)), ["s1", "s2"], within_s=20),
         {"uq_sub_tasks_parent_id_key"},
     ),
-    "an output": (lambda e: reads.output_json(e, _task(1), "s1"), {"uq_sub_tasks_parent_id_key"}),
-    "a result": (lambda e: reads.result_json(e, _task(1), USER), {"tasks_pkey"}),
+    "an output": (lambda e: results.output_bytes(e, _blobs(e), _task(1), "s1"), {"uq_sub_tasks_parent_id_key"}),
+    "a result": (lambda e: results.result_bytes(e, _blobs(e), _task(1), USER), {"tasks_pkey"}),
+    "why a queued subtask waits": (
+        lambda e: waiting.look(e, _task(LIVE + 5), "s3"),
+        {"uq_sub_tasks_parent_id_key", "ix_sub_tasks_queued", "ix_execution_logs_start_time"},
+    ),
+    "why another waits": (lambda e: waiting.look(e, _task(LIVE), "s60"), {"uq_sub_tasks_parent_id_key"}),
+    "webhooks that are due": (lambda e: webhooks.take(e, limit=8, lease_s=10), {"ix_webhooks_due"}),
+    "my letters": (
+        lambda e: letters.list_letters(e, user_id=USER, wanted=LetterFilter(), after=None, limit=50),
+        {"ix_dead_letters_user_id_at"},
+    ),
+    "my open letters": (
+        lambda e: letters.list_letters(e, user_id=USER, wanted=OPEN, after=None, limit=50),
+        {"ix_dead_letters_user_id_status_at"},
+    ),
+    "my open letters, the next page": (
+        lambda e: letters.letter_places(
+            e, user_id=USER, wanted=OPEN, after=(datetime.now(UTC), UUID(_subtask(5))), limit=1000
+        ),
+        {"ix_dead_letters_user_id_status_at"},
+    ),
+    "letters of a cause": (
+        lambda e: letters.list_letters(e, user_id=USER, wanted=LetterFilter(fingerprint="f1"), after=None, limit=50),
+        {"ix_dead_letters_user_id_fingerprint_at"},
+    ),
+    "causes": (
+        lambda e: letters.group_letters(e, user_id=USER, wanted=OPEN, after=None, limit=50),
+        {"ix_dead_letters_user_id_fingerprint_at"},
+    ),
+    "letters of a task": (
+        lambda e: retries.open_of_task(e, _task(LIVE), before=datetime.now(UTC), limit=1000),
+        {"ix_dead_letters_task_id"},
+    ),
+    "letters to forget": (
+        lambda e: letters.forget_settled(e, older_than_s=900_000, limit=10),
+        {"ix_dead_letters_settled", "dead_letters_pkey"},
+    ),
+    "letters to mirror": (
+        lambda e: letters.mirror_letters(e, _told, limit=10),
+        {"ix_dead_letters_unmirrored", "dead_letters_pkey"},
+    ),
+    "a retry": (
+        lambda e: retries.retry_letters(e, [UUID(_subtask(BLOCKED))], reason="r"),
+        {"sub_tasks_pkey", "tasks_pkey", "dead_letters_pkey"},
+    ),
     "the end of a task": (
         lambda e: task_moves.end_task(e, _task(LIVE + 1), status="CANCELLED", error=None, reason="no more"),
         {"ix_sub_tasks_parent_id_execution_order"},
     ),
 }
-BIG = ("tasks", "sub_tasks", "execution_logs", "task_events", "log_lines")
+
+
+async def _told(_rows: object) -> None:
+    pass
+
+
+BIG = ("dead_letters", "tasks", "sub_tasks", "execution_logs", "task_events", "log_lines")
 
 
 @pytest.mark.parametrize("query", QUERIES)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import pytest
+from pydantic import SecretStr
 
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.commits import Commits
 from rayloom.actors.flight import Flight, never_started, not_begun
+from rayloom.actors.letters import LetterKeeper
 from rayloom.actors.reaper import LOST_WORKER_GRACE_S, SILENT_WORKER_GRACE_S, Reaper
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.outcome import Outcome
@@ -17,9 +19,11 @@ from rayloom.db import attempts, task_moves
 from rayloom.db.attempts import Claimed
 from rayloom.db.engine import Line
 from rayloom.db.incarnations import begin_incarnation, end_incarnation
+from rayloom.db.queue import make_redis
+from rayloom.db.settings import RedisSettings
 from tests.fakes.hand_lane import HandLane
 from tests.fakes.memory_queue import MemoryQueue
-from tests.integration.db.spine import Spine
+from tests.integration.db.spine import ASKS, CONTINUE, Spine
 
 
 @dataclass
@@ -50,14 +54,18 @@ class Watch:
 
 
 @pytest.fixture
-def watch(spine: Spine) -> Watch:
+async def watch(spine: Spine, servers: tuple[str, str]) -> AsyncIterator[Watch]:
     lane, queue = HandLane(), MemoryQueue()
     backlog = Backlog(spine.engine, queue)
     ignored: Callable[[object, Outcome], None] = lambda _flying, _outcome: None  # noqa: E731
     flight = Flight(lane, ignored)
     settings = EngineSettings(sweep_s=3600)
     commits = Commits(Line(spine.engine), backlog, settings)
-    return Watch(spine, lane, queue, backlog, flight, commits, Reaper(spine.engine, backlog, flight, commits, settings))
+    redis = make_redis(RedisSettings(url=SecretStr(servers[1])), name="test")
+    letters = LetterKeeper(spine.engine, redis, retention_s=settings.dead_letter_retention_s)
+    reaper = Reaper(spine.engine, backlog, flight, commits, letters, settings)
+    yield Watch(spine, lane, queue, backlog, flight, commits, reaper)
+    await redis.aclose()
 
 
 async def test_back_offs_that_are_over_are_queued(spine: Spine, watch: Watch) -> None:
@@ -175,3 +183,18 @@ async def test_an_attempt_of_which_nobody_has_said_anything_is_stopped_much_late
     assert watch.stops() == {"waits": [], "silent": [False], "demand": [], "runs": [True]}
     assert [flying.claimed.key for flying in watch.flight if flying.overran] == ["runs"]
     await spine.succeed(*claimed.values())
+
+
+async def test_what_nobody_approves_is_rejected_in_time(spine: Spine, watch: Watch) -> None:
+    asks = await spine.submit({"a": [], "b": ["a"]}, {"a": ASKS | CONTINUE})
+    plan = await spine.submit({"c": []}, require_approval=True)
+    await watch.reaper.expire_approvals()
+    assert watch.queue.told == []
+    week_s = 7 * 86_400
+    await spine.rows("UPDATE sub_tasks SET held_at = held_at - make_interval(secs => $1)", week_s)
+    await spine.rows("UPDATE tasks SET held_at = held_at - make_interval(secs => $1)", week_s)
+    await watch.reaper.expire_approvals()
+    assert await spine.statuses(asks.task_id) == {"a": "BLOCKED", "b": "QUEUED"}
+    assert await watch.queued() == {(await spine.ids(asks.task_id))["b"]}
+    assert (await spine.task(plan.task_id))["status"] == "CANCELLED"
+    assert sorted(watch.queue.told) == sorted([str(asks.task_id), str(plan.task_id)])

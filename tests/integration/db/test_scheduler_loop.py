@@ -3,45 +3,61 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 from uuid import UUID
 
+import orjson
 import pytest
 from pydantic import SecretStr
 
 from rayloom.actors.nodes import ClusterView
 from rayloom.actors.order import AttemptOrder
 from rayloom.actors.scheduler import Scheduler
-from rayloom.actors.settings import EngineSettings, WorkerSettings
+from rayloom.actors.settings import EngineSettings, WebhookSettings, WorkerSettings
+from rayloom.dag.breaker import BreakerView
 from rayloom.dag.errors import ErrorInfo, Transient
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.ports import Planned, PlanRequest, RegistryPort, ToolSnapshot
 from rayloom.dag.values import JsonObject
-from rayloom.db import incarnations
+from rayloom.db import incarnations, usage
+from rayloom.db.cipher import Cipher
 from rayloom.db.engine import dump
 from rayloom.db.queue import ReadyQueue, make_redis
 from rayloom.db.settings import DatabaseSettings, RedisSettings
-from rayloom.db.submit import NewTask, submit_task
+from rayloom.db.submit import Callback, NewTask, submit_task
 from rayloom.tools.settings import ToolSettings
 from tests.fakes.inline_lane import InlineLane, succeeded
 from tests.fakes.scripted_tokens import ScriptedTokens
-from tests.integration.db.spine import NODES, Spine
+from tests.fakes.tools import tool
+from tests.integration.db.spine import FALLBACK, NODES, Spine
+from tests.unit.tools.web import web as serving
 
+MASTER = SecretStr("master")
 NO_REDIS = "redis://127.0.0.1:1/0"
+NO_TOOLS = ToolSnapshot(version=1, tools={})
 LAYERS: dict[str, list[str]] = {
     f"l{layer}n{n}": [f"l{layer - 1}n{k}" for k in range(4)] if layer else [] for layer in range(6) for n in range(4)
 }
 
 
 class Registry:
-    """Knows no tools, and nothing changes."""
+    """Tells what it knows once, and only while it ``speaks``; nobody is let through to look."""
+
+    def __init__(self, tools: ToolSnapshot = NO_TOOLS) -> None:
+        self._tools, self._told = tools, False
+        self.speaks = asyncio.Event()
+        self.speaks.set()
 
     async def changed(self, version: int) -> ToolSnapshot:
-        if version >= 0:
+        await self.speaks.wait()
+        if self._told:
             await asyncio.Event().wait()
-        return ToolSnapshot(version=0, tools={})
+        self._told = True
+        return self._tools
 
 
 class Parser:
@@ -67,24 +83,33 @@ def redis(request: pytest.FixtureRequest, servers: tuple[str, str]) -> str:
 @pytest.fixture
 async def running(database: DatabaseSettings, redis: str) -> AsyncIterator[Running]:
     """Schedulers of this database; each is closed with its block."""
+    open_now, others = 0, set[asyncio.Task[Any]]()
 
     @asynccontextmanager
-    async def run(lane: InlineLane, *, actor: str = "one", **more: Any) -> AsyncIterator[Scheduler]:
+    async def run(
+        lane: InlineLane, *, actor: str = "one", registry: Registry | None = None, **more: Any
+    ) -> AsyncIterator[Scheduler]:
         settings = WorkerSettings(
             engine=EngineSettings(retry_initial_s=0.01, retry_max_s=0.02, heartbeat_s=0.2, sweep_s=1, **more),
             database=database,
             redis=RedisSettings(url=SecretStr(redis), pool_size=8),
-            tools=ToolSettings(),
+            tools=ToolSettings(allow_addresses=("127.0.0.1/32",)),
+            webhooks=WebhookSettings(secret_key=MASTER, source="http://here"),
         )
-        registry = cast(RegistryPort, Registry())
+        knows = cast(RegistryPort, registry or Registry())
         scheduler = Scheduler(
-            settings, lane=lane, registry=registry, tokens=ScriptedTokens(), parser=Parser(), look=_look, actor=actor
+            settings, lane=lane, registry=knows, tokens=ScriptedTokens(), parser=Parser(), look=_look, actor=actor
         )
+        nonlocal open_now, others
+        others, open_now = others if open_now else asyncio.all_tasks(), open_now + 1
         await scheduler.start()
         try:
             yield scheduler
         finally:
+            theirs, open_now = asyncio.all_tasks() - others, open_now - 1
             await scheduler.close()
+            # What still ran would speak on through connections that are closed under it.
+            assert open_now or not [task for task in theirs if not task.done()]
 
     yield run
     if redis != NO_REDIS:
@@ -123,6 +148,37 @@ async def test_a_plan_runs_to_its_end(spine: Spine, running: Running) -> None:
         assert (health["status"], health["in_flight"], health["uncommitted"]) == ("ok", 0, 0)
 
 
+async def test_the_end_of_a_task_is_told_by_whoever_schedules(spine: Spine, running: Running) -> None:
+    callback_secret = Cipher(MASTER).encrypt("whsec_" + base64.b64encode(bytes(32)).decode())
+    async with serving() as web, running(InlineLane()) as one, running(InlineLane(), actor="two") as two:
+        callback = Callback(url=web.answer("/hook"), secret=callback_secret)
+        made = [await spine.submit({"a": []}, callback=callback) for _ in range(20)]
+        for scheduler in (one, two):
+            await scheduler.wake()
+
+        async def told() -> bool:
+            sql = "SELECT count(*) AS n FROM webhooks WHERE user_id = $1 AND status = 'delivered'"
+            return bool((await spine.rows(sql, spine.user_id))[0]["n"] == len(made))
+
+        await until(told)
+        subjects = sorted(orjson.loads(asked.body)["subject"] for asked in web.asked)
+        assert subjects == sorted(str(each.task_id) for each in made)
+
+
+async def test_nothing_starts_before_it_has_asked_which_breakers_are_open(
+    spine: Spine, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rayloom.actors.passing.KNOWN_S", 60.0)
+    lane, registry = InlineLane(), Registry()
+    registry.speaks.clear()
+    made = await spine.submit({"a": []})
+    async with running(lane, registry=registry) as scheduler:
+        await asyncio.sleep(0.3)
+        assert ((await scheduler.health())["status"], lane.started) == ("starting", [])
+        registry.speaks.set()
+        assert await _ended(spine, made.task_id) == "COMPLETED"
+
+
 async def test_a_scheduler_with_nothing_to_do_does_nothing(spine: Spine, running: Running) -> None:
     async with running(InlineLane()) as scheduler:
         made = await spine.submit({"a": []})
@@ -153,6 +209,76 @@ async def test_failures_are_tried_again_as_often_as_they_may(spine: Spine, runni
     assert (await spine.subtask(made.task_id, "l0n0"))["attempt"] == 4
     assert (await spine.subtask(made.task_id, "l1n1"))["attempt"] == 4
     assert list(statuses.values()).count("SKIPPED") == 16
+
+
+async def test_a_fallback_is_used_at_once_while_the_breaker_is_open(spine: Spine, running: Running) -> None:
+    shut = BreakerView(state="open", retry_at=None)
+    tools = ToolSnapshot(version=1, tools={name: tool(name) for name in "tu"}, breakers={"t": shut})
+    lane, before = InlineLane(), await usage.tool_stats(spine.engine)
+    async with running(lane, registry=Registry(tools)) as scheduler:
+        made = await spine.submit({"a": [], "b": []}, {"a": FALLBACK | {"max_retries": 0}})
+        await scheduler.wake()
+
+        async def done() -> bool:
+            return await spine.statuses(made.task_id) == {"a": "COMPLETED", "b": "QUEUED"}
+
+        await until(done)
+        assert [(order.key, order.tool, order.attempt) for order in lane.started] == [("a", "u", 2)]
+    row = await spine.subtask(made.task_id, "a")
+    assert (row["retry_count"], row["fallback_attempts"]) == (0, [2])
+    assert (await spine.subtask(made.task_id, "b"))["attempt"] == 0
+    first, second = await spine.rows(
+        "SELECT status, error FROM execution_logs WHERE sub_task_id = $1 ORDER BY attempt", row["id"]
+    )
+    assert (first["status"], first["error"]["code"], second["error"]) == ("FAILED", "BREAKER_OPEN", None)
+    reasons = await spine.rows(
+        "SELECT to_status, reason FROM task_events WHERE task_id = $1 AND subtask = 'a' AND attempt = 1 ORDER BY id",
+        made.task_id,
+    )
+    assert [(each["to_status"], each["reason"]) for each in reasons] == [
+        ("RUNNING", None),
+        ("FAILED", "the breaker of t is open: the subtask turns to its fallback u at once"),
+        ("QUEUED", "fallback"),
+    ]
+    # Nobody called the one, and somebody did call the other.
+    after = await usage.tool_stats(spine.engine)
+    assert after.get("t") == before.get("t")
+    assert after["u"].calls == (before["u"].calls if "u" in before else 0) + 1
+    await spine.put_away()
+
+
+async def test_what_is_retried_by_hand_runs_again_and_letters_are_told(
+    spine: Spine, running: Running, redis: str
+) -> None:
+    stuck = {"l1n0", "l1n1"}
+
+    def run(order: AttemptOrder) -> Outcome:
+        if order.key in stuck:
+            error = ErrorInfo(code="WRONG", error_class="user", message="it is wrong", retryable=False)
+            return Outcome(verdict="failed", error=error, ray_task_id="inline")
+        return succeeded(order)
+
+    lane = InlineLane(run)
+    async with running(lane) as scheduler:
+        made = await spine.submit(LAYERS)
+        await scheduler.wake()
+        assert await _ended(spine, made.task_id) == "FAILED"
+
+        async def told() -> bool:
+            sql = "SELECT 1 FROM dead_letters WHERE task_id = $1 AND mirrored"
+            return len(await spine.rows(sql, made.task_id)) == 2
+
+        if redis != NO_REDIS:
+            await until(told)
+        else:
+            assert not await told()
+        stuck.clear()
+        # Nobody offers what is QUEUED again: without Redis, and should Redis lose it, it is found all the same.
+        assert len((await spine.retry(made.task_id)).queued) == 2
+        await scheduler.wake()
+        assert await _ended(spine, made.task_id) == "COMPLETED"
+    begun = Counter(order.key for order in lane.started)
+    assert begun == Counter(list(LAYERS)) + Counter(["l1n0", "l1n1"])
 
 
 async def test_an_output_that_the_database_refuses_ends_its_own_attempt(spine: Spine, running: Running) -> None:
@@ -220,7 +346,7 @@ async def test_an_attempt_whose_lane_refuses_it_does_not_stay_running(spine: Spi
 async def test_a_prompt_whose_plan_is_refused_ends_its_task(spine: Spine, running: Running) -> None:
     async with running(InlineLane()) as scheduler:
         new = NewTask(user_id=spine.user_id, title="t", prompt="do it", priority=5)
-        made = await submit_task(spine.engine, new)
+        made = await submit_task(spine.engine, spine.blobs, new)
         await scheduler.wake()
         assert await _ended(spine, made.task_id) == "FAILED"
     error = (await spine.task(made.task_id))["error"]

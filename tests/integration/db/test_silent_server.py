@@ -91,3 +91,31 @@ async def test_a_server_that_falls_silent_in_the_middle_of_a_connection(
             await fall_silent()
         way.silent = False
         await _straight(far)
+
+
+# ErrorResponse of PostgreSQL's protocol: what a backend says when its postmaster has died, before its socket is closed.
+FAREWELL = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to unexpected postmaster exit\0\0"
+
+
+@pytest.mark.parametrize("open_connection", [driver, reading])
+@pytest.mark.parametrize("is_line", [True, False])
+async def test_a_server_that_has_taken_leave_and_not_hung_up_yet_is_away(
+    far: AsyncEngine, way: Way, open_connection: Any, is_line: bool
+) -> None:
+    line = Line(far)
+    source = line if is_line and open_connection is driver else far
+
+    async def hear_it_in_the_middle() -> None:
+        async with open_connection(source) as connection:
+            await way.say(b"E" + (len(FAREWELL) + 4).to_bytes(4, "big") + FAREWELL)
+            # Until the driver has read it.
+            await asyncio.sleep(0.1)
+            if open_connection is driver:
+                await connection.fetchval("SELECT $1::int", 1)
+            else:
+                await connection.scalar(text("SELECT 1"))
+
+    with pytest.raises(Transient):
+        await hear_it_in_the_middle()
+    await (_on_a_line(line) if source is line else _straight(far))
+    await line.drop()

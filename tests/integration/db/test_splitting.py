@@ -13,12 +13,14 @@ from uuid_utils.compat import uuid7
 
 from rayloom.actors import splitting as module
 from rayloom.actors.backlog import Backlog
-from rayloom.actors.registry import describe
+from rayloom.actors.described import describe
 from rayloom.actors.splitting import AT_ONCE, Splitting
 from rayloom.dag.errors import Transient, UserError
 from rayloom.dag.ports import PARSER_BROKE, Planned, PlanRequest, ToolSnapshot
 from rayloom.dag.values import JsonObject
+from rayloom.db.blobs import Blob, BlobStore
 from rayloom.db.incarnations import begin_incarnation, end_incarnation
+from rayloom.db.s3 import BlobsAway
 from rayloom.db.submit import NewTask, submit_task
 from rayloom.db.task_moves import claim_tasks
 from rayloom.tools.builtin.catalogue import BUILTINS
@@ -63,7 +65,7 @@ class Bench:
         self.queue, self.parser, self.incarnation = MemoryQueue(), parser, incarnation
         self.room = asyncio.Event()
         backlog = Backlog(spine.engine, self.queue)
-        self.splitting = Splitting(spine.engine, backlog, parser, on_room=self.room.set)
+        self.splitting = Splitting(spine.engine, spine.blobs, backlog, parser, on_room=self.room.set)
         self.splitting.tools, self.splitting.nodes = TOOLS, NODES
 
     async def through(self) -> None:
@@ -89,7 +91,7 @@ async def spine(spine: Spine) -> AsyncIterator[Spine]:
 
 async def _submit(spine: Spine, **more: Any) -> UUID:
     new = NewTask(user_id=spine.user_id, title="t", prompt="do it", priority=5, **more)
-    return (await submit_task(spine.engine, new)).task_id
+    return (await submit_task(spine.engine, spine.blobs, new)).task_id
 
 
 def _bench(spine: Spine, *script: JsonObject | Exception) -> Bench:
@@ -122,6 +124,27 @@ async def test_a_parser_that_is_away_is_asked_again(spine: Spine) -> None:
     await bench.through()
     assert (await spine.task(task_id))["status"] == "PROCESSING"
     assert len(bench.parser.asked) == 6
+
+
+async def test_while_the_blob_store_is_away_the_parser_is_not_asked_again(
+    spine: Spine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large: JsonObject = {"id": "a", "type": "TOOL", "tool": "core.echo", "input": {"value": "x" * 70_000}}
+    task_id, bench = await _submit(spine), _bench(spine, {"subtasks": [large]})
+    put, failures = BlobStore.put, 3
+
+    async def away(store: BlobStore, data: bytes) -> Blob:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise BlobsAway("s3://b", "", "gone")
+        return await put(store, data)
+
+    monkeypatch.setattr(BlobStore, "put", away)
+    await bench.through()
+    assert (await spine.task(task_id))["status"] == "PROCESSING"
+    assert (len(bench.parser.asked), failures) == (1, -1)
+    assert len(await spine.rows("SELECT FROM log_lines WHERE task_id = $1", task_id)) == 1
 
 
 async def test_a_prompt_that_breaks_the_parser_again_and_again_ends_its_task(spine: Spine) -> None:
@@ -190,6 +213,20 @@ async def test_a_tool_that_the_task_may_not_use_is_refused(spine: Spine) -> None
     await bench.through()
     assert (await spine.task(task_id))["error"]["code"] == "PLAN_REFUSED"
     assert list(bench.parser.asked[0].tools) == ["core.noop"]
+
+
+@pytest.mark.parametrize(
+    ("within", "usable"),
+    [
+        ({"allow": ["*.noop"], "deny": [], "max_level": "execute"}, ["core.noop"]),
+        ({"allow": ["*"], "deny": [], "max_level": "admin"}, ["core.echo", "core.noop"]),
+    ],
+)
+async def test_what_its_key_may_not_use_is_not_offered(spine: Spine, within: JsonObject, usable: list[str]) -> None:
+    bench = _bench(spine, PLAN)
+    await _submit(spine, options={"tools": {"allow": ["*"], "deny": [], "within": within}})
+    await bench.through()
+    assert sorted(bench.parser.asked[0].tools) == usable
 
 
 async def test_only_so_many_are_split_at_once(spine: Spine) -> None:

@@ -5,19 +5,29 @@ from __future__ import annotations
 import traceback
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
+from redis.asyncio import Redis
 from sqlalchemy import Engine, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
+from rayloom.cluster.checks import StartRefused
+from rayloom.cluster.first_rows import prepare_database
+from rayloom.cluster.home import Home
+from rayloom.cluster.settings import load_settings
 from rayloom.dag.log_line import LogLine
+from rayloom.dag.references import Outputs
 from rayloom.db import attempts, log_lines
+from rayloom.db.blobs import BlobStore
 from rayloom.db.engine import driver, make_engine
 from rayloom.db.files import TaskFiles
-from rayloom.db.migrate import WorkerRoleError, ensure_worker_role, upgrade
-from rayloom.db.settings import DatabaseSettings
+from rayloom.db.migrate import WorkerRoleError, ensure_worker_role, missing_grants, upgrade
+from rayloom.db.outputs import outputs
+from rayloom.db.settings import BlobSettings, DatabaseSettings
 from tests.integration.db.conftest import administer
 from tests.integration.db.spine import Spine
 
@@ -39,18 +49,19 @@ async def worker(database: DatabaseSettings) -> AsyncIterator[AsyncEngine]:
     )
 
 
-async def test_a_worker_does_its_work(spine: Spine, worker: AsyncEngine) -> None:
+async def test_a_worker_does_its_work(spine: Spine, worker: AsyncEngine, redis: Redis) -> None:
     made = await spine.submit({"a": [], "b": []})
     claimed = await spine.claim(made.task_id, "a", running=False)
+    blobs = BlobStore(worker, redis, BlobSettings())
     handed, task_id = claimed["a"], str(made.task_id)
     done = (await spine.claim(made.task_id, "b"))["b"]
     await spine.succeed(done, output=[1])
     assert await attempts.begin(worker, handed.sub_task_id, handed.attempt, "w")
     assert await attempts.report_phase(worker, handed.sub_task_id, handed.attempt, "EXECUTING", "w")
-    assert await attempts.outputs(worker, task_id, ["b"]) == {"b": [1]}
+    assert await outputs(worker, blobs, task_id, ["b"], within_s=20) == Outputs(values={"b": [1]})
     await log_lines.append(worker, [LogLine(at=datetime.now(UTC), task_id=task_id, message="said")])
-    files = TaskFiles(worker, task_id)
-    for data in (b"first", b"second"):
+    files = TaskFiles(worker, blobs, task_id)
+    for data in (b"first", b"second", b"first", b"second"):
         await files.write("a/b.txt", data, "text/plain")
     assert await files.read("a/b.txt") == b"second"
     assert [file["path"] for file in await files.list()] == ["a/b.txt"]
@@ -62,14 +73,22 @@ FORBIDDEN = (
     "SELECT * FROM tasks",
     "SELECT original_prompt FROM tasks",
     "SELECT input_context FROM sub_tasks",
+    "SELECT input_blob FROM sub_tasks",
     "SELECT * FROM quotas",
+    "SELECT * FROM webhooks",
+    "SELECT callback_secret FROM tasks",
     "SELECT config FROM tools",
+    "SELECT name FROM mcp_servers",
     "SELECT * FROM idempotency_keys",
     "SELECT * FROM task_events",
     "SELECT message FROM log_lines",
     "SELECT stdout FROM execution_logs",
     "SELECT * FROM schedulers",
     "SELECT * FROM task_dependencies",
+    "SELECT * FROM dead_letters",
+    "UPDATE dead_letters SET status = 'open'",
+    "SELECT retry_subtasks(ARRAY[gen_random_uuid()], '')",
+    "SELECT discard_letters(ARRAY[gen_random_uuid()])",
     "INSERT INTO users (id, name) VALUES (gen_random_uuid(), 'me')",
     "INSERT INTO api_keys (id, user_id, role, key_hash) SELECT gen_random_uuid(), gen_random_uuid(), 'admin', 'x'",
     "INSERT INTO task_events (task_id, kind) VALUES (gen_random_uuid(), 'task')",
@@ -79,6 +98,7 @@ FORBIDDEN = (
     "UPDATE tasks SET status = 'COMPLETED'",
     "UPDATE quotas SET max_tokens = NULL",
     "UPDATE blobs SET data = ''",
+    "UPDATE blobs SET place = 's3://mine', data = NULL",
     "UPDATE log_lines SET message = 'nothing'",
     "DELETE FROM blobs",
     "DELETE FROM task_files",
@@ -131,6 +151,33 @@ async def test_a_worker_can_not_slip_tables_of_its_own_under_the_functions_of_th
             )
         assert await connection.fetchval("SELECT begin_attempt($1::uuid, 1, 'w')", handed.sub_task_id)
     assert await spine.statuses(made.task_id) == {"a": "RUNNING"}
+
+
+async def test_a_role_that_somebody_made_is_told_what_it_lacks(
+    database: DatabaseSettings, worker: AsyncEngine, tmp_path: Path
+) -> None:
+    url = worker.url.render_as_string(hide_password=False)
+    assert await missing_grants(url) == []
+    assert await missing_grants(database.primary_dsn()) == []
+    role = worker.url.username
+    # As a role of the release before has it.
+    await administer(
+        database.primary_dsn(),
+        f"REVOKE SELECT (output_blob, output_size) ON sub_tasks FROM {role}",
+        f"REVOKE UPDATE (touched_at) ON blobs FROM {role}",
+    )
+    lacks = [
+        "GRANT SELECT (id, parent_id, key, status, attempt, output_result, stand_in, output_blob, output_size) "
+        f"ON sub_tasks TO {role}",
+        f"GRANT SELECT, INSERT, UPDATE (touched_at) ON blobs TO {role}",
+    ]
+    assert await missing_grants(url) == lacks
+    given = database.model_copy(update={"worker_url": SecretStr(url)})
+    with pytest.raises(StartRefused) as told:
+        await prepare_database(load_settings(environ={"RAYLOOM_HOME": str(tmp_path)}), Home(tmp_path), given)
+    assert str(told.value).endswith("; ".join(lacks))
+    await administer(database.primary_dsn(), *lacks)
+    assert await missing_grants(url) == []
 
 
 async def test_a_role_that_may_make_no_roles_is_told_so(worker: AsyncEngine) -> None:

@@ -24,6 +24,7 @@ class Server:
         self.connected = threading.Event()
         self.closed = threading.Event()
         self.closed_at = 0.0
+        self.asked_count = 0
 
     def __enter__(self) -> Server:
         threading.Thread(target=self._serve, daemon=True).start()
@@ -60,6 +61,7 @@ class Server:
                 if not (more := peer.recv(65_536)):
                     return
                 asked += more
+            self.asked_count += 1
             self.connected.set()
             if self._answer is not None:
                 self._released.wait()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx2
 import pytest
 
+from rayloom.dag.values import JsonObject
 from rayloom.serve.client import Client
 from tests.integration.engine.silence import Server
 from tests.integration.instance import Instance
@@ -33,9 +35,16 @@ def http(instance: Instance) -> Iterator[httpx2.Client]:
         yield opened
 
 
+def post(http: httpx2.Client, path: str) -> httpx2.Response:
+    """Its answer; who is told to come again does so (with injected faults the database is away now and then)."""
+    while (answer := http.post(path)).status_code == 503:
+        assert "retry-after" in answer.headers
+    return answer
+
+
 def cancel(http: httpx2.Client, run: Run) -> float:
     """Cancel it; when the 202 came (monotonic seconds)."""
-    answer = http.post(f"/tasks/{run.task_id}/cancel")
+    answer = post(http, f"/tasks/{run.task_id}/cancel")
     answered_at = time.monotonic()
     assert answer.status_code == 202, answer.text
     assert answer.json()["status"] == "CANCELLED"
@@ -117,10 +126,67 @@ def test_cancelling_what_has_ended(instance: Instance, client: Client, http: htt
     failed = Run.submit(instance, client, [step("a", "core.fail", {"times": 9, "kind": "user"})])
     failed.finished()
     for run in (done, failed):
-        answer = http.post(f"/tasks/{run.task_id}/cancel")
+        answer = post(http, f"/tasks/{run.task_id}/cancel")
         assert answer.status_code == 409
         assert answer.headers["content-type"].startswith("application/problem+json")
     stopped = Run.submit(instance, client, [sleep("a", 3600)])
     cancel(http, stopped)
     cancel(http, stopped)
-    assert http.post("/tasks/01234567-89ab-7def-8123-456789abcdef/cancel").status_code == 404
+    assert post(http, "/tasks/01234567-89ab-7def-8123-456789abcdef/cancel").status_code == 404
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1_500)
+def test_fifty_that_run_at_once(instance: Instance, client: Client, http: httpx2.Client) -> None:
+    """Sleeps, requests that nobody answers, and sandboxes in endless loops with children: none is left."""
+    small: JsonObject = {"num_cpus": 0.02, "custom": {"sandbox": 0.02}}
+    fields: JsonObject = {"resources": small, "timeout_s": 3600}
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Server()) for _ in range(10)]
+        # The loops last: they take all CPUs from whatever is still to be started.
+        steps = [sleep(f"sleep{i}", 3600, **fields) for i in range(25)]
+        steps += [step(f"ask{i}", "http.request", {"url": server.url}, **fields) for i, server in enumerate(servers)]
+        loop: JsonObject = {"code": ENDLESS, "limits": {"wall_s": 3600}}
+        steps += [step(f"loop{i}", "python.run", loop, **fields) for i in range(15)]
+        # A request may take a minute, and so many workers more than that to start: they are to be there before.
+        first = Run.submit(instance, client, [sleep(f"first{i}", 3600, **fields) for i in range(len(steps))])
+        wait_until(
+            lambda: len(instance.processes(f"ray::{first.task_id}")) == len(steps),
+            within_s=900, every_s=1, what=first.progress,
+        )  # fmt: skip
+        expect_stopped(cancel(http, first), lambda: instance.processes(f"ray::{first.task_id}"))
+        run = Run.submit(instance, client, [*steps, echo("after", 1, "loop0")])
+
+        def all_run() -> bool:
+            at_work = len(instance.processes(f"ray::{run.task_id}")) == len(steps)
+            return at_work and len(instance.processes(CHILD)) == 15 and all(each.connected.is_set() for each in servers)
+
+        wait_until(all_run, every_s=0.5, what=run.progress)
+        inside = instance.processes(CHILD)
+        answer = http.post(f"/tasks/{run.task_id}/cancel")
+        answered_at = time.monotonic()
+        assert answer.status_code == 202, answer.text
+        told = answer.json()
+        assert {item["subtask"] for item in told["stopped"]} == {each["id"] for each in steps}
+        assert {item["phase"] for item in told["stopped"]} == {"EXECUTING"}
+        assert (told["withdrawn"], told["completed"]["count"]) == ({"ready": 1}, 0)
+        assert run.progress()["cancelled"] == len(steps) + 1
+        expect_stopped(answered_at, lambda: [each for each in inside if each.is_alive])
+        expect_stopped(answered_at, lambda: instance.processes(CHILD))
+        expect_stopped(answered_at, lambda: instance.processes(f"ray::{run.task_id}"))
+        for server in servers:
+            wait_until(server.closed.is_set)
+            assert server.closed_at - answered_at < WITHIN_S
+    expect_cancelled(run, {str(each["id"]): "RUNNING" for each in steps} | {"after": "READY"})
+
+    def ended() -> bool:
+        lines = [line for page in client.logs(run.task_id, {"limit": 500}) for line in _items(page)]
+        return sum("after it was asked to stop" in line["message"] for line in lines) == len(steps)
+
+    wait_until(ended, every_s=0.5)
+
+
+def _items(page: JsonObject) -> list[Any]:
+    items = page["items"]
+    assert isinstance(items, list)
+    return items

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from rayloom.dag.values import Json, JsonObject
 from rayloom.serve.client import Client
+from tests.integration.engine.silence import Server
 from tests.integration.instance import Instance
 from tests.integration.runs import Run, echo, python, step
 from tests.integration.waiting import wait_until
@@ -37,6 +40,7 @@ def seconds_between(earlier: Any, later: Any) -> float:
     return (begun - ended).total_seconds()
 
 
+@pytest.mark.exact
 def test_a_failing_branch_leaves_the_others_alone(instance: Instance, client: Client) -> None:
     plan = [
         echo("source", 1),
@@ -67,6 +71,7 @@ def test_a_failing_branch_leaves_the_others_alone(instance: Instance, client: Cl
     run.expect_sound()
 
 
+@pytest.mark.exact
 def test_a_transient_failure_is_tried_again_after_a_growing_wait(instance: Instance, client: Client) -> None:
     run = Run.submit(instance, client, [fail("shaky", 2, "transient")])
     assert run.completed()["result"] == "fine"
@@ -78,6 +83,7 @@ def test_a_transient_failure_is_tried_again_after_a_growing_wait(instance: Insta
     run.expect_sound()
 
 
+@pytest.mark.exact
 def test_when_attempts_are_spent_the_subtask_is_blocked(instance: Instance, client: Client) -> None:
     run = Run.submit(instance, client, [fail("hopeless", 9, "transient", max_retries=2)])
     task = run.finished()
@@ -87,6 +93,7 @@ def test_when_attempts_are_spent_the_subtask_is_blocked(instance: Instance, clie
     run.expect_sound()
 
 
+@pytest.mark.exact
 def test_a_dead_worker_process_is_a_failed_attempt(instance: Instance, client: Client) -> None:
     run = Run.submit(instance, client, [fail("dies", 1, "crash"), fail("dies-too", 1, "crash", max_retries=0)])
     run.finished()
@@ -100,6 +107,19 @@ def test_a_dead_worker_process_is_a_failed_attempt(instance: Instance, client: C
     run.expect_sound()
 
 
+@pytest.mark.exact
+def test_ray_never_runs_an_attempt_again_by_itself(instance: Instance, client: Client) -> None:
+    with Server() as server:
+        run = Run.submit(instance, client, [step("ask", "http.request", {"url": server.url}, max_retries=0)])
+        wait_until(server.connected.is_set, what=run.details)
+        (worker,) = instance.processes(f"ray::{run.task_id}")
+        os.kill(worker.pid, signal.SIGKILL)
+        assert run.finished()["status"] == "FAILED"
+        assert run.subtask("ask")["error"]["code"] == "WORKER_DIED"
+        assert server.asked_count == 1
+
+
+@pytest.mark.exact
 def test_a_timeout_is_retryable_and_counts(instance: Instance, client: Client) -> None:
     plan = [
         fail("slow-once", 1, "hang", timeout_s=1),
@@ -116,6 +136,7 @@ def test_a_timeout_is_retryable_and_counts(instance: Instance, client: Client) -
     run.expect_sound()
 
 
+@pytest.mark.exact
 def test_a_timeout_leaves_no_process_of_a_sandbox(instance: Instance, client: Client) -> None:
     run = Run.submit(instance, client, [python("endless", ENDLESS, timeout_s=10, max_retries=0)])
     child = wait_until(lambda: instance.processes(CHILD), what=lambda: run.subtask("endless"))[0]
@@ -126,6 +147,7 @@ def test_a_timeout_leaves_no_process_of_a_sandbox(instance: Instance, client: Cl
     run.expect_sound()
 
 
+@pytest.mark.exact
 def test_an_input_that_leads_nowhere_is_a_user_error(instance: Instance, client: Client) -> None:
     plan = [echo("a", {"x": 1}), echo("b", {"$ref": "a.output.y.z"})]
     run = Run.submit(instance, client, plan)

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from rayloom.dag.values import Json, JsonObject
-from tests.integration.instance import Instance
+from tests.integration.instance import FAULTS, Instance
 from tests.integration.runs import Run, echo, expect_order, step
 from tests.integration.waiting import wait_until
 
@@ -36,7 +36,7 @@ def test_a_random_graph_of_1000_is_honoured_to_the_letter(instance: Instance) ->
         assert {id_: subtask["output"] for id_, subtask in subtasks.items()} == expected
         inner = {dependency for subtask in subtasks.values() for dependency in subtask["depends_on"]}
         assert task["result"] == {id_: value for id_, value in expected.items() if id_ not in inner}
-        assert run.attempts() == {1: 1_000}
+        assert FAULTS or run.attempts() == {1: 1_000}
         expect_order(subtasks)
         run.expect_sound()
 
@@ -67,6 +67,6 @@ def test_10000_subtasks_finish_and_no_process_grows_past_2_gib(instance: Instanc
         assert task["progress"]["completed"] == 10_000
         assert task["result"]["sum"] == "done"
         assert task["subtasks_next_cursor"]
-        assert run.attempts() == {1: 10_000}
+        assert FAULTS or run.attempts() == {1: 10_000}
         expect_order(run.subtasks())
     assert max(largest.values()) < 2 * GIB, sorted(largest.items(), key=lambda item: -item[1])[:3]

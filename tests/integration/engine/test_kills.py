@@ -16,6 +16,8 @@ VICTIMS: dict[str, chaos.Kill] = {
     "redis": chaos.cache,
     "redis-flushed": chaos.flush_cache,
     "api": chaos.process_called("ray::ServeReplica:rayloom:Api"),
+    "proxy": chaos.process_called("ray::ProxyActor"),
+    "serve": chaos.process_called("ray::ServeController"),
     "registry": chaos.process_called("ray::_ToolRegistryActor"),
     "tokens": chaos.process_called("ray::_TokenControllerActor"),
 }

@@ -10,7 +10,7 @@ import pytest
 
 from rayloom.serve.client import Client
 from tests.integration.engine.silence import Server
-from tests.integration.instance import Instance
+from tests.integration.instance import FAULTS, Instance
 from tests.integration.runs import Run, echo, python, step
 
 NEIGHBOURS = [echo(f"neighbour{i}", i) for i in range(40)]
@@ -28,7 +28,8 @@ def expect_unharmed(run: Run) -> None:
     subtasks = run.subtasks()
     for i in range(len(NEIGHBOURS)):
         neighbour = subtasks[f"neighbour{i}"]
-        assert (neighbour["status"], neighbour["output"], neighbour["attempts"]) == ("COMPLETED", i, 1)
+        assert (neighbour["status"], neighbour["output"]) == ("COMPLETED", i)
+        assert FAULTS or neighbour["attempts"] == 1
     run.expect_sound()
 
 

@@ -6,10 +6,24 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
-from rayloom.actors.registry import check_name
+from rayloom.actors.described import check_alternative, check_name
+from rayloom.dag.breaker import BreakerView, Call
 from rayloom.dag.errors import Transient, UserError
-from rayloom.dag.ports import Ask, Finished, Health, Held, Limited, Quota, RegisteredTool, ToolSnapshot
+from rayloom.dag.mcp import McpServer
+from rayloom.dag.ports import (
+    Ask,
+    BreakerWish,
+    Finished,
+    Health,
+    Held,
+    Limited,
+    Quota,
+    RegisteredTool,
+    ToolSnapshot,
+    Waiting,
+)
 from rayloom.dag.resources import NodeShape
+from rayloom.dag.tool_scope import Level
 from rayloom.dag.values import JsonObject
 from rayloom.serve.deps import Ports
 from rayloom.serve.parser import Parser
@@ -64,7 +78,12 @@ class FakeScheduler(Down):
     def __init__(self) -> None:
         super().__init__()
         self.woken = 0
+        self.tools_version = 0
         self.stopped: list[tuple[str, int]] = []
+        self.knows = Waiting(
+            handed_over=False, limit=None, limit_in_s=None, is_held=False, nodes=1, room=0, fits=True,
+            gives_up_in_s=None,
+        )  # fmt: skip
         self.node_types: tuple[NodeShape, ...] = (NodeShape(total={"CPU": 4, "memory": 8e9}, labels={}, count_max=1),)
 
     async def wake(self) -> None:
@@ -79,12 +98,22 @@ class FakeScheduler(Down):
         self.check()
         return self.node_types
 
+    async def waiting(self, sub_task_id: str, user_id: str, shape: str) -> Waiting:
+        self.check()
+        return self.knows
+
+    async def knows_tools(self, version: int) -> bool:
+        self.check()
+        self.tools_version = version
+        return True
+
 
 class FakeRegistry(Down):
     def __init__(self) -> None:
         super().__init__()
         self.tools: Mapping[str, RegisteredTool] = {tool.name: tool for tool in TOOLS}
         self.version = 1
+        self.breakers: Mapping[str, BreakerView] = {}
         self.news = asyncio.Event()
 
     def change(self, tools: Mapping[str, RegisteredTool]) -> None:
@@ -92,9 +121,13 @@ class FakeRegistry(Down):
         self.news.set()
         self.news = asyncio.Event()
 
+    def relevel(self, name: str, level: Level) -> None:
+        """Say that a tool does more, or less."""
+        self.change({**self.tools, name: replace(self.tools[name], permission_level=level)})
+
     async def snapshot(self) -> ToolSnapshot:
         self.check()
-        return ToolSnapshot(version=self.version, tools=self.tools)
+        return ToolSnapshot(version=self.version, tools=self.tools, breakers=self.breakers)
 
     async def changed(self, version: int) -> ToolSnapshot:
         self.check()
@@ -112,8 +145,35 @@ class FakeRegistry(Down):
         self.change({**self.tools, name: made})
         return made
 
+    async def register_skill(self, tool: RegisteredTool, contents: Sequence[str]) -> RegisteredTool:
+        if tool.name in self.tools:
+            raise UserError("TOOL_EXISTS", f"there is a tool {tool.name} already")
+        self.change({**self.tools, tool.name: tool})
+        return tool
+
     async def set_active(self, name: str, active: bool) -> RegisteredTool:
         made = replace(self.tools[name], is_active=active)
+        self.change({**self.tools, name: made})
+        return made
+
+    async def report(self, calls: Sequence[Call]) -> None:
+        self.check()
+
+    async def probe(self, key: str, by: str) -> bool:
+        self.check()
+        return True
+
+    async def set_breaker(self, name: str, state: BreakerWish) -> RegisteredTool:
+        others = {key: view for key, view in self.breakers.items() if key != name}
+        shut = {name: BreakerView(state="open", retry_at=None)}
+        self.breakers = {**others, **(shut if state == "open" else {})}
+        self.change(self.tools)
+        return self.tools[name]
+
+    async def set_alternative(self, name: str, alternative: str | None) -> RegisteredTool:
+        if alternative is not None:
+            check_alternative(self.tools[name], alternative, self.tools)
+        made = replace(self.tools[name], config={"alternative": alternative})
         self.change({**self.tools, name: made})
         return made
 
@@ -150,6 +210,44 @@ class FakeTokens(Down):
         self.quotas[user_id] = quota
 
 
+class FakeMcp(Down):
+    """Each server has one tool, ``hello``; what is at ``http://gone/`` is not there."""
+
+    def __init__(self, registry: FakeRegistry) -> None:
+        super().__init__()
+        self.servers: dict[str, McpServer] = {}
+        self._registry = registry
+
+    async def register(self, server: McpServer) -> Sequence[str]:
+        self.check()
+        if server.name in self.servers:
+            raise UserError("TOOL_EXISTS", "there is one already")
+        if server.url == "http://gone/":
+            raise UserError("MCP_UNREACHABLE", "it is not there")
+        self.servers[server.name] = server
+        hello = replace(tool(f"{server.name}.hello", ANY), type="MCP", config={"health": "ok"})
+        self._registry.change({**self._registry.tools, hello.name: hello})
+        return [hello.name]
+
+    async def show(self, name: str) -> JsonObject:
+        self.check()
+        if name not in self.servers:
+            raise UserError("TOOL_UNKNOWN", "there is none")
+        return {"name": name, "is_active": self.servers[name].is_active}
+
+    async def change(self, name: str, changes: JsonObject) -> JsonObject:
+        self.servers[name] = replace(self.servers[name], **changes)  # type: ignore[arg-type]
+        return await self.show(name)
+
+    async def remove(self, name: str) -> None:
+        self.check()
+        if name not in self.servers:
+            raise UserError("TOOL_UNKNOWN", f"there is no MCP server {name!r}")
+        del self.servers[name]
+        left = {tool.name: tool for tool in self._registry.tools.values() if not tool.name.startswith(f"{name}.")}
+        self._registry.change(left)
+
+
 class FakeRay(Down):
     pass
 
@@ -161,8 +259,16 @@ class Fakes:
         self.scheduler = FakeScheduler()
         self.registry = FakeRegistry()
         self.tokens = FakeTokens()
+        self.mcp = FakeMcp(self.registry)
         self.ray = FakeRay()
 
     def ports(self) -> Ports:
         health: Callable[[], Awaitable[Health]] = self.ray.health
-        return Ports(scheduler=self.scheduler, registry=self.registry, tokens=self.tokens, parser=Parser(), ray=health)
+        return Ports(
+            scheduler=self.scheduler,
+            registry=self.registry,
+            tokens=self.tokens,
+            mcp=self.mcp,
+            parser=Parser(),
+            ray=health,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -20,12 +21,14 @@ from sqlalchemy.pool import NullPool
 from rayloom.dag.answer import opened
 from rayloom.dag.ports import Planned, PlanRequest
 from rayloom.db import keys
-from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.db.settings import BlobSettings, DatabaseSettings, RedisSettings
 from rayloom.serve.deployment import API_DEPLOYMENT, PARSER_DEPLOYMENT, bind
 from rayloom.serve.deps import Ports
 from rayloom.serve.settings import ServeSettings
 from tests.integration.ports import free_ports
+from tests.integration.serve.assistants import REVISIONS, ask, at
 from tests.integration.serve.fakes import Fakes
+from tests.integration.serve.world import one, until
 
 APPLICATION = "api-test"
 
@@ -36,7 +39,12 @@ class _ByName(Fakes):
     def ports(self) -> Ports:
         ports = super().ports()
         return Ports(
-            scheduler=ports.scheduler, registry=ports.registry, tokens=ports.tokens, parser=_Parser(), ray=ports.ray
+            scheduler=ports.scheduler,
+            registry=ports.registry,
+            tokens=ports.tokens,
+            mcp=ports.mcp,
+            parser=_Parser(),
+            ray=ports.ray,
         )
 
 
@@ -65,7 +73,7 @@ def url(database: DatabaseSettings, redis: RedisSettings) -> Iterator[str]:
     (port,) = free_ports(1)
     serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": None})
     settings = ServeSettings(port=port, max_body_bytes=100_000)
-    serve.run(bind(settings, database, redis, _ports), name=APPLICATION, route_prefix="/")
+    serve.run(bind(settings, database, redis, BlobSettings(), _ports), name=APPLICATION, route_prefix="/")
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()
@@ -101,6 +109,39 @@ async def test_the_api_serves_behind_ray_serve(client: httpx2.AsyncClient) -> No
     assert '"to":"CANCELLED"' in rest[-2]
 
 
+@pytest.mark.parametrize("revision", REVISIONS)
+async def test_assistants_are_served_behind_ray_serve(url: str, client: httpx2.AsyncClient, revision: str) -> None:
+    began = asyncio.Event()
+
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        began.set()
+
+    key = client.headers["authorization"].removeprefix("Bearer ")
+    async with at(url, key, revision) as assistant:
+        task_id = (await ask(assistant, "submit_task", plan=one()))["task_id"]
+        # What is told on the way is not held back until the end.
+        waiting = asyncio.create_task(ask(assistant, "wait_for_task", hear=hear, task_id=task_id))
+        await asyncio.wait_for(began.wait(), 10)
+        assert not waiting.done()
+        assert (await ask(assistant, "cancel_task", task_id=task_id))["status"] == "CANCELLED"
+        assert (await waiting)["task"]["status"] == "CANCELLED"
+
+        # Who goes away leaves nothing behind, also with a proxy in between.
+        task_id = (await ask(assistant, "submit_task", plan=one()))["task_id"]
+        began.clear()
+        waiting = asyncio.create_task(ask(assistant, "wait_for_task", hear=hear, task_id=task_id, timeout_s=300))
+        await asyncio.wait_for(began.wait(), 10)
+        assert await _metric(client, "rayloom_http_streams_open 1.0")
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    assert await until(lambda: _metric(client, "rayloom_http_streams_open 0.0"))
+    assert (await client.post(f"/api/v1/tasks/{task_id}/cancel")).status_code == 202
+
+
+async def _metric(client: httpx2.AsyncClient, line: str) -> bool:
+    return line in (await client.get("/metrics")).text.splitlines()
+
+
 async def test_refusals_behind_ray_serve_are_ours(client: httpx2.AsyncClient) -> None:
     large = await client.post("/api/v1/tasks", content=b'{"prompt": "' + b" " * 200_000 + b'"}')
     for answer, status in (
@@ -109,6 +150,10 @@ async def test_refusals_behind_ray_serve_are_ours(client: httpx2.AsyncClient) ->
         (await client.delete("/api/v1/tasks"), 405),
         (await client.get("/api/v1/tasks", headers={"Authorization": "Bearer x"}), 401),
         (await client.post("/api/v1/tasks", content=b"{"), 400),
+        (await client.get("/mcp"), 405),
+        (await client.post("/mcp", headers={"Host": "evil.example"}), 421),
+        (await client.post("/mcp", headers={"Authorization": "Bearer x"}), 401),
+        (await client.post("/mcp", content=b" " * 200_000), 413),
         (await client.get("/api/v1/tasks?limit=0", headers={"x-request-timeout-seconds": "nonsense"}), 422),
     ):
         assert answer.status_code == status

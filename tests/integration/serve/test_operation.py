@@ -95,7 +95,7 @@ async def test_readiness_names_every_dependency(world: World) -> None:
     ready = await nobody.get("/readyz")
     assert ready.status_code == 200
     assert ready.json()["status"] == "ready"
-    assert set(ready.json()["checks"]) == {"database", "redis", "ray", "scheduler", "registry", "tokens"}
+    assert set(ready.json()["checks"]) == {"database", "redis", "ray", "scheduler", "registry", "tokens", "mcp"}
     for name in ("ray", "scheduler", "registry", "tokens"):
         part = getattr(world.fakes, name)
         part.is_down = True
@@ -104,6 +104,10 @@ async def test_readiness_names_every_dependency(world: World) -> None:
         assert answer.json()["checks"][name]["status"] == "down"
         assert answer.headers["retry-after"]
         part.is_down = False
+    # Most tasks need no MCP server.
+    world.fakes.mcp.is_down = True
+    answer = await nobody.get("/readyz")
+    assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
 
 
 async def test_without_redis_it_is_degraded_and_tasks_are_still_taken(

@@ -8,6 +8,8 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from rayloom.dag.values import JsonObject
+from rayloom.db.attempts import report_phase
+from rayloom.db.engine import driver
 from tests.integration.serve.world import DIAMOND, World, one
 
 
@@ -60,12 +62,13 @@ async def test_a_prompt_waits_for_the_scheduler_which_is_woken(world: World) -> 
     assert shown["progress"]["total"] == 0
 
 
-async def test_the_same_idempotency_key_gives_the_same_task_once(world: World) -> None:
+@pytest.mark.parametrize("what", [{"plan": DIAMOND}, {"prompt": "do this"}], ids=["plan", "prompt"])
+async def test_the_same_idempotency_key_gives_the_same_task_once(world: World, what: JsonObject) -> None:
     me = await world.user()
     key = str(uuid7())
 
     async def submit() -> tuple[str, str | None]:
-        answer = await me.http.post("/api/v1/tasks", json={"plan": one()}, headers={"Idempotency-Key": key})
+        answer = await me.http.post("/api/v1/tasks", json=what, headers={"Idempotency-Key": key})
         assert answer.status_code == 202, answer.text
         return answer.json()["task_id"], answer.headers.get("idempotent-replayed")
 
@@ -73,11 +76,15 @@ async def test_the_same_idempotency_key_gives_the_same_task_once(world: World) -
     assert len({task_id for task_id, _ in answers}) == 1
     assert sum(replayed is None for _, replayed in answers) == 1
     assert len((await me.get("/tasks"))["items"]) == 1
-    other = await me.http.post("/api/v1/tasks", json={"plan": one(), "priority": 6}, headers={"Idempotency-Key": key})
+    async with driver(world.engine) as connection:
+        made = await connection.fetchval("SELECT count(*) FROM tasks WHERE user_id = $1", me.id)
+        subtasks = await connection.fetchval("SELECT count(*) FROM sub_tasks WHERE user_id = $1", me.id)
+    assert (made, subtasks) == (1, 4 if "plan" in what else 0)
+    other = await me.http.post("/api/v1/tasks", json={**what, "priority": 6}, headers={"Idempotency-Key": key})
     assert other.status_code == 422
     assert other.json()["errors"][0]["pointer"] == "/headers/Idempotency-Key"
     stranger = await world.user()
-    theirs = await stranger.http.post("/api/v1/tasks", json={"plan": one()}, headers={"Idempotency-Key": key})
+    theirs = await stranger.http.post("/api/v1/tasks", json=what, headers={"Idempotency-Key": key})
     assert theirs.status_code == 202
     assert theirs.json()["task_id"] != answers[0][0]
 
@@ -174,17 +181,29 @@ async def test_nobody_sees_what_is_somebody_elses(world: World) -> None:
 async def test_cancel_stops_what_runs_and_may_be_repeated(world: World) -> None:
     me = await world.user()
     task_id = await me.submit({"plan": DIAMOND})
-    [running] = await world.claimed(task_id)
+    await world.end(await world.claimed(task_id), lambda item: item.key)
+    b, _ = await world.claimed(task_id)
+    await report_phase(world.engine, b.sub_task_id, 1, "EXECUTING", "w")
     answer = await me.http.post(f"/api/v1/tasks/{task_id}/cancel")
     assert answer.status_code == 202
-    assert answer.json()["stopped"] == [{"sub_task_id": running.sub_task_id, "attempt": 1}]
-    assert world.fakes.scheduler.stopped == [(running.sub_task_id, 1)]
+    told = answer.json()
+    stopped = {item["subtask"]: (item["attempt"], item["status"], item["phase"]) for item in told["stopped"]}
+    assert stopped == {"b": (1, "RUNNING", "EXECUTING"), "c": (1, "RUNNING", "PREPARE_ENV")}
+    assert (told["task_id"], told["status"]) == (task_id, "CANCELLED")
+    assert (told["withdrawn"], told["completed"]) == ({"ready": 1}, {"count": 1, "subtasks": ["a"]})
+    assert sorted(world.fakes.scheduler.stopped) == sorted((item["sub_task_id"], 1) for item in told["stopped"])
+    lines = [(line["subtask"], line["message"]) for line in (await me.get(f"/tasks/{task_id}/logs"))["items"]]
+    assert ("b", "attempt 1 is stopped in EXECUTING") in lines
+    assert ("c", "attempt 1 is stopped in PREPARE_ENV") in lines
+    summary = "attempts that are stopped: 2; withdrawn before they began: 1 (1 READY); completed before: 1 (a)"
+    assert (None, f"cancelled by its user: {summary}") in lines
     shown = await me.get(f"/tasks/{task_id}")
     assert shown["status"] == "CANCELLED"
-    assert shown["progress"]["cancelled"] == 4
+    assert shown["progress"]["cancelled"] == 3
     again = await me.http.post(f"/api/v1/tasks/{task_id}/cancel")
     assert again.status_code == 202
-    assert again.json()["stopped"] == []
+    nothing: JsonObject = {"stopped": [], "withdrawn": {}, "completed": {"count": 1, "subtasks": ["a"]}}
+    assert again.json() == {"task_id": task_id, "status": "CANCELLED", **nothing}
 
 
 async def test_cancel_is_too_late_for_a_task_that_has_ended(world: World) -> None:

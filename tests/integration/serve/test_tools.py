@@ -66,11 +66,51 @@ async def test_an_entry_point_is_registered_switched_and_removed(world: World) -
     assert (await admin.http.delete("/api/v1/tools/core.noop")).status_code == 409
 
 
-@pytest.mark.parametrize("kind", ["MCP", "SKILL"])
-async def test_other_types_come_later(world: World, kind: str) -> None:
+async def test_an_mcp_server_is_registered_changed_and_removed(world: World) -> None:
+    admin, me = await world.user("admin"), await world.user()
+    body = {"type": "MCP", "name": "far", "transport": "http", "url": "http://there/mcp", "headers": {"x": "y"}}
+    assert (await me.http.post("/api/v1/tools/register", json=body)).status_code == 403
+    made = await admin.http.post("/api/v1/tools/register", json=body)
+    assert (made.status_code, made.headers["location"]) == (201, "/api/v1/tools/far")
+    assert made.json() == {"name": "far", "type": "MCP", "tools": ["far.hello"]}
+    assert (await admin.http.post("/api/v1/tools/register", json=body)).status_code == 409
+    assert (await me.get("/tools/far.hello"))["health"] == "ok"
+    # The server itself is for admins.
+    assert (await me.http.get("/api/v1/tools/far")).status_code == 404
+    assert (await admin.http.get("/api/v1/tools/far")).json() == {"name": "far", "is_active": True}
+    off = await admin.http.patch("/api/v1/tools/far", json={"is_active": False})
+    assert off.json() == {"name": "far", "is_active": False}
+    assert world.fakes.mcp.servers["far"].headers == {"x": "y"}
+    assert (await admin.http.delete("/api/v1/tools/far")).status_code == 204
+    assert (await me.http.get("/api/v1/tools/far.hello")).status_code == 404
+    for method in ("GET", "DELETE"):
+        assert (await admin.http.request(method, "/api/v1/tools/far")).status_code == 404
+    assert (await admin.http.patch("/api/v1/tools/far", json={"is_active": True})).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"name": "a.b"}, "/name"),
+        ({"transport": "carrier-pigeon"}, "/transport"),
+        ({"url": None}, ""),
+        ({"transport": "stdio", "url": None}, ""),
+        ({"url": "http://gone/"}, "/url"),
+        ({"timeout_s": 0}, "/timeout_s"),
+        ({"env": {"A": 1}}, "/env/A"),
+        ({"auth": {"type": "basic"}}, "/auth"),
+        ({"comand": ["x"]}, "/comand"),
+    ],
+)
+async def test_what_is_wrong_with_an_mcp_server_is_told_with_a_pointer(
+    world: World, change: dict[str, object], pointer: str
+) -> None:
     admin = await world.user("admin")
-    answer = await admin.http.post("/api/v1/tools/register", json={"type": kind, "name": "x"})
-    assert answer.status_code == 501
+    body = {"type": "MCP", "name": "odd", "transport": "http", "url": "http://there/mcp", **change}
+    answer = await admin.http.post("/api/v1/tools/register", json=body)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"][0]["pointer"] == pointer
+    assert world.fakes.mcp.servers == {}
 
 
 async def test_a_change_that_somebody_else_made_is_seen(world: World) -> None:
@@ -230,3 +270,58 @@ async def test_a_plan_is_made_of_a_prompt_and_nothing_is_stored(world: World) ->
     assert (await me.get("/tasks"))["items"] == []
     later = await me.http.post("/api/v1/plans", json={"prompt": "x", "tools": []})
     assert later.status_code == 501
+
+
+async def test_an_admin_opens_and_closes_a_breaker_and_calls_fail_at_once(world: World) -> None:
+    admin, me = await world.user("admin"), await world.user()
+    path = "/api/v1/tools/core.echo"
+    assert (await me.http.patch(path, json={"breaker": "open"})).status_code == 403
+    assert (await admin.http.patch(path, json={})).status_code == 422
+    assert (await admin.http.patch(path, json={"breaker": "ajar"})).status_code == 422
+    opened = await admin.http.patch(path, json={"breaker": "open"})
+    assert opened.json()["breaker"] == {"state": "open", "retry_at": None}
+    assert (await me.get("/tools/core.echo"))["breaker"]["state"] == "open"
+    answer = await me.http.post(f"{path}/invoke", json={"input": {"value": 1}})
+    assert answer.status_code == 200
+    error = answer.json()["error"]
+    assert (error["code"], error["class"], error["retryable"]) == ("BREAKER_OPEN", "transient", True)
+    assert int(answer.headers["retry-after"]) > 0
+    assert (await me.get("/tasks"))["items"] == []
+    assert "rayloom_breaker_state{" in (await me.http.get("/metrics")).text
+    closed = await admin.http.patch(path, json={"breaker": "closed"})
+    assert closed.json()["breaker"] == {"state": "closed", "retry_at": None}
+
+
+async def test_a_call_that_waits_is_withdrawn_when_the_breaker_opens(world: World) -> None:
+    admin, me = await world.user("admin"), await world.user()
+    calling = asyncio.create_task(me.http.post("/api/v1/tools/core.noop/invoke", json={}))
+
+    async def waits() -> bool:
+        return [item["status"] for item in (await me.get("/tasks"))["items"]] == ["PROCESSING"]
+
+    await until(waits)
+    await admin.http.patch("/api/v1/tools/core.noop", json={"breaker": "open"})
+    assert (await calling).json()["error"]["code"] == "BREAKER_OPEN"
+    assert [item["status"] for item in (await me.get("/tasks"))["items"]] == ["CANCELLED"]
+    await admin.http.patch("/api/v1/tools/core.noop", json={"breaker": "closed"})
+
+
+async def test_an_alternative_is_named_and_taken_away(world: World) -> None:
+    admin = await world.user("admin")
+    path = "/api/v1/tools/core.sleep"
+    wrong = await admin.http.patch(path, json={"alternative": "nothing"})
+    assert (wrong.status_code, wrong.json()["errors"][0]["pointer"]) == (422, "/alternative")
+    assert (await admin.http.patch(path, json={"alternative": "secret.tool"})).status_code == 422
+    assert (await admin.http.patch(path, json={"alternative": "core.noop"})).status_code == 200
+    assert (await admin.http.patch(path, json={"alternative": None})).status_code == 200
+
+
+async def test_what_is_changed_is_known_to_the_scheduler_before_the_answer(world: World) -> None:
+    admin, scheduler = await world.user("admin"), world.fakes.scheduler
+    before = scheduler.tools_version
+    assert (await admin.http.patch("/api/v1/tools/core.sleep", json={"breaker": "open"})).status_code == 200
+    assert scheduler.tools_version > before
+    # Without a scheduler it is changed all the same: the next one asks before it starts anything.
+    scheduler.is_down = True
+    answer = await admin.http.patch("/api/v1/tools/core.sleep", json={"breaker": "closed"})
+    assert (answer.status_code, answer.json()["breaker"]["state"]) == (200, "closed")

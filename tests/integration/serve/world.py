@@ -22,9 +22,10 @@ from rayloom.dag.outcome import Outcome
 from rayloom.dag.values import Json, JsonObject
 from rayloom.db import keys, leases
 from rayloom.db.attempts import Claimed, Ending, claim, complete
+from rayloom.db.blobs import Blob
 from rayloom.db.incarnations import begin_incarnation
 from rayloom.db.queue import Signals
-from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.db.settings import BlobSettings, DatabaseSettings, RedisSettings
 from rayloom.serve.app import build_app
 from rayloom.serve.deps import Deps, open_deps
 from rayloom.serve.settings import ServeSettings
@@ -68,14 +69,18 @@ class World:
         """A client without a key."""
         return self._make("")
 
-    async def claimed(self, task_id: str) -> list[Claimed]:
-        """Take the leases of all that is QUEUED of a task, and start it."""
+    def nobody_with(self, key: str) -> httpx2.AsyncClient:
+        """A client with a key that a test has made."""
+        return self._make(key)
+
+    async def claimed(self, task_id: str | None) -> list[Claimed]:
+        """Take the leases of all that is QUEUED, and start it; gives what of it is a task's, or all."""
         if not self._has_begun:
             await begin_incarnation(self.engine, self.incarnation, actor="a test", exclusive=False)
             self._has_begun = True
         queued = await leases.queued_page(self.engine, after=None, limit=10_000)
         taken = await claim(self.engine, [(item.sub_task_id, True) for item in queued], incarnation=self.incarnation)
-        return [item for item in taken if item.task_id == task_id]
+        return [item for item in taken if task_id in (None, item.task_id)]
 
     async def end(self, items: list[Claimed], output: Callable[[Claimed], Json], **fields: Any) -> None:
         """Record that attempts succeeded."""
@@ -151,8 +156,8 @@ def _span(name: str, kind: str, started_at: float, finished_at: float) -> JsonOb
     return {"name": name, "kind": kind, **times, "ok": True, "attributes": {"n": 1}}
 
 
-def succeeded(output: Json, **fields: Any) -> Outcome:
-    """The outcome of an attempt that gave ``output``."""
+def succeeded(output: Json, *, blob: Blob | None = None, **fields: Any) -> Outcome:
+    """The outcome of an attempt that gave ``output``, or what it put into the blob store."""
     text = orjson.dumps(output)
     now = _now()
     spans = [
@@ -163,24 +168,26 @@ def succeeded(output: Json, **fields: Any) -> Outcome:
     ]
     return Outcome(
         verdict="succeeded",
-        output=text.decode(),
-        output_size=len(text),
+        output=text.decode() if blob is None else None,
+        output_size=len(text) if blob is None else blob.size,
+        output_blob="" if blob is None else blob.sha256,
         started_at=now,
         finished_at=now + 0.005,
-        spans=orjson.dumps(spans).decode(),
         worker_id="worker-1",
-        **fields,
+        **{"spans": orjson.dumps(spans).decode(), **fields},
     )
 
 
 @asynccontextmanager
-async def serving(database: DatabaseSettings, redis: RedisSettings, settings: ServeSettings) -> AsyncIterator[World]:
+async def serving(
+    database: DatabaseSettings, redis: RedisSettings, settings: ServeSettings, blobs: BlobSettings | None = None
+) -> AsyncIterator[World]:
     """A world, for the length of the block."""
     fakes = Fakes()
     held: list[Deps] = []
 
     def open_() -> Deps:
-        held.append(open_deps(settings, database, redis, fakes.ports()))
+        held.append(open_deps(settings, database, redis, blobs or BlobSettings(), fakes.ports()))
         return held[0]
 
     # Named as TCP, so that asyncio sends small answers at once.

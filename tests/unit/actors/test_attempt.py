@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,19 +12,23 @@ import orjson
 import pytest
 from pydantic import SecretStr
 
+from rayloom.actors import attempt
 from rayloom.actors.attempt import LEASE_CHECK_S, run_attempt
 from rayloom.actors.order import AttemptOrder
 from rayloom.actors.settings import EngineSettings, WorkerSettings
+from rayloom.actors.shared_calls import SharedCalls
 from rayloom.dag.decision import RetryPolicy, decide
-from rayloom.dag.errors import Refused, Transient, UserError
+from rayloom.dag.errors import Bug, RayloomError, Refused, Transient, UserError
 from rayloom.dag.outcome import Outcome
+from rayloom.dag.references import Outputs
 from rayloom.dag.states import Phase
 from rayloom.dag.values import Json, JsonObject
 from rayloom.db.settings import DatabaseSettings, RedisSettings
-from rayloom.tools.ports import FilesPort
+from rayloom.tools.ports import ContentsPort, FilesPort
 from rayloom.tools.settings import ToolSettings
 from rayloom.tools.tool import Tool, ToolContext, ToolResult, ToolSpec
-from tests.unit.tools.context import KeptFiles, KeptLog
+from tests.unit.actors.test_shared_calls import Memory
+from tests.unit.tools.context import KeptContents, KeptFiles, KeptLog
 
 Run = Callable[[dict[str, Json], ToolContext], Awaitable[ToolResult]]
 
@@ -70,6 +75,7 @@ class Place:
     do: Run
     engine: EngineSettings = field(default_factory=EngineSettings)
     known: dict[str, Json] = field(default_factory=dict)
+    nothing: frozenset[str] = frozenset()
     log: Reporter = field(default_factory=Reporter)
     refuses: Exception | None = None
     has_lease: bool = True
@@ -77,6 +83,11 @@ class Place:
     node_id: str = "n"
     schema: JsonObject = field(default_factory=lambda: {"type": "object"})
     begun: list[int] = field(default_factory=list)
+    calls: SharedCalls | None = None
+    spec: ToolSpec = SPEC
+    blobs: dict[str, bytes | Exception] = field(default_factory=dict)
+    keeps: Callable[[], Awaitable[None]] | None = None
+    within: list[float] = field(default_factory=list)
 
     settings: WorkerSettings = field(init=False)
 
@@ -89,10 +100,23 @@ class Place:
     async def tool(self, name: str, registry_version: int) -> Tool:
         if self.refuses:
             raise self.refuses
-        return ScriptedTool(self.do, replace(SPEC, input_schema=self.schema))
+        return ScriptedTool(self.do, replace(self.spec, input_schema=self.schema))
 
-    async def outputs(self, task_id: str, keys: Sequence[str]) -> dict[str, Json]:
-        return {key: self.known[key] for key in keys}
+    async def outputs(self, task_id: str, keys: Sequence[str], *, within_s: float) -> Outputs:
+        self.within.append(within_s)
+        return Outputs(values={key: self.known[key] for key in keys}, nothing=self.nothing)
+
+    async def content(self, sha256: str, *, within_s: float) -> bytes:
+        self.within.append(within_s)
+        if isinstance(kept := self.blobs[sha256], Exception):
+            raise kept
+        return kept
+
+    async def keep(self, data: bytes) -> str:
+        if self.keeps is not None:
+            await self.keeps()
+        self.blobs["kept"] = data
+        return "kept"
 
     async def begin(self, order: AttemptOrder) -> bool:
         self.begun.append(order.attempt)
@@ -103,6 +127,12 @@ class Place:
 
     def files(self, task_id: str) -> FilesPort:
         return KeptFiles()
+
+    def contents(self) -> ContentsPort:
+        return KeptContents()
+
+    def shared_calls(self) -> SharedCalls | None:
+        return self.calls
 
 
 def order(input_: Json = None, **more: Any) -> AttemptOrder:
@@ -241,6 +271,17 @@ async def test_a_reference_to_nothing_fails_before_it_runs() -> None:
     assert outcome.error.code == "REFERENCE_MISSING"
 
 
+async def test_what_is_missing_is_null_on_any_path() -> None:
+    given: Json = {"x": {"$ref": "up.output.deep[0]"}, "y": "<${up.output}>"}
+
+    async def give_back(input_: dict[str, Json], context: ToolContext) -> ToolResult:
+        return ToolResult(output=dict(input_))
+
+    place = Place(give_back, known={"up": None}, nothing=frozenset({"up"}))
+    outcome = await run_attempt(order(given, referred=("up",)), place)
+    assert outcome.output == '{"x":null,"y":"<null>"}'
+
+
 async def test_an_attempt_ends_with_its_time_and_the_tool_cleans_up() -> None:
     cleaned: list[bool] = []
 
@@ -325,3 +366,184 @@ async def test_an_attempt_that_waited_long_in_ray_asks_for_its_lease(
     assert (outcome.error.code if outcome.error else None) == ("LEASE_LOST" if asks else None)
     place.has_lease = True
     assert (await run_attempt(late, place, clock=lambda: 100.0)).verdict == "succeeded"
+
+
+def tool_span(outcome: Outcome) -> JsonObject:
+    (span,) = [span for span in orjson.loads(outcome.spans) if span["kind"] == "tool"]
+    return dict(span)
+
+
+def source_of(outcome: Outcome) -> JsonObject:
+    """What the span of the call says beside what it says of every call."""
+    told: dict[str, Any] = tool_span(outcome)["attributes"]  # type: ignore[assignment]
+    assert told.pop("version") == SPEC.version
+    assert len(told.pop("input_sha256")) == 64
+    # Who is given what is kept has not called the tool.
+    assert told.pop("called", True) is (told.get("cache") != "hit")
+    return told
+
+
+async def test_a_call_says_which_version_was_called_with_what() -> None:
+    inputs: tuple[JsonObject, ...] = ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {})
+    outcomes = [await run_attempt(order(input_), Place(gives(1))) for input_ in inputs]
+    told: list[Any] = [tool_span(outcome)["attributes"] for outcome in outcomes]
+    assert told[0] == {"version": "1", "input_sha256": hashlib.sha256(b'{"a":1,"b":2}').hexdigest()}
+    assert told[1] == told[0]
+    assert told[2] == {"version": "1", "input_sha256": hashlib.sha256(b"{}").hexdigest()}
+
+
+@pytest.mark.parametrize(
+    ("fields", "spec", "sources"),
+    [
+        ({"cacheable": True}, SPEC, ["made", "hit"]),
+        ({}, replace(SPEC, deterministic=True), ["made", "hit"]),
+        ({}, replace(SPEC, deterministic=True, instant=True), [None, None]),
+        ({"cacheable": True}, replace(SPEC, uses_workspace=True), [None, None]),
+        ({}, SPEC, [None, None]),
+    ],
+)
+async def test_equal_calls_share_a_result_where_they_may(
+    fields: dict[str, Any], spec: ToolSpec, sources: list[str | None]
+) -> None:
+    place = Place(gives({"a": 1}), calls=SharedCalls(Memory(), ttl_s=60), spec=spec)
+    outcomes = [await run_attempt(order({"x": 1}, **fields), place) for _ in sources]
+    assert [outcome.output for outcome in outcomes] == ['{"a":1}'] * 2
+    assert [source_of(outcome) for outcome in outcomes] == [
+        {} if source is None else {"cache": source} for source in sources
+    ]
+
+
+@pytest.mark.parametrize(("is_public", "source"), [(False, "made"), (True, "hit")])
+async def test_another_user_is_only_given_what_is_public(is_public: bool, source: str) -> None:
+    spec = replace(SPEC, deterministic=True, is_public=is_public)
+    place = Place(gives(1), calls=SharedCalls(Memory(), ttl_s=60), spec=spec)
+    await run_attempt(order(), place)
+    outcome = await run_attempt(order(user_id="bob"), place)
+    assert source_of(outcome) == {"cache": source}
+
+
+async def test_with_the_cache_switched_off_a_cacheable_call_is_made() -> None:
+    outcome = await run_attempt(order(cacheable=True), Place(gives(1)))
+    assert (outcome.output, source_of(outcome)) == ("1", {})
+
+
+async def test_an_alternative_is_called_in_its_place_and_shown() -> None:
+    place = Place(lambda input_, _context: _give(input_))
+    outcome = await run_attempt(order({"a": 1}, alternative="mirror", breaker_wait_s=7.0), place)
+    assert (outcome.verdict, outcome.called) == ("succeeded", True)
+    (call,) = (span for span in orjson.loads(outcome.spans) if span["kind"] == "tool")
+    assert (call["name"], call["attributes"]["instead_of"]) == ("mirror", "t")
+    assert any("mirror is called in its place" in message for _, message in place.log.lines)
+
+
+async def test_an_alternative_that_can_not_take_the_input_is_not_called() -> None:
+    place = Place(_never, schema={"type": "object", "required": ["b"]})
+    outcome = await run_attempt(order({"a": 1}, alternative="mirror", breaker_wait_s=7.0), place)
+    assert (outcome.verdict, outcome.called) == ("failed", False)
+    assert outcome.error is not None
+    assert (outcome.error.code, outcome.error.retryable, outcome.error.retry_after_s) == ("BREAKER_OPEN", True, 7.0)
+
+
+async def test_an_outcome_says_whether_its_tool_was_called() -> None:
+    assert not (await run_attempt(order({}), Place(_never, refuses=Transient("AWAY", "x")))).called
+
+    async def fail(_input: dict[str, Json], _context: ToolContext) -> ToolResult:
+        raise Transient("HTTP_503", "x")
+
+    assert (await run_attempt(order({}), Place(fail))).called
+
+
+async def _give(input_: dict[str, Json]) -> ToolResult:
+    return ToolResult(output=input_)
+
+
+async def _never(_input: dict[str, Json], _context: ToolContext) -> ToolResult:
+    raise AssertionError("it must not be called")
+
+
+# -- what is too large for a row ---------------------------------------------------------------------------------------
+
+LARGE = "x" * 70_000
+
+
+async def test_a_large_output_is_kept_before_anybody_hears_of_it() -> None:
+    place = Place(gives({"text": LARGE}))
+    outcome = await run_attempt(order(), place)
+    raw = orjson.dumps({"text": LARGE})
+    assert (outcome.verdict, outcome.output, outcome.output_blob, outcome.output_size) == (
+        "succeeded", None, "kept", len(raw),
+    )  # fmt: skip
+    assert place.blobs == {"kept": raw}
+
+
+@pytest.mark.parametrize("over", [0, 1])
+async def test_an_output_up_to_the_limit_stays_with_its_outcome(over: int) -> None:
+    place = Place(gives("x" * (64 * 1024 - 2 + over)))
+    outcome = await run_attempt(order(), place)
+    assert (outcome.output is None) == bool(outcome.output_blob) == bool(over)
+    assert outcome.output_size == 64 * 1024 + over
+
+
+async def test_while_the_store_is_away_an_output_goes_with_its_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "KEEP_S", 0.01)
+
+    async def away() -> None:
+        raise Transient("BLOB_STORE_UNAVAILABLE", "s3://b did not answer: gone")
+
+    for keeps, said in ((away, "s3://b did not answer: gone"), (asyncio.Event().wait, "it did not answer within")):
+        place = Place(gives(LARGE), keeps=keeps)  # type: ignore[arg-type]  # what it gives is of no interest
+        outcome = await run_attempt(order(), place)
+        assert (outcome.verdict, outcome.output_blob, outcome.output) == ("succeeded", "", f'"{LARGE}"')
+        [(_, message)] = place.log.lines
+        assert said in message
+
+
+async def test_what_a_tool_has_done_in_time_is_kept_in_a_time_of_its_own() -> None:
+    async def slow() -> None:
+        await asyncio.sleep(0.3)
+
+    outcome = await run_attempt(order(timeout_s=0.1), Place(gives(LARGE), keeps=slow))
+    assert (outcome.verdict, outcome.output_blob, outcome.error) == ("succeeded", "kept", None)
+
+
+async def test_an_output_that_is_being_kept_can_be_stopped() -> None:
+    keeping = asyncio.Event()
+
+    async def silent() -> None:
+        keeping.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.ensure_future(run_attempt(order(), Place(gives(LARGE), keeps=silent)))
+    await keeping.wait()
+    task.cancel()
+    assert (await task).verdict == "cancelled"
+
+
+async def test_blobs_are_waited_for_for_less_than_the_time_that_is_left() -> None:
+    place = Place(gives(1), blobs={"abc": b'{"n": {"$ref": "a.output"}}'}, known={"a": 7})
+    await run_attempt(order(input_blob="abc", referred=("a",), timeout_s=10.0), place)
+    assert len(place.within) == 2
+    assert all(8 < within_s < 9.5 for within_s in place.within)
+
+
+async def test_a_large_input_is_fetched() -> None:
+    async def run(given: dict[str, Json], _context: ToolContext) -> ToolResult:
+        return ToolResult(output=given)
+
+    place = Place(run, blobs={"abc": b'{"n": {"$ref": "a.output"}}'}, known={"a": 7})
+    outcome = await run_attempt(order(input_blob="abc", referred=("a",)), place)
+    assert outcome.output == '{"n":7}'
+
+
+@pytest.mark.parametrize(
+    ("failure", "verdict"),
+    [
+        (Transient("BLOB_STORE_UNAVAILABLE", "away"), "lost"),
+        (Bug("BLOB_CORRUPT", "it is not what it should be"), "failed"),
+    ],
+)
+async def test_a_large_input_that_can_not_be_had(failure: RayloomError, verdict: str) -> None:
+    outcome = await run_attempt(order(input_blob="abc"), Place(gives(1), blobs={"abc": failure}))
+    assert outcome.verdict == verdict
+    assert outcome.error is not None
+    assert (outcome.error.code, outcome.called) == (failure.code, False)

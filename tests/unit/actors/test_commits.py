@@ -16,10 +16,12 @@ from rayloom.actors.backlog import Backlog
 from rayloom.actors.commits import Commits
 from rayloom.actors.flight import Flying
 from rayloom.actors.settings import EngineSettings
+from rayloom.dag.decision import Past
 from rayloom.dag.errors import ErrorInfo, Transient
+from rayloom.dag.log_line import LogLine
 from rayloom.dag.outcome import Outcome
-from rayloom.dag.resources import ResourceShape
-from rayloom.db import attempts
+from rayloom.dag.resources import FIRST_MEMORY_BYTES, NodeShape, ResourceShape
+from rayloom.db import attempts, log_lines
 from rayloom.db.attempts import Claimed, Committed, Ending
 from tests.fakes.memory_queue import MemoryQueue
 from tests.fakes.memory_record import SHAPE, MemoryRecord
@@ -316,6 +318,30 @@ async def test_what_was_stopped_because_it_is_cancelled_and_what_was_given_back_
     assert refusals(caplog) == []
 
 
+async def test_the_log_says_when_a_stopped_attempt_has_ended(
+    commits: Commits, record: MemoryRecord, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[LogLine] = []
+
+    async def append(_line: Any, lines: Sequence[LogLine]) -> None:
+        said.extend(lines)
+
+    monkeypatch.setattr(log_lines, "append", append)
+    caplog.set_level(logging.INFO)
+    record.moved_on = {"stopped": "CANCELLED", "killed": "CANCELLED"}
+    stop = ErrorInfo(code="CANCELLED", error_class="refused", message="stopped", retryable=False)
+    _add(commits, record, "stopped", Outcome(verdict="cancelled", error=stop, ray_task_id="r"))
+    _add(commits, record, "killed", Outcome(verdict="failed", error=WORKER_DIED, ray_task_id="r"))
+    for flying, _ in commits._ended:
+        flying.stopping_at = 1.0
+    flying.killed_at = 2.0
+    await commits.turn()
+    assert [(line.subtask, line.message.partition(",")[0]) for line in said] == [
+        ("stopped", "attempt 1 has ended"), ("killed", "attempt 1 has ended by force"),
+    ]  # fmt: skip
+    assert refusals(caplog) == []
+
+
 async def test_a_late_outcome_is_told_also_when_nobody_can_say_where_its_subtask_is(
     commits: Commits, record: MemoryRecord, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,3 +355,49 @@ async def test_a_late_outcome_is_told_also_when_nobody_can_say_where_its_subtask
     await commits.turn()
     assert [told["from"] for told in refusals(caplog)] == [None]
     assert len(commits) == 0
+
+
+STARVED = ErrorInfo(code="OUT_OF_MEMORY", error_class="transient", message="x", retryable=True)
+SLOW = ErrorInfo(code="TIMED_OUT", error_class="transient", message="x", retryable=True)
+NODE = NodeShape(total={"CPU": 4, "memory": 64e9}, labels={}, count_max=1)
+
+
+async def test_who_ran_out_of_memory_is_tried_again_once_with_more(commits: Commits, record: MemoryRecord) -> None:
+    commits.nodes = (NODE,)
+    _add(commits, record, "a", Outcome(verdict="failed", error=STARVED))
+    await commits.turn()
+    (shape,) = record.reshaped.values()
+    assert shape == replace(ONE_CPU, memory_bytes=FIRST_MEMORY_BYTES)
+    record.past = {"a": Past(out_of_memory=1)}
+    _add(commits, record, "a", Outcome(verdict="failed", error=STARVED), retry_count=1)
+    await commits.turn()
+    assert [ending.retry_in_s for ending in record.endings] == [2.0, None]
+    assert len(record.reshaped) == 1
+
+
+async def test_where_no_node_gives_more_memory_it_is_tried_again_as_it_was(
+    commits: Commits, record: MemoryRecord
+) -> None:
+    _add(commits, record, "a", Outcome(verdict="failed", error=STARVED))
+    await commits.turn()
+    assert record.endings[-1].retry_in_s is not None
+    assert record.reshaped == {}
+
+
+@pytest.mark.parametrize(("lost", "spends"), [(0, False), (1, False), (2, True)])
+async def test_an_attempt_that_is_lost_to_the_database_again_and_again_spends_retries(
+    commits: Commits, record: MemoryRecord, lost: int, spends: bool
+) -> None:
+    record.past = {"a": Past(lost=lost)}
+    _add(commits, record, "a", Outcome(verdict="lost", error=SLOW, ray_task_id="r"))
+    await commits.turn()
+    assert record.endings[-1].spends is spends
+
+
+async def test_an_attempt_without_its_blobs_is_tried_ever_later(commits: Commits, record: MemoryRecord) -> None:
+    record.past = {"a": Past(without_blobs=4)}
+    away = ErrorInfo(code="BLOB_STORE_UNAVAILABLE", error_class="transient", message="x", retryable=True)
+    for key in "ab":
+        _add(commits, record, key, Outcome(verdict="lost", error=away, ray_task_id="r"))
+    await commits.turn()
+    assert [(ending.retry_in_s, ending.spends) for ending in record.endings] == [(16.0, False), (1.0, False)]

@@ -8,6 +8,7 @@ import pytest
 
 from rayloom.dag.outcome import Outcome
 from tests.fakes.desk import Desk
+from tests.fakes.memory_record import SHAPE
 
 GOOD = Outcome(verdict="succeeded", output="1", ray_task_id="r")
 
@@ -72,3 +73,34 @@ async def test_an_end_of_a_limited_user_lets_the_next_of_it_ask(desk: Desk, cloc
         await desk.lane.end(ann[number], GOOD)
         await desk.commits.turn()
         await desk.rest()
+
+
+async def test_what_holds_a_queued_subtask_can_be_asked(desk: Desk, clock: list[float]) -> None:
+    desk.tokens.holds, desk.tokens.wait_s = {"ann000"}, 2.0
+    await desk.queue.push(desk.record.add("ann000", user_id="ann"))
+    await desk.turns()
+    held = desk.dispatch.waiting("ann000", "ann", SHAPE)
+    assert (held.limit, held.limit_in_s, held.handed_over, held.is_held) == ("max_concurrent", 2.0, False, False)
+    assert (held.nodes, held.room, held.fits, held.gives_up_in_s) == (1, 4, True, None)
+    clock[0] += 0.5
+    assert desk.dispatch.waiting("ann000", "ann", SHAPE).limit_in_s == 1.5
+    await desk.queue.push(desk.record.add(*_names("bob", 6), user_id="bob"))
+    await desk.turns()
+    assert desk.dispatch.waiting("bob005", "bob", SHAPE).handed_over
+    assert desk.dispatch.waiting("bob005", "bob", SHAPE).room == 0
+    assert desk.dispatch.waiting("bob005", "bob", SHAPE).limit is None
+    desk.tokens.away = True
+    await desk.queue.push(desk.record.add("eve", user_id="eve"))
+    await desk.turns()
+    assert desk.dispatch.waiting("eve", "eve", SHAPE).is_held
+
+
+async def test_a_shape_that_no_node_gives_is_about_to_be_given_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr("rayloom.actors.dispatch.monotonic", lambda: now_s[0])
+    large = SHAPE.replace('"cpus":1.0', '"cpus":64.0')
+    await desk.queue.push(desk.record.add("large", shape=large))
+    await desk.turns()
+    now_s[0] += 20
+    told = desk.dispatch.waiting("large", "ann", large)
+    assert (told.fits, told.room, told.gives_up_in_s) == (False, 0, 40.0)

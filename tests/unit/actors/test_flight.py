@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import weakref
 from dataclasses import dataclass, field, replace
@@ -150,3 +151,23 @@ async def test_what_has_ended_is_not_kept_for_the_collector_of_garbage(air: Air)
         assert kept() is None
     finally:
         gc.enable()
+
+
+async def test_several_are_stopped_at_once_and_those_that_do_not_hear_it_are_killed(air: Air) -> None:
+    air.flight.start(_claimed("a"), SHAPE, registry_version=1)
+    air.flight.start(_claimed("b"), SHAPE, registry_version=1)
+    air.flight.start(_claimed("other"), SHAPE, registry_version=1)
+    air.flight.stop_all([("a", 1), ("b", 1), ("b", 2), ("gone", 1)], grace_s=0.0)
+    assert air.lane.held["a"].stops == air.lane.held["b"].stops == [False]
+    await air.lane.end("a", GOOD)
+    b, killed = air.lane.held["b"], asyncio.Event()
+    stop = b.stop
+
+    def heard(*, force: bool) -> None:
+        stop(force=force)
+        killed.set()
+
+    b.stop = heard  # type: ignore[method-assign]
+    async with asyncio.timeout(10):
+        await killed.wait()
+    assert (air.lane.held["b"].stops, air.lane.held["other"].stops) == ([False, True], [])

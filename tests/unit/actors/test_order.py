@@ -18,6 +18,8 @@ ORDERS = st.builds(AttemptOrder, **{field.name: st.nothing() for field in fields
     "sub_task_id": TEXT, "task_id": TEXT, "user_id": TEXT, "key": TEXT, "tool": TEXT,
     "registry_version": st.integers(0), "attempt": st.integers(1), "timeout_s": st.floats(0, 1e6), "input": TEXT,
     "referred": st.lists(TEXT, max_size=3).map(tuple), "running": st.booleans(), "handed_at": st.floats(0, 1e12),
+    "cacheable": st.booleans(), "input_blob": TEXT,
+    "alternative": TEXT, "breaker_wait_s": st.floats(0, 1e6),
 })  # fmt: skip
 ERRORS = st.builds(
     ErrorInfo, code=TEXT, error_class=st.sampled_from(["user", "transient", "bug"]), message=TEXT,
@@ -25,9 +27,10 @@ ERRORS = st.builds(
 )  # fmt: skip
 OUTCOMES = st.builds(
     Outcome, verdict=st.sampled_from(["succeeded", "failed", "timed_out", "cancelled", "lost"]),
-    output=st.none() | TEXT, output_size=st.integers(0), error=st.none() | ERRORS,
+    output=st.none() | TEXT, output_size=st.integers(0), output_blob=TEXT, error=st.none() | ERRORS,
     started_at=st.floats(0, 1e12), finished_at=st.floats(0, 1e12), stdout=TEXT, stderr=TEXT, log=TEXT,
     tokens_used=st.integers(), spans=TEXT, worker_id=TEXT, node_id=TEXT, ray_task_id=TEXT,
+    called=st.booleans(),
 )  # fmt: skip
 
 

@@ -9,12 +9,16 @@ from dataclasses import replace
 import pytest
 
 from rayloom.actors import registry as registry_module
-from rayloom.actors.registry import ToolRegistry, describe
+from rayloom.actors.breakers import Breakers
+from rayloom.actors.described import describe
+from rayloom.actors.registry import ToolRegistry
+from rayloom.dag.breaker import BreakerPolicy, Call
 from rayloom.dag.errors import Transient, UserError
 from rayloom.dag.ports import RegisteredTool, ToolSnapshot
-from rayloom.dag.values import Json
+from rayloom.dag.values import Json, JsonObject
 from rayloom.db.catalogue import CatalogueReading, ToolRow
 from rayloom.tools.tool import Tool, ToolContext, ToolResult, ToolSpec
+from tests.fakes.memory_breakers import MemoryBreakers
 
 
 class Echo:
@@ -48,16 +52,18 @@ class Rows:
         self._count()
         for tool in tools:
             old = self.rows.get(tool.name)
-            is_active = old.tool.is_active if old else True
-            self.rows[tool.name] = ToolRow(tool=replace(tool, is_active=is_active), built_in=True)
+            is_active, config = (old.tool.is_active, old.tool.config) if old else (True, {})
+            made = replace(tool, is_active=is_active, config={**config, **tool.config})
+            self.rows[tool.name] = ToolRow(tool=made, built_in=True)
 
     async def renew(self, tools: Sequence[RegisteredTool]) -> None:
         self._count()
         for tool in tools:
             old = self.rows[tool.name].tool
-            self.rows[tool.name] = ToolRow(tool=replace(tool, is_active=old.is_active), built_in=False)
+            made = replace(tool, is_active=old.is_active, config={**old.config, **tool.config})
+            self.rows[tool.name] = ToolRow(tool=made, built_in=False)
 
-    async def add(self, tool: RegisteredTool) -> None:
+    async def add(self, tool: RegisteredTool, contents: Sequence[str] = ()) -> None:
         self._count()
         if tool.name in self.rows:
             raise UserError("TOOL_EXISTS", tool.name)
@@ -69,6 +75,15 @@ class Rows:
             raise UserError("TOOL_UNKNOWN", name)
         row = self.rows[name]
         self.rows[name] = replace(row, tool=replace(row.tool, is_active=active))
+
+    async def set_config(self, name: str, changes: JsonObject) -> None:
+        self._count()
+        if name not in self.rows:
+            raise UserError("TOOL_UNKNOWN", name)
+        row = self.rows[name]
+        config: JsonObject = {**row.tool.config, **changes}
+        config = {key: value for key, value in config.items() if value is not None}
+        self.rows[name] = replace(row, tool=replace(row.tool, config=config))
 
     async def remove(self, name: str) -> None:
         self._count()
@@ -93,8 +108,13 @@ def _load(endpoint: str) -> Tool:
     raise UserError("ENDPOINT_UNKNOWN", f"there is no entry point {endpoint!r}")
 
 
+def _breakers() -> Breakers:
+    return Breakers(MemoryBreakers(), BreakerPolicy(failures_in_a_row=2))
+
+
 async def _registry(rows: Rows, *names: str) -> ToolRegistry:
-    registry = ToolRegistry(rows, {name: Echo(name) for name in names or ("core.echo",)}, load=_load, long_poll_s=0.01)
+    tools = {name: Echo(name) for name in names or ("core.echo",)}
+    registry = ToolRegistry(rows, tools, _breakers(), load=_load, long_poll_s=0.01)
     assert await registry.step() > 0
     return registry
 
@@ -108,7 +128,7 @@ async def test_the_built_in_tools_are_there_after_the_start() -> None:
     assert echo == describe("core.echo", "builtin:core.echo", Echo("core.echo"))
     assert echo.is_active
     assert rows.rows["core.echo"].built_in
-    assert await registry.health() == {"ok": True, "version": snapshot.version, "tools": 2}
+    assert await registry.health() == {"ok": True, "version": snapshot.version, "tools": 2, "breakers_open": 0}
 
 
 async def test_a_version_grows_with_every_change_and_only_then() -> None:
@@ -137,7 +157,7 @@ async def test_a_restarted_registry_has_the_same_tools_and_no_version_used_befor
 
 
 async def test_who_waits_for_a_change_is_told_of_it() -> None:
-    registry = ToolRegistry(Rows(), {"core.echo": Echo()}, load=_load, long_poll_s=30)
+    registry = ToolRegistry(Rows(), {"core.echo": Echo()}, _breakers(), load=_load, long_poll_s=30)
     await registry.start()
     now = await registry.snapshot()
     assert await registry.changed(now.version - 1) == now
@@ -234,7 +254,7 @@ async def test_an_upgraded_package_brings_its_new_schema_and_a_missing_one_stays
     def upgraded(endpoint: str) -> Tool:
         return Echo("weather", version="2") if endpoint == "weather" else _load(endpoint)
 
-    second = ToolRegistry(rows, {"core.echo": Echo()}, load=upgraded)
+    second = ToolRegistry(rows, {"core.echo": Echo()}, _breakers(), load=upgraded)
     await second.start()
     tools = (await second.snapshot()).tools
     assert (tools["acme.weather"].version, tools["acme.weather"].is_active) == ("2", False)
@@ -247,7 +267,7 @@ async def test_while_the_database_is_away_after_a_start_callers_are_told_to_come
     monkeypatch.setattr(registry_module, "START_PATIENCE_S", 0.01)
     rows = Rows()
     rows.away = True
-    registry = ToolRegistry(rows, {"core.echo": Echo()}, load=_load)
+    registry = ToolRegistry(rows, {"core.echo": Echo()}, _breakers(), load=_load)
     with pytest.raises(Transient, match="away"):
         await registry.step()
     assert (await registry.health())["ok"] is False
@@ -257,3 +277,85 @@ async def test_while_the_database_is_away_after_a_start_callers_are_told_to_come
     rows.away = False
     await registry.step()
     assert isinstance(await registry.snapshot(), ToolSnapshot)
+
+
+async def _told(registry: ToolRegistry, version: int) -> ToolSnapshot:
+    """The first snapshot after this version."""
+    async with asyncio.timeout(5):
+        while (snapshot := await registry.changed(version)).version <= version:
+            pass
+    return snapshot
+
+
+def _failed(key: str, count: int) -> list[Call]:
+    return [Call(key=key, by=f"s{n}", succeeded=False) for n in range(count)]
+
+
+async def test_only_a_breaker_that_changes_makes_a_new_version() -> None:
+    registry = await _registry(Rows())
+    first = await registry.snapshot()
+    await registry.report([Call(key="core.echo", by="s", succeeded=True)] * 100)
+    await registry.report(_failed("core.echo", 1))
+    assert await registry.changed(first.version) == first
+    await registry.report(_failed("core.echo", 1))
+    told = await _told(registry, first.version)
+    assert told.breaker_of("core.echo") is not None
+    assert told.tools == first.tools
+
+
+async def test_while_the_database_is_away_calls_are_still_counted_and_told_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry_module, "TELL_AGAIN_S", 0.001)
+    rows = Rows()
+    registry = await _registry(rows)
+    version = (await registry.snapshot()).version
+    rows.away = True
+    await registry.report(_failed("core.echo", 2))
+    assert not await registry.probe("core.echo", "s")
+    assert (await registry.changed(version)).version == version
+    rows.away = False
+    assert (await _told(registry, version)).breaker_of("core.echo") is not None
+
+
+async def test_a_breaker_is_set_by_hand_and_switched_off_for_good() -> None:
+    rows = Rows()
+    registry = await _registry(rows)
+    await registry.set_breaker("core.echo", "open")
+    view = (await registry.snapshot()).breaker_of("core.echo")
+    assert view is not None
+    assert view.retry_at is None
+    assert (await registry.set_breaker("core.echo", "closed")).has_breaker
+    assert (await registry.snapshot()).breaker_of("core.echo") is None
+    assert not (await registry.set_breaker("core.echo", "off")).has_breaker
+    # It is so for every life of the registry.
+    assert not (await (await _registry(rows)).snapshot()).tools["core.echo"].has_breaker
+    with pytest.raises(UserError) as refused:
+        await registry.set_breaker("nothing", "off")
+    assert refused.value.code == "TOOL_UNKNOWN"
+
+
+async def test_an_alternative_is_known_no_stronger_and_leads_not_back() -> None:
+    registry = await _registry(Rows(), "a", "b", "c")
+    await registry.set_alternative("a", "b")
+    assert (await registry.set_alternative("b", "c")).alternative == "c"
+    snapshot = await registry.snapshot()
+    assert list(snapshot.stand_ins("a")) == ["b", "c"]
+    for name, chosen in (("c", "a"), ("a", "a"), ("a", "nothing")):
+        with pytest.raises(UserError) as refused:
+            await registry.set_alternative(name, chosen)
+        assert refused.value.code == "ALTERNATIVE_INVALID", (name, chosen)
+    await registry.set_breaker("b", "open")
+    assert list((await registry.snapshot()).stand_ins("a")) == ["c"]
+    await registry.set_alternative("a", None)
+    assert list((await registry.snapshot()).stand_ins("a")) == []
+
+
+async def test_an_alternative_may_do_no_more() -> None:
+    tools = {"reads": Echo("reads"), "writes": Echo("writes")}
+    tools["writes"].spec = replace(tools["writes"].spec, permission_level="write")
+    registry = ToolRegistry(Rows(), tools, _breakers())
+    await registry.start()
+    with pytest.raises(UserError, match="above read"):
+        await registry.set_alternative("reads", "writes")
+    assert (await registry.set_alternative("writes", "reads")).alternative == "reads"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from rayloom.actors.registry import describe
+from rayloom.actors.described import describe
 from rayloom.actors.resolve import resolve
 from rayloom.dag.errors import RayloomError
 from rayloom.dag.ports import RegisteredTool
@@ -29,7 +29,6 @@ def test_a_tool_is_found_by_its_endpoint_whatever_its_name() -> None:
     [
         (replace(ECHO, is_active=False), "TOOL_INACTIVE", "refused"),
         (replace(ECHO, type="MCP"), "TOOL_UNSUPPORTED", "refused"),
-        (replace(ECHO, type="SKILL"), "TOOL_UNSUPPORTED", "refused"),
         (replace(ECHO, endpoint="builtin:core.gone"), "TOOL_UNKNOWN", "user"),
         (replace(ECHO, endpoint="not-installed"), "ENDPOINT_UNKNOWN", "user"),
     ],
@@ -38,3 +37,11 @@ def test_what_can_not_be_found(tool: RegisteredTool, code: str, error_class: str
     with pytest.raises(RayloomError) as refused:
         resolve(tool)
     assert (refused.value.code, refused.value.error_class) == (code, error_class)
+
+
+def test_a_skill_is_a_tool_of_its_version() -> None:
+    skill = replace(ECHO, name="skill.x", type="SKILL", version="f00d", permission_level="execute")
+    found = resolve(skill)
+    assert (found.spec.name, found.spec.type, found.spec.version) == ("skill.x", "SKILL", "f00d")
+    assert resolve(skill) is found
+    assert resolve(replace(skill, version="beef")) is not found

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from rayloom.actors.registry import describe
+from rayloom.actors.described import describe
 from rayloom.actors.settings import EngineSettings, WorkerSettings
 from rayloom.actors.worker import OVERRUN_EXIT_CODE, Worker
 from rayloom.dag.errors import RayloomError
@@ -65,6 +65,11 @@ def test_a_tool_that_blocks_the_loop_is_ended_with_its_process(tool: str) -> Non
     assert done.returncode == OVERRUN_EXIT_CODE
     assert done.stdout == ""
     assert "attempt.blocked: t:k #1" in done.stderr
+
+
+def test_a_worker_is_not_ended_while_it_keeps_what_was_done_in_time() -> None:
+    [told] = _told("keeping_large")["told"]
+    assert (told["verdict"], told["output"]) == ("succeeded", "70002")
 
 
 NOOP = describe("core.noop", "builtin:core.noop", BUILTINS["core.noop"])

@@ -26,6 +26,15 @@ cleaned: list[str] = []
 begun: list[object] = []
 
 
+class SlowStore:
+    """Keeps what it is given after a while."""
+
+    async def keep(self, data: bytes) -> str:
+        """As `WorkerRecords`."""
+        await asyncio.sleep(1)
+        return f"{len(data)}"
+
+
 class DrilledWorker(Worker):
     """A worker whose only tool is the test's."""
 
@@ -34,6 +43,9 @@ class DrilledWorker(Worker):
     async def tool(self, name: str, registry_version: int) -> Tool:
         """The tool of the moment."""
         return ScriptedTool(self.do)
+
+    def _records(self) -> Any:
+        return SlowStore()
 
 
 def _soon_interrupted(after_s: float = 0.05) -> None:
@@ -78,6 +90,11 @@ async def interrupted_at_the_end(_input: dict[str, Json], _context: ToolContext)
     return ToolResult(output="just in time")
 
 
+async def keeping_large(_input: dict[str, Json], _context: ToolContext) -> ToolResult:
+    """Is done in time, and what it made is kept after it."""
+    return ToolResult(output="x" * 70_000)
+
+
 async def leaving_something(_input: dict[str, Json], _context: ToolContext) -> ToolResult:
     """Ends, and what it began goes on."""
     begun.append(asyncio.get_running_loop().create_task(asyncio.Event().wait()))
@@ -85,7 +102,8 @@ async def leaving_something(_input: dict[str, Json], _context: ToolContext) -> T
 
 
 TOOLS: dict[str, Run] = {
-    tool.__name__: tool for tool in (quick, waiting, deaf, blocking, interrupted_at_the_end, leaving_something)
+    tool.__name__: tool
+    for tool in (quick, waiting, deaf, blocking, interrupted_at_the_end, leaving_something, keeping_large)
 }
 
 
@@ -103,14 +121,15 @@ def main() -> None:
         worker.do = TOOLS[name]
         order = AttemptOrder(
             sub_task_id="s", task_id="t", user_id="u", key="k", tool="t", registry_version=0, attempt=1,
-            timeout_s=0.3 if name == "blocking" else 30.0, input="{}", referred=(), running=True, handed_at=0.0,
+            timeout_s=0.3 if name in {"blocking", "keeping_large"} else 30.0,
+            input="{}", referred=(), running=True, handed_at=0.0,
         )  # fmt: skip
         outcome = worker.run(order, ray_task_id="r")
         told.append(
             {
                 "tool": name,
                 "verdict": outcome.verdict,
-                "output": outcome.output,
+                "output": outcome.output or outcome.output_blob,
                 "by": [outcome.worker_id, outcome.node_id, outcome.ray_task_id],
             }
         )

@@ -45,10 +45,14 @@ class FakeApi:
     tasks: dict[str, FakeTask] = field(default_factory=dict)
     keys: dict[str, tuple[bytes, str]] = field(default_factory=dict)
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    sent: list[tuple[str, bytes]] = field(default_factory=list)
+    """The query and the body of each request."""
     script: dict[str, deque[Response]] = field(default_factory=lambda: defaultdict(deque))
     cuts: deque[int] = field(default_factory=deque)
     """After how many events the next streams break off."""
     log: list[dict[str, Any]] = field(default_factory=list)
+    decided: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    """Verb and body of every approval and rejection."""
     released: bool = False
     """Whether tasks with the label ``hold`` end, too."""
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -58,8 +62,8 @@ class FakeApi:
         self.release()
         fresh = FakeApi()
         self.released = False
-        self.tasks, self.keys, self.requests = fresh.tasks, fresh.keys, fresh.requests
-        self.script, self.cuts, self.log = fresh.script, fresh.cuts, fresh.log
+        self.tasks, self.keys, self.requests, self.sent = fresh.tasks, fresh.keys, fresh.requests, fresh.sent
+        self.script, self.cuts, self.log, self.decided = fresh.script, fresh.cuts, fresh.log, fresh.decided
 
     def wait_for_tasks(self, count: int) -> None:
         """Until so many tasks were submitted."""
@@ -181,6 +185,15 @@ def build_app(api: FakeApi) -> FastAPI:
     async def cancel(request: Request) -> Response:
         return problem(409, "the task is COMPLETED")
 
+    async def decide(request: Request) -> Response:
+        verb, body = request.url.path.rpartition("/")[2], orjson.loads(await request.body())
+        api.decided.append((verb, body))
+        subtasks = [body["subtask"]] if "subtask" in body else []
+        said = {"approve": "approved", "reject": "rejected"}[verb]
+        status = "CANCELLED" if verb == "reject" and not subtasks else "PROCESSING"
+        answer = {"status": status, "decision": said, "plan": not subtasks, "subtasks": subtasks}
+        return JSONResponse({"task_id": request.path_params["task_id"], **answer})
+
     async def events(request: Request) -> Response:
         task = api.tasks.get(request.path_params["task_id"])
         if task is None:
@@ -194,23 +207,27 @@ def build_app(api: FakeApi) -> FastAPI:
         return JSONResponse({"items": api.log, "next_cursor": None})
 
     async def other(request: Request) -> Response:
-        return problem(501, "dead letters come with a later version")
+        return problem(501, "this comes with a later version")
 
     routes = {
         ("POST", "/api/v1/tasks"): submit,
         ("GET", "/api/v1/tasks"): list_tasks,
         ("GET", "/api/v1/tasks/{task_id}"): show,
         ("POST", "/api/v1/tasks/{task_id}/cancel"): cancel,
+        ("POST", "/api/v1/tasks/{task_id}/approve"): decide,
+        ("POST", "/api/v1/tasks/{task_id}/reject"): decide,
         ("GET", "/api/v1/tasks/{task_id}/events"): events,
         ("GET", "/api/v1/tasks/{task_id}/logs"): logs,
         ("GET", "/{rest:path}"): other,
         ("POST", "/{rest:path}"): other,
         ("DELETE", "/{rest:path}"): other,
+        ("PATCH", "/{rest:path}"): other,
     }
     for (method, path), handler in routes.items():
 
         async def endpoint(request: Request, *, _handler: Any = handler) -> Response:
             api.requests.append((request.method, request.url.path, dict(request.headers)))
+            api.sent.append((request.url.query, await request.body()))
             if request.url.path.startswith("/api/") and request.headers.get("Authorization") != f"Bearer {KEY}":
                 return problem(401, "a key is wanted")
             scripted = api.script[f"{request.method} {request.url.path}"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from typer.main import get_command
 
 from rayloom.cluster.cli.program import app, run
@@ -142,8 +142,8 @@ def test_an_error_is_its_detail_and_every_fault(rayloom: Rayloom, capsys: Captur
     ("arguments", "detail"),
     [
         (("show", "nobody"), "no such task"),
-        (("dead-letters",), "dead letters come with a later version"),
-        (("keys", "create", "--user", "u"), "dead letters come with a later version"),
+        (("dead-letters",), "this comes with a later version"),
+        (("keys", "create", "--user", "u"), "this comes with a later version"),
     ],
 )
 def test_a_problem_is_one_line(rayloom: Rayloom, capsys: Capture, arguments: tuple[str, ...], detail: str) -> None:
@@ -156,9 +156,35 @@ def test_cancel_of_an_ended_task_is_an_error(rayloom: Rayloom, api: FakeApi, cap
     assert capsys.readouterr().err == "rayloom: the task is COMPLETED\n"
 
 
+def test_what_waits_is_approved_or_rejected(rayloom: Rayloom, api: FakeApi, capsys: Capture) -> None:
+    assert rayloom("approve", "t-1") == 0
+    assert rayloom("approve", "t-1", "--subtask", "b") == 0
+    assert rayloom("reject", "t-1", "--reason", "too dear") == 0
+    assert rayloom("reject", "t-1", "--subtask", "b", "--reason", "no", "--json") == 0
+    assert api.decided == [
+        ("approve", {}), ("approve", {"subtask": "b"}), ("reject", {"reason": "too dear"}),
+        ("reject", {"reason": "no", "subtask": "b"}),
+    ]  # fmt: skip
+    *lines, document = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "approved: the plan (the task is PROCESSING)",
+        "approved: b (the task is PROCESSING)",
+        "rejected: the plan (the task is CANCELLED)",
+    ]
+    assert '"subtasks":["b"]' in document.replace(" ", "")
+
+
+def test_the_end_names_what_is_missing(rayloom: Rayloom, api: FakeApi, capsys: Capture) -> None:
+    task_id = api.add({"title": "tea"})
+    api.tasks[task_id].details["missing"] = ["left", "right"]
+    assert rayloom("show", task_id) == 0
+    assert "missing: left, right\nresult:" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
+        ("reject", "t-1"),
         ("submit",),
         ("submit", "p", "--priority", "11"),
         ("submit", "p", "--context", "[1]"),
@@ -194,6 +220,29 @@ def test_tools_are_listed_without_saying_list(rayloom: Rayloom, api: FakeApi, ca
     assert capsys.readouterr().out == "core.noop\tNATIVE\t\ton\t\t\n"
     assert rayloom("tools", "list", "--json") == 0
     assert json.loads(capsys.readouterr().out) == page
+
+
+def test_an_mcp_server_is_registered_switched_and_removed(rayloom: Rayloom, api: FakeApi, capsys: Capture) -> None:
+    made = {"name": "demo", "type": "MCP", "tools": ["demo.add"]}
+    api.script["POST /api/v1/tools/register"].extend(JSONResponse(made, 201) for _ in range(2))
+    api.script["PATCH /api/v1/tools/demo"].append(JSONResponse({"name": "demo", "is_active": False}))
+    api.script["GET /api/v1/tools/demo"].append(JSONResponse({"name": "demo", "transport": "http"}))
+    api.script["DELETE /api/v1/tools/demo"].append(Response(status_code=204))
+    register = ("tools", "register", "demo", "--type", "mcp")
+    assert rayloom(*register, "--url", "https://x/mcp", "--bearer", "t") == 0
+    assert rayloom(*register, "--server", '{"remotes": []}', "--trusted") == 0
+    assert rayloom("tools", "off", "demo") == 0
+    assert rayloom("tools", "show", "demo") == 0
+    assert rayloom("tools", "remove", "demo") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("demo.add\ndemo.add\ndemo is off\n")
+    assert "transport" in said
+    far = {"transport": "http", "url": "https://x/mcp", "auth": {"type": "bearer", "token": "t"}}
+    assert [json.loads(body) for _, body in api.sent if body] == [
+        {"type": "MCP", "name": "demo", **far},
+        {"type": "MCP", "name": "demo", "server": {"remotes": []}, "trusted": True},
+        {"is_active": False},
+    ]
 
 
 def test_a_busy_api_is_waited_for_when_watching_only(rayloom: Rayloom, api: FakeApi, capsys: Capture) -> None:

@@ -66,6 +66,23 @@ def test_events_move_it() -> None:
     assert not task.stale
 
 
+def test_what_waits_for_approval_says_how_to_give_it() -> None:
+    task = _task(start="COMPLETED")
+    assert "rayloom approve" not in _drawn(task)
+    task.apply("subtask", {"subtask": "left", "to": "AWAITING_APPROVAL", "reason": None})
+    task.apply("approval", {"subtask": "left", "to": "AWAITING_APPROVAL", "reason": "asked"})
+    drawn = _drawn(task)
+    assert "1/5  1 awaiting approval" in drawn
+    assert "  ? Left  core.echo  AWAITING_APPROVAL" in drawn
+    assert "waits for approval: rayloom approve t-1, or reject" in drawn
+    task.apply("subtask", {"subtask": "left", "to": "QUEUED", "reason": "approved by ann"})
+    assert "rayloom approve" not in _drawn(task)
+    task.apply("task", {"to": "READY"})
+    task.apply("approval", {"subtask": None, "to": "READY", "reason": "asked"})
+    assert "rayloom approve t-1" in _drawn(task)
+    assert not task.stale
+
+
 def test_a_plan_that_appears_makes_it_read_again() -> None:
     task = WatchedTask(task_id="t")
     task.load({"status": "PENDING", "prompt": "p", "progress": {"total": 0}, "subtasks": []})

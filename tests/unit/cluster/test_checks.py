@@ -76,6 +76,11 @@ def test_a_model_that_nothing_uses_is_told(tmp_path: Path, name: str) -> None:
     assert "model.example" not in line
 
 
+def test_faults_are_never_injected_unsaid(tmp_path: Path) -> None:
+    [line] = checks.warnings(settings(tmp_path, RAYLOOM_FAULTS="7:0.02"))
+    assert "RAYLOOM_FAULTS=7:0.02 breaks connections" in line
+
+
 def test_a_given_ray_cluster_has_ports_of_its_own(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = str(taken.getsockname()[1])

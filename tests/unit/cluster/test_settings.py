@@ -125,6 +125,28 @@ def test_lists_and_objects(home: Path, here: Path) -> None:
     assert settings.tools.sql_connections["b"].get_secret_value() == "v"
 
 
+def test_who_wants_approval_and_for_how_long(home: Path) -> None:
+    settings = load(home, RAYLOOM_APPROVAL_LEVELS="execute, admin", RAYLOOM_APPROVAL_TTL_S="60")
+    assert settings.serve.approval_levels == settings.engine.approval_levels == ("execute", "admin")
+    assert settings.engine.approval_ttl_s == 60
+    assert load(home).engine.approval_levels == ()
+
+
+def test_names_under_which_assistants_find_it(home: Path) -> None:
+    settings = load(home, RAYLOOM_MCP_HOSTS="rayloom.default.svc, rayloom")
+    assert settings.serve.mcp_hosts == ("rayloom.default.svc", "rayloom")
+    assert load(home).serve.mcp_hosts == ()
+    (line,) = refused(home, RAYLOOM_APPROVAL_LEVELS="all")
+    assert line.startswith("RAYLOOM_APPROVAL_LEVELS=all in the environment: ")
+    assert "'execute'" in line
+
+
+def test_how_long_results_are_kept(home: Path) -> None:
+    assert load(home).engine.cache_ttl_s == 3600
+    assert load(home, RAYLOOM_CACHE_TTL_S="0").engine.cache_ttl_s == 0
+    assert refused(home, RAYLOOM_CACHE_TTL_S="-1")[0].startswith("RAYLOOM_CACHE_TTL_S=-1 in the environment: ")
+
+
 def test_addresses_that_mean_nothing_are_refused_with_what_is_accepted(home: Path) -> None:
     assert load(home, RAYLOOM_ALLOW_ADDRESSES="192.168.1.5/24").allow_addresses == ("192.168.1.5/24",)
     (line,) = refused(home, RAYLOOM_ALLOW_ADDRESSES="10.0.0.0/8,localhost")
@@ -213,11 +235,8 @@ def test_settings_never_print_a_secret(home: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("RAYLOOM_FAULTS", "7:0.1"),
         ("RAYLOOM_LOG_STORE", "loki"),
         ("RAYLOOM_LOG_STORE", "elasticsearch"),
-        ("RAYLOOM_BLOB_STORE", "s3://bucket/x"),
-        ("RAYLOOM_DATABASE_REPLICA_URL", "postgresql://u:p@replica/x"),
     ],
 )
 def test_what_is_not_built_is_refused_and_not_pretended(home: Path, name: str, value: str) -> None:
@@ -262,6 +281,17 @@ def test_tools_may_never_reach_our_own_database(home: Path) -> None:
     assert load(home).tools.sql_forbidden_urls == ()
 
 
+def test_a_replica_is_handed_on_and_no_tool_reaches_it(home: Path) -> None:
+    assert load(home).database.replica_url is None
+    settings = load(home, RAYLOOM_DATABASE_REPLICA_URL="postgresql://u:p@replica/x", RAYLOOM_REPLICA_MAX_LAG_S="2.5")
+    url = settings.database.replica_url
+    assert url is not None
+    assert url.get_secret_value() == "postgresql+asyncpg://u:p@replica/x"
+    assert settings.database.replica_max_lag_s == 2.5
+    assert url in settings.tools.sql_forbidden_urls
+    assert "RAYLOOM_REPLICA_MAX_LAG_S" in refused(home, RAYLOOM_REPLICA_MAX_LAG_S="0")[0]
+
+
 def test_settings_cross_processes(home: Path) -> None:
     settings = load(home, RAYLOOM_PORT="9", RAYLOOM_API_KEY="k")
     assert pickle.loads(pickle.dumps(settings)) == settings
@@ -272,3 +302,10 @@ def test_settings_cross_processes(home: Path) -> None:
 def test_an_unknown_argument_is_a_bug_of_the_caller() -> None:
     with pytest.raises(TypeError, match="prot"):
         load_settings(environ={}, prot=1)
+
+
+def test_faults_are_a_seed_and_a_rate(home: Path) -> None:
+    assert load(home, RAYLOOM_FAULTS="7:0.02").engine.faults == "7:0.02"
+    (line,) = refused(home, RAYLOOM_FAULTS="often")
+    assert line.startswith("RAYLOOM_FAULTS=often")
+    assert "must be seed:rate" in line

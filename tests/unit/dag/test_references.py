@@ -256,3 +256,14 @@ def test_a_reference_that_can_grow_too_much_is_refused_and_one_that_would_is_the
     with pytest.raises(UserError, match=r"^/q: `a\.output\[\*\]\.\[@\]`: it can give 3 times") as told:
         resolve({"q": {"$ref": "a.output[*].[@]"}}, {"a": [0] * 1_000})
     assert told.value.code == "REFERENCE_TOO_LARGE"
+
+
+@pytest.mark.parametrize("path", ["", ".items[0].name", ".items[?x > `1`]", " | length(@)"])
+def test_any_path_into_what_is_missing_gives_null(path: str) -> None:
+    outputs: dict[str, Json] = {"a": None, "x-1": None}
+    value: Json = [{"$ref": f"a.output{path}"}, f"<${{a.output{path}}}>"]
+    assert resolve(value, outputs, nothing={"a"}) == [None, "<null>"]
+    # What is null because its subtask gave that is a value like any other.
+    with pytest.raises(UserError) as missing:
+        resolve({"$ref": "x-1.output.items"}, outputs, nothing={"a"})
+    assert missing.value.code == "REFERENCE_MISSING"

@@ -6,7 +6,17 @@ import orjson
 import pytest
 
 from rayloom.dag.plan import Resources
-from rayloom.dag.resources import WEIGHTLESS_COPIES, NodeShape, ResourceShape, copies, effective, fits, largest
+from rayloom.dag.resources import (
+    BYTES_PER_MB,
+    WEIGHTLESS_COPIES,
+    NodeShape,
+    ResourceShape,
+    copies,
+    effective,
+    fits,
+    largest,
+    with_more_memory,
+)
 
 NODE = NodeShape(
     total={"CPU": 4, "GPU": 1, "memory": 8 * 2**30, "sandbox": 2, "node:10.0.0.1": 1, "object_store_memory": 9},
@@ -102,3 +112,17 @@ def test_shapes_are_shown_in_words() -> None:
     assert str(ResourceShape()) == "nothing"
     assert str(NODE) == "4 CPU, 1 GPU, 8,192 MiB memory, 2 sandbox, label pool=work, label zone=a"
     assert str(NodeShape(total={}, labels={}, count_max=1)) == "nothing"
+
+
+def test_more_memory_is_twice_as_much_as_far_as_a_node_gives_it() -> None:
+    gib = 1024 * BYTES_PER_MB
+    small = NodeShape(total={"CPU": 8, "memory": 3.0 * gib}, labels={}, count_max=1)
+    large = NodeShape(total={"CPU": 2, "memory": 64.0 * gib}, labels={}, count_max=1)
+    asked = ResourceShape(cpus=4, memory_bytes=1 * gib)
+    assert with_more_memory(asked, [small, large]) == ResourceShape(cpus=4, memory_bytes=2 * gib)
+    assert with_more_memory(ResourceShape(cpus=4, memory_bytes=2 * gib), [small, large]) == ResourceShape(
+        cpus=4, memory_bytes=3 * gib
+    )
+    assert with_more_memory(ResourceShape(cpus=4, memory_bytes=3 * gib), [small, large]) is None
+    assert with_more_memory(ResourceShape(cpus=1), [large]) == ResourceShape(cpus=1, memory_bytes=2 * gib)
+    assert with_more_memory(asked, []) is None

@@ -13,7 +13,8 @@ from rayloom.dag.plan import MAX_EDGES, MAX_FAULTS, MAX_SHAPES, Subtask, parse_p
 from rayloom.dag.resources import NodeShape, ResourceShape
 from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import Json
-from rayloom.dag.verify import VerifiedPlan, verify
+from rayloom.dag.verified import VerifiedPlan
+from rayloom.dag.verify import verify
 
 TOOLS = {
     view.name: view
@@ -181,12 +182,7 @@ def test_globs_say_which_tools_a_task_may_use() -> None:
 
 
 _ASKED: dict[str, dict[str, Any]] = {
-    "cacheable": {"cacheable": True},
     "skills": {"skills": ["pdf"]},
-    "on_failure": {"on_failure": "continue"},
-    "default": {"default": None},
-    "fallback": {"fallback": {"tool": "core.noop"}},
-    "require_approval": {"require_approval": True},
     "resources/lane": {"resources": {"lane": "shared"}},
 }
 
@@ -196,6 +192,103 @@ def test_a_feature_of_a_later_version_is_refused_not_ignored(row: tuple[str, Any
     field, is_asked, message = row
     assert _faults(_noop("a", **_ASKED[field])) == [(f"0/{field}", message)]
     assert not is_asked(Subtask.model_validate(_noop("a")))
+
+
+_NEEDED = "is missing: `on_failure` `{0}` needs it"
+_IDLE = "is used only with `on_failure` `{0}`: leave it out, or set that"
+FALLBACK: dict[str, Any] = {"tool": "core.noop"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "faults"),
+    [
+        ({"on_failure": "continue"}, []),
+        ({"on_failure": "default", "default": None}, []),
+        ({"on_failure": "fallback", "fallback": FALLBACK}, []),
+        ({"on_failure": "block", "fallback": None}, []),
+        ({"on_failure": "default"}, [("0/default", _NEEDED.format("default"))]),
+        ({"on_failure": "fallback"}, [("0/fallback", _NEEDED.format("fallback"))]),
+        ({"on_failure": "fallback", "fallback": None}, [("0/fallback", _NEEDED.format("fallback"))]),
+        ({"default": 1}, [("0/default", _IDLE.format("default"))]),
+        ({"on_failure": "continue", "default": None}, [("0/default", _IDLE.format("default"))]),
+        ({"on_failure": "block", "fallback": FALLBACK}, [("0/fallback", _IDLE.format("fallback"))]),
+        (
+            {"on_failure": "fallback", "default": 1},
+            [("0/default", _IDLE.format("default")), ("0/fallback", _NEEDED.format("fallback"))],
+        ),
+    ],
+)
+def test_a_policy_has_what_it_needs_and_nothing_else(fields: dict[str, Any], faults: list[tuple[str, str]]) -> None:
+    if faults:
+        assert _faults(_noop("a", **fields)) == faults
+    else:
+        assert _verify(_noop("a", **fields)).sinks == ("a",)
+
+
+def _with_fallback(tool: str, input_: dict[str, Json], *depends_on: str, name: str = "a") -> dict[str, Any]:
+    return _noop(name, *depends_on, on_failure="fallback", fallback={"tool": tool, "input": input_})
+
+
+@pytest.mark.parametrize(
+    ("tool", "input_", "pointer"),
+    [
+        ("core.nop", {}, "0/fallback/tool"),
+        ("old.tool", {}, "0/fallback/tool"),
+        ("http.request", {}, "0/fallback/input/url"),
+        ("http.request", {"url": 1}, "0/fallback/input/url"),
+        ("core.echo", {"value": {"$ref": "nobody.output"}}, "0/fallback/input/value"),
+        ("core.echo", {"value": ["${a.output}"]}, "0/fallback/input/value/0"),
+        ("core.echo", {"value": {"$secret": "key"}}, "0/fallback/input/value"),
+    ],
+)
+def test_a_fallback_is_judged_as_its_subtask_is(tool: str, input_: dict[str, Json], pointer: str) -> None:
+    assert [found for found, _ in _faults(_with_fallback(tool, input_))] == [pointer]
+
+
+def test_a_fallback_is_judged_although_the_tool_is_no_good() -> None:
+    found = _faults(_with_fallback("core.nop", {}) | {"tool": "no.tool"})
+    assert [pointer for pointer, _ in found] == ["0/fallback/tool", "0/tool"]
+    assert _faults(_with_fallback("core.echo", {"value": 1}), deny=["core.echo"])[0][0] == "0/fallback/tool"
+
+
+def test_what_a_fallback_refers_to_is_waited_for() -> None:
+    plan = _verify(
+        _noop("x"), _noop("y"), _with_fallback("core.echo", {"value": ["${y.output}", {"$ref": "x.output"}]}, "x")
+    )
+    a = plan.subtasks[2]
+    assert (a.dependencies, a.references, a.fallback_references) == ((0, 1), (), ("x", "y"))
+    assert plan.sinks == ("a",)
+    # The shape stays that of its own tool.
+    assert a.shape.cpus == 0.25
+
+
+def test_a_fallback_may_close_a_cycle() -> None:
+    found = _faults(_with_fallback("core.echo", {"value": "${b.output}"}), _noop("b", "a"))
+    assert found == [("0/fallback/input", "closes a cycle: a -> b -> a")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "levels", "needs"),
+    [
+        ({}, (), False),
+        ({"require_approval": True}, (), True),
+        ({"require_approval": True}, ("admin",), True),
+        ({}, ("admin",), False),
+        ({}, ("read",), True),
+        ({"tool": "strong.tool"}, ("execute",), True),
+        ({"on_failure": "fallback", "fallback": {"tool": "strong.tool"}}, ("execute",), True),
+        ({"on_failure": "fallback", "fallback": {"tool": "core.noop"}}, ("execute",), False),
+    ],
+)
+def test_who_asks_for_approval(fields: dict[str, Any], levels: tuple[str, ...], needs: bool) -> None:
+    strong = ToolView(name="strong.tool", schema={}, resources={}, permission_level="execute")
+    plan = _verify(_noop("a", **fields), tools={**TOOLS, "strong.tool": strong}, approval_levels=levels)
+    assert plan.subtasks[0].needs_approval is needs
+
+
+def test_a_subtask_for_a_model_has_no_tool_to_ask_for() -> None:
+    given = {"id": "a", "type": "REASONING", "instruction": "think"}
+    assert not _verify(given, model_available=True, approval_levels=("read",)).subtasks[0].needs_approval
 
 
 def test_the_other_lanes_are_taken() -> None:
@@ -227,8 +320,8 @@ def test_with_a_model_its_work_is_taken() -> None:
 
 
 def test_faults_are_told_together_but_not_without_end() -> None:
-    found = _faults(_noop("a", "x", cacheable=True, tool="no"), _noop("b", "c"), _noop("c", "b"), _noop("b"))
-    assert [pointer for pointer, _ in found] == ["3/id", "0/depends_on/0", "0/cacheable", "0/tool", "1/depends_on/0"]
+    found = _faults(_noop("a", "x", skills=["pdf"], tool="no"), _noop("b", "c"), _noop("c", "b"), _noop("b"))
+    assert [pointer for pointer, _ in found] == ["3/id", "0/depends_on/0", "0/skills", "0/tool", "1/depends_on/0"]
     assert len(_faults(*(_noop(f"s{i}", "nobody") for i in range(MAX_FAULTS + 50)))) == MAX_FAULTS
     assert len(_faults(*(_noop("same") for i in range(MAX_FAULTS + 50)))) == MAX_FAULTS
 
@@ -260,6 +353,17 @@ def test_the_pointer_starts_where_the_caller_says() -> None:
     with pytest.raises(InvalidPlan) as refused:
         verify(parse_plan({"subtasks": [_noop("a", "b")]}), tools=TOOLS, nodes=NODES, pointer="")
     assert refused.value.faults[0].pointer == "/subtasks/0/depends_on/0"
+
+
+def test_of_what_is_done_only_its_place_in_the_plan_is_judged() -> None:
+    gone = {"id": "gone", "type": "TOOL", "tool": "no.tool", "input": {"x": {"$ref": "a.output"}}}
+    # Neither a tool that is gone nor one that is off, nor an input that the tool would not take any more.
+    done = [_noop("a", tool="old.tool"), gone, _noop("b", input={"wrong": 1}, resources={"num_gpus": 99})]
+    plan = _verify(*done, _noop("c", "gone", "b"), done={"a", "gone", "b"})
+    assert [subtask.dependencies for subtask in plan.subtasks] == [(), (0,), (), (1, 2)]
+    assert plan.subtasks[1].shape == ResourceShape(cpus=1)
+    assert len(_faults(*done, _noop("c", "gone", "b"), done={"a"})) == 3
+    assert _faults(_noop("a", "nobody"), done={"a"})
 
 
 def test_thousands_of_subtasks_are_verified() -> None:

@@ -53,3 +53,4 @@ def test_what_the_driver_cannot_encode_is_refused(error: Exception) -> None:
 )
 def test_what_the_connection_does_is_nobodys_refusal(error: Exception) -> None:
     assert not is_refusal(error)
+    assert is_unavailable(error)

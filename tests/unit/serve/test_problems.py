@@ -10,13 +10,17 @@ import pytest
 from fastapi.exceptions import RequestValidationError
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 
 from rayloom.dag.errors import Bug, Fault, InvalidPlan, Refused, Stale, Transient, UserError
 from rayloom.dag.values import Json, JsonObject
+from rayloom.db.keys import Principal
+from rayloom.serve.callbacks import Callbacks
 from rayloom.serve.intake import Submission, fingerprint_of, new_task, read_submission
 from rayloom.serve.json_body import parse
 from rayloom.serve.problems import Problem, invalid, problem_of
+from rayloom.serve.settings import ServeSettings
 from rayloom.serve.sse import frame
 
 
@@ -84,12 +88,13 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
+CALLBACKS = Callbacks(ServeSettings(secret_key=SecretStr("secret")))
 FIELDS = st.sampled_from([*Submission.model_fields, "other"])
 
 
 @given(st.dictionaries(FIELDS, JSON, max_size=6))
 def test_any_object_is_a_submission_or_a_problem_with_pointers(document: dict[str, object]) -> None:
-    refused = _refusal(lambda: read_submission(document))  # type: ignore[arg-type]
+    refused = _refusal(lambda: read_submission(document, CALLBACKS))  # type: ignore[arg-type]
     if refused is None:
         assert document.get("prompt") or document["plan"] is not None
     else:
@@ -99,21 +104,19 @@ def test_any_object_is_a_submission_or_a_problem_with_pointers(document: dict[st
 
 
 @pytest.mark.parametrize(
-    ("body", "before", "after"),
+    ("body", "before"),
     [
-        ({"priority": 0}, ["/priority"], []),
-        ({"prompt": " ", "require_approval": True}, ["/prompt"], ["/require_approval"]),
+        ({"priority": 0}, ["/priority"]),
+        ({"prompt": " ", "callback_url": "http://127.0.0.1/x"}, ["/prompt", "/callback_url"]),
     ],
 )
-def test_the_faults_of_a_body_and_of_its_plan_are_told_together(
-    body: JsonObject, before: list[str], after: list[str]
-) -> None:
+def test_the_faults_of_a_body_and_of_its_plan_are_told_together(body: JsonObject, before: list[str]) -> None:
     plan: JsonObject = {"subtasks": [{"id": "a b", "type": "TOOL"}], "x": 1}
-    refused = _refusal(lambda: read_submission({**body, "plan": plan}))
+    refused = _refusal(lambda: read_submission({**body, "plan": plan}, CALLBACKS))
     assert refused is not None
-    assert [fault.pointer for fault in refused.errors] == [*before, "/plan/subtasks/0/id", "/plan/x", *after]
+    assert [fault.pointer for fault in refused.errors] == [*before, "/plan/subtasks/0/id", "/plan/x"]
     subtasks: list[Json] = [{}] * 200
-    refused = _refusal(lambda: read_submission({**body, "plan": {"subtasks": subtasks}}))
+    refused = _refusal(lambda: read_submission({**body, "plan": {"subtasks": subtasks}}, CALLBACKS))
     assert refused is not None
     assert len(refused.errors) == 100
 
@@ -128,9 +131,11 @@ def test_the_faults_of_a_body_and_of_its_plan_are_told_together(
     ],
 )
 def test_a_title_comes_from_the_first_line(prompt: str, title: str) -> None:
-    submission = read_submission({"prompt": prompt})
-    task = new_task(submission, user_id=UUID(int=1), plan=None, denied=[], key=None, print_=b"")
+    submission = read_submission({"prompt": prompt}, CALLBACKS)
+    who = Principal(user_id=UUID(int=1), user="u", role="user", key_id=UUID(int=2))
+    task = new_task(submission, who=who, plan=None, denied=[], bounds={}, key=None, print_=b"")
     assert task.title == title
+    assert (task.user_id, task.key_id) == (who.user_id, who.key_id)
 
 
 def test_the_order_of_fields_is_no_difference() -> None:

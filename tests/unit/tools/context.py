@@ -55,7 +55,24 @@ class KeptFiles:
         ]
 
 
-def make_context(*, attempt: int = 1, log: KeptLog | None = None, **settings: Any) -> ToolContext:
+@dataclass
+class KeptContents:
+    """Keeps what a blob store would."""
+
+    kept: dict[str, bytes] = field(default_factory=dict)
+
+    def put(self, data: bytes) -> str:
+        name = hashlib.sha256(data).hexdigest()
+        self.kept[name] = data
+        return name
+
+    async def get(self, sizes: Mapping[str, int]) -> Mapping[str, bytes]:
+        return {name: self.kept[name] for name in sizes}
+
+
+def make_context(
+    *, attempt: int = 1, log: KeptLog | None = None, contents: KeptContents | None = None, **settings: Any
+) -> ToolContext:
     """The context of a call, with the given settings of tools."""
     return ToolContext(
         task_id="task",
@@ -66,4 +83,5 @@ def make_context(*, attempt: int = 1, log: KeptLog | None = None, **settings: An
         settings=ToolSettings(**settings),
         log=log or KeptLog(),
         files=KeptFiles(),
+        contents=contents or KeptContents(),
     )

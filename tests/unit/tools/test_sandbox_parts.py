@@ -10,12 +10,12 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
@@ -31,7 +31,7 @@ from rayloom.tools.sandbox.host import Host
 from rayloom.tools.sandbox.sandbox import KILLED, OutFile, RunResult, RunSpec
 from rayloom.tools.sandbox.select import sandbox_for
 from rayloom.tools.sandbox.unsafe_local import UnsafeLocal
-from rayloom.tools.settings import SandboxLimits, ToolSettings
+from rayloom.tools.settings import DockerSettings, SandboxLimits, ToolSettings
 from tests.unit.tools.context import KeptLog, make_context
 
 ALLOW, EPERM, ENOSYS, EAFNOSUPPORT, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x00050061, 0x80000000
@@ -406,21 +406,29 @@ async def test_a_bwrap_that_takes_its_time_is_tried_again(monkeypatch: pytest.Mo
         await Bubblewrap().probe()
 
 
-@pytest.mark.parametrize("choice", ["docker", "e2b"])
-def test_sandboxes_of_later_versions_are_refused(choice: Literal["docker", "e2b"]) -> None:
+def test_sandboxes_of_later_versions_are_refused() -> None:
     with pytest.raises(Refused, match="sandbox yet"):
-        sandbox_for(choice)
+        sandbox_for("e2b")
 
 
-def test_auto_is_never_unprotected() -> None:
-    assert sandbox_for("auto").name == "bubblewrap"
+@pytest.mark.parametrize("address", ["unix:///nowhere.sock", "tcp://127.0.0.1:1"])
+async def test_auto_is_never_unprotected_and_waits_for_no_engine(address: str) -> None:
+    auto = sandbox_for("auto", DockerSettings(address=address))
+    began = time.monotonic()
+    with suppress(Refused):
+        assert (await auto.probe()).isolated
+        assert auto.name == "bubblewrap"
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(
     ("input", "code"),
     [
-        ({"packages": ["numpy"]}, "PACKAGES_UNSUPPORTED"),
-        ({"network": {"allow": ["example.com:443"]}}, "NETWORK_UNSUPPORTED"),
+        ({"network": {"allow": ["example.com"]}}, "NETWORK_INVALID"),
+        ({"network": {"allow": ["http://example.com:80"]}}, "NETWORK_INVALID"),
+        ({"network": {"allow": ["0x7f.1:80"]}}, "NETWORK_INVALID"),
+        ({"network": {"allow": ["a@example.com:80"]}}, "NETWORK_INVALID"),
+        ({"network": {"allow": ["example.com:80"] * 65}}, "NETWORK_INVALID"),
         ({"files": {"../x": ""}}, "PATH_INVALID"),
         ({"files": {"a": "", "./a": ""}}, "PATH_INVALID"),
         ({"files": {"a": "", "a/b": ""}}, "PATH_INVALID"),

@@ -1,0 +1,101 @@
+"""What is known of an attempt while it runs, and the outcome that it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import orjson
+
+from rayloom.dag.errors import ErrorInfo
+from rayloom.dag.outcome import Outcome, Verdict
+from rayloom.dag.output import clean_text
+from rayloom.dag.states import Phase
+from rayloom.dag.values import Json, JsonObject
+from rayloom.tools.tool import ToolResult
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What was made: its JSON text, or its name in the blob store; and its size in bytes."""
+
+    text: str | None = None
+    blob: str = ""
+    size: int = 0
+
+
+@dataclass(slots=True)
+class AttemptRecord:
+    """What is known of the attempt so far.
+
+    ``limit``: of its text so many characters are kept. ``by``: the worker, the node and the Ray task that run it.
+    """
+
+    started_at: float
+    clock: Callable[[], float]
+    limit: int
+    by: tuple[str, str, str]
+    spans: list[JsonObject] = field(default_factory=list)
+    result: ToolResult | None = None
+    called: bool = False
+    """Something of the tool may have run."""
+
+    @property
+    def undone(self) -> Verdict:
+        """How it ended when the world failed it: nothing is tried, and no retry spent, before the tool is called."""
+        return "failed" if self.called else "lost"
+
+    @contextmanager
+    def phase(self, phase: Phase, tell: Callable[[Phase], None]) -> Iterator[None]:
+        """The attempt is in this phase as long as the block lasts; ``tell``: whom to say so."""
+        tell(phase)
+        started_at, ok = self.clock(), False
+        try:
+            yield
+            ok = True
+        finally:
+            self.add(phase, "phase", started_at, ok)
+
+    def add(
+        self, name: str, kind: Literal["phase", "tool", "model"], started_at: float, ok: bool, **attributes: Json
+    ) -> None:
+        """A named, timed piece that ends now; ``started_at`` in seconds since the epoch."""
+        self.spans.append(
+            {
+                "name": name,
+                "kind": kind,
+                "started_at": started_at,
+                "finished_at": self.clock(),
+                "ok": ok,
+                "attributes": attributes,
+            }
+        )
+
+    def outcome(self, verdict: Verdict, *, error: ErrorInfo | None = None, output: Output | None = None) -> Outcome:
+        """The outcome that all this comes to."""
+        output = output or Output()
+        result, (worker_id, node_id, ray_task_id) = self.result, self.by
+        return Outcome(
+            verdict=verdict,
+            output=output.text,
+            output_size=output.size,
+            output_blob=output.blob,
+            error=error,
+            started_at=self.started_at,
+            finished_at=self.clock(),
+            stdout=_head(result.stdout, self.limit) if result else "",
+            stderr=_head(result.stderr, self.limit) if result else "",
+            tokens_used=result.tokens_used if result else 0,
+            spans=orjson.dumps(self.spans).decode(),
+            worker_id=worker_id,
+            node_id=node_id,
+            ray_task_id=ray_task_id,
+            called=self.called,
+        )
+
+
+def _head(text: str, limit: int) -> str:
+    clean = clean_text(text)
+    return clean if len(clean) <= limit else clean[:limit] + f"\n… {len(clean) - limit} more characters"

@@ -1,0 +1,1 @@
+"""rayloom as an MCP server: an assistant uses it as a tool."""

@@ -1,0 +1,165 @@
+"""The host of MCP servers, with real servers, and with rows that a test holds."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayloom.actors.mcp_host import McpHost
+from rayloom.dag.errors import Refused, Transient, UserError
+from rayloom.dag.mcp import McpCall, McpServer, ServerHealth
+from rayloom.dag.ports import RegisteredTool
+from tests.integration.mcp_servers import DEMO, DEMO_COMMAND
+from tests.integration.tools.mcp_rig import SETTINGS, children, until
+
+ODD = str(Path(DEMO).with_name("mcp_odd.py"))
+SERVER = McpServer(
+    name="demo", transport="stdio", command=DEMO_COMMAND, trusted=True, env={"API_TOKEN": "correct-horse"}
+)
+
+
+class Rows:
+    """``ServerRows`` in memory."""
+
+    def __init__(self) -> None:
+        self.servers: dict[str, McpServer | None] = {}
+        self.tools: dict[str, list[str]] = {}
+        self.health: list[Mapping[str, ServerHealth]] = []
+        self.looks = 0
+
+    async def look(self) -> None:
+        self.looks += 1
+
+    async def read(self) -> Mapping[str, McpServer | None]:
+        return dict(self.servers)
+
+    async def add(self, server: McpServer, tools: Sequence[RegisteredTool]) -> None:
+        if any(tool.name == "demo.taken" for tool in tools):
+            raise UserError("TOOL_EXISTS", "taken")
+        await self.keep(server)
+        await self.set_tools(server.name, tools)
+
+    async def keep(self, server: McpServer) -> None:
+        self.servers[server.name] = server
+
+    async def set_tools(self, name: str, tools: Sequence[RegisteredTool]) -> frozenset[str]:
+        self.tools[name] = sorted(tool.name for tool in tools)
+        return frozenset(self.tools[name])
+
+    async def set_health(self, health: Mapping[str, ServerHealth]) -> None:
+        self.health.append(health)
+
+    async def remove(self, name: str) -> None:
+        del self.servers[name]
+
+
+@pytest.fixture
+def rows() -> Rows:
+    return Rows()
+
+
+@pytest.fixture
+async def host(rows: Rows) -> AsyncIterator[McpHost]:
+    before = children()
+    host = McpHost(rows, rows.look, SETTINGS)
+    await host.step()
+    yield host
+    await host.close()
+    await until(lambda: children() <= before)
+
+
+def call(tool: str, id_: str = "1", **arguments: Any) -> McpCall:
+    return McpCall(id=id_, server="demo", tool=tool, arguments=arguments, idempotency_key="key")
+
+
+async def test_a_server_is_registered_called_changed_and_removed(host: McpHost, rows: Rows) -> None:
+    assert "demo.add" in await host.register(SERVER)
+    assert rows.servers == {"demo": SERVER}
+    answer = await host.call(call("report", steps=2), True)
+    assert (answer.output, len(answer.lines)) == ({"result": "reported"}, 2)
+    environment: Any = (await host.call(call("environment"), True)).output
+    assert environment["API_TOKEN"] == "***"
+    with pytest.raises(UserError, match="already"):
+        await host.register(SERVER)
+    await host.step()
+    assert rows.health == [{"demo": "ok"}]
+
+    view = await host.change("demo", {"is_active": False, "env": {"API_TOKEN": None, "NEW": "x"}})
+    assert (view["env"], view["is_active"]) == ({"NEW": "***"}, False)
+    with pytest.raises(Refused):
+        await host.call(call("add", a=1, b=1), True)
+    assert (await host.health())["servers"] == 0
+    await host.remove("demo")
+    for gone in (host.show("demo"), host.remove("demo"), host.call(call("add", a=1, b=1), True)):
+        with pytest.raises((UserError, KeyError)):
+            await gone
+
+
+async def test_what_somebody_else_wrote_into_the_rows_is_done(host: McpHost, rows: Rows) -> None:
+    rows.servers["demo"] = SERVER
+    rows.servers["sealed"] = None
+    await host.step()
+    assert (await host.call(call("add", a=1, b=1), True)).output == {"result": 2}
+    rows.servers["demo"] = replace(SERVER, is_active=False)
+    await host.step()
+    with pytest.raises(Refused):
+        await host.call(call("add", a=1, b=1), True)
+    del rows.servers["demo"]
+    await host.step()
+    with pytest.raises(UserError):
+        await host.show("demo")
+
+
+async def test_a_change_of_the_list_reaches_the_rows(host: McpHost, rows: Rows) -> None:
+    await host.register(SERVER)
+    looks = rows.looks
+    await host.call(call("grow", name="fresh"), True)
+    await until(lambda: "demo.fresh" in rows.tools["demo"])
+    await until(lambda: rows.looks > looks)
+    shown: Any = await host.show("demo")
+    assert "demo.fresh" in shown["tools"]
+
+
+async def test_a_call_is_stopped_for_who_asks_and_for_who_has_died(
+    host: McpHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await host.register(SERVER)
+    for id_, stop in (("asked", host.cancel("demo", "asked")), ("forsaken", host.step())):
+        making = asyncio.create_task(host.call(call("slow", id_, seconds=60), True))
+        assert await host.lines("demo", "unknown", 0) == ()
+        counts: Any = (await host.call(call("counts", "2"), True)).output
+        monkeypatch.setattr("rayloom.actors.mcp_host.FORSAKEN_S", 0.0)
+        await stop
+        with pytest.raises(Transient):
+            await making
+        before = counts["cancelled"]
+        async with asyncio.timeout(30):
+            while counts["cancelled"] == before:
+                counts = (await host.call(call("counts", "2"), True)).output
+
+
+@pytest.mark.parametrize(
+    ("server", "code"),
+    [
+        (replace(SERVER, name="a.b"), "TOOL_NAME_INVALID"),
+        (replace(SERVER, name="skill"), "TOOL_NAME_INVALID"),
+        (replace(SERVER, url="http://x/"), "MCP_INVALID"),
+        (replace(SERVER, command=("/no/such",)), "MCP_UNREACHABLE"),
+        (replace(SERVER, command=(sys.executable, ODD, "bad-schema")), "MCP_SCHEMA_INVALID"),
+        (replace(SERVER, command=(sys.executable, ODD, "taken")), "TOOL_EXISTS"),
+    ],
+)
+async def test_what_can_not_be_registered_leaves_nothing(
+    host: McpHost, rows: Rows, server: McpServer, code: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        await host.register(server)
+    assert error.value.code == code
+    assert rows.servers == {}
+    assert (await host.health())["servers"] == 0

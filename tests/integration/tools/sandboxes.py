@@ -1,0 +1,95 @@
+"""The kinds of sandbox that this machine has, runs in them, and what a run might leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import orjson
+import pytest
+
+from rayloom.dag.values import Json
+from rayloom.tools.builtin.catalogue import BUILTINS
+from rayloom.tools.call import call_tool
+from rayloom.tools.sandbox import owner, processes
+from rayloom.tools.sandbox.engine import Engine
+from rayloom.tools.sandbox.sandbox import Sandbox
+from rayloom.tools.sandbox.select import sandbox_for
+from rayloom.tools.settings import DockerSettings
+from tests.unit.tools.context import KeptLog, make_context
+
+Kind = Literal["bubblewrap", "docker"]
+
+_GIVEN: Final = os.environ.get("RAYLOOM_TEST_DOCKER_ADDRESS", "")
+DOCKER: Final = DockerSettings(address=_GIVEN or DockerSettings().address)
+GONE_S: Final = 60.0
+
+_no_engine = not _GIVEN and not os.access(DOCKER.address.removeprefix("unix://"), os.W_OK)
+docker_only = pytest.mark.skipif(_no_engine, reason="no container engine: RAYLOOM_TEST_DOCKER_ADDRESS may name one")
+KINDS: Final = ("bubblewrap", pytest.param("docker", marks=docker_only))
+
+
+def sandbox_of(kind: Kind) -> Sandbox:
+    """The sandbox of a kind, which must work here."""
+    return sandbox_for(kind, DOCKER)
+
+
+async def run(kind: Kind, tool: str = "python.run", *, log: KeptLog | None = None, **input: Json) -> Any:
+    """The output of a call."""
+    context = make_context(log=log, sandbox=kind, docker=DOCKER)
+    return (await call_tool(BUILTINS[tool], dict(input), context)).output
+
+
+def children() -> frozenset[int]:
+    """The processes that this one has started itself: runs, and raylooms of other tests with all that is below them."""
+    pids: list[int] = []
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(OSError):
+            pids += map(int, Path(f"/proc/self/task/{thread}/children").read_text().split())
+    return frozenset(pids)
+
+
+def traces(others: frozenset[int]) -> dict[str, int]:
+    """What a run could leave behind: children beside those of ``others``, open descriptors, control groups."""
+    # Not by a glob: an engine removes groups meanwhile.
+    groups = [name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names]
+    return {
+        "children": sum(len(processes.tree(child)) for child in children() - others),
+        "descriptors": sum(_is_of_a_run(descriptor) for descriptor in os.listdir("/proc/self/fd")),
+        "groups": len([name for name in groups if name.startswith(f"rayloom-{os.getpid()}-")]),
+    }
+
+
+def _is_of_a_run(descriptor: str) -> bool:
+    """Whether a descriptor is of a kind that a run opens. Fixtures of the session open sockets and files meanwhile."""
+    try:
+        target = os.readlink(f"/proc/self/fd/{descriptor}")
+    except FileNotFoundError:
+        return False
+    return target.startswith(("pipe:", "anon_inode:[pidfd]", "/memfd:", "/sys/fs/cgroup", "/proc/"))
+
+
+async def containers() -> dict[str, str]:
+    """The containers of sandboxes that this process made and that are there, with their states."""
+    query = {"all": "1", "filters": orjson.dumps({"label": [owner.SANDBOX]}).decode()}
+    found = await Engine(DOCKER.address).ask("GET", "/containers/json", query=query)
+    ours = owner.labels()[owner.PROCESS]
+    return {each["Id"]: each["State"] for each in found if each["Labels"].get(owner.PROCESS) == ours}
+
+
+async def eventually(holds: Callable[[], Any], *, within_s: float = GONE_S) -> None:
+    """Wait until something holds; what an engine tidies up by itself gives no other sign."""
+    until = time.monotonic() + within_s
+    while True:
+        found = holds()
+        if asyncio.iscoroutine(found):
+            found = await found
+        if found:
+            return
+        assert time.monotonic() < until, f"it did not come to be within {within_s:g} s"
+        await asyncio.sleep(0.02)

@@ -1,0 +1,65 @@
+"""MCP servers that want to know who calls: a token that is given, and one that OAuth gives for credentials."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rayloom.dag.errors import Transient
+from rayloom.dag.mcp import McpServer
+from rayloom.dag.values import JsonObject
+from tests.integration.mcp_servers import DEMO, serving
+from tests.integration.ports import free_ports
+from tests.integration.tools.mcp_rig import Rig, connected
+
+GUARDED = str(Path(DEMO).with_name("mcp_guarded.py"))
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    [port] = free_ports(1)
+    with serving(port, sys.executable, GUARDED, str(port)):
+        yield f"http://127.0.0.1:{port}"
+
+
+def guarded(address: str, auth: JsonObject | None, **headers: str) -> McpServer:
+    return McpServer(name="it", transport="http", url=f"{address}/mcp", auth=auth, headers=headers)
+
+
+def credentials(address: str, secret: str) -> JsonObject:
+    return {"type": "oauth_client_credentials", "client_id": "rayloom", "client_secret": secret, "issuer": address}
+
+
+async def test_a_token_goes_with_each_request(address: str) -> None:
+    for server in (
+        guarded(address, {"type": "bearer", "token": "token-of-the-day"}),
+        guarded(address, None, Authorization="Bearer token-of-the-day"),
+    ):
+        async with connected(server) as rig:
+            assert await rig.call("whoami") == {"result": "you"}
+
+
+async def test_oauth_gives_a_token_for_the_credentials_of_a_client(address: str) -> None:
+    async with connected(guarded(address, credentials(address, "correct-horse"))) as rig:
+        assert await rig.call("whoami") == {"result": "you"}
+
+
+@pytest.mark.parametrize("kind", ["none", "wrong token", "wrong secret", "another issuer"])
+async def test_without_the_right_one_there_is_no_session(address: str, kind: str) -> None:
+    auth: dict[str, JsonObject | None] = {
+        "none": None,
+        "wrong token": {"type": "bearer", "token": "incorrect-horse"},
+        "wrong secret": credentials(address, "incorrect-horse"),
+        "another issuer": {**credentials(address, "correct-horse"), "issuer": "https://else.where"},
+    }
+    rig = Rig(guarded(address, auth[kind]))
+    rig.session.start()
+    try:
+        with pytest.raises(Transient) as error:
+            await rig.session.first()
+        assert "incorrect-horse" not in error.value.message
+    finally:
+        await rig.session.stop()

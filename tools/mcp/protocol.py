@@ -1,0 +1,98 @@
+"""What the protocol's answers and errors mean here, in both of its revisions."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import suppress
+from typing import Final
+
+from mcp import Client
+from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
+from mcp_types import CONNECTION_CLOSED, INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, Tool
+
+from rayloom.dag.errors import RayloomError, Transient, UserError
+from rayloom.tools.ports import Level
+
+PAGES_MAX: Final = 200
+TOOLS_MAX: Final = 1_000
+LINE_CHARS: Final = 2_000
+"""A longer line is cut."""
+
+
+def failure(error: MCPError, text: str) -> RayloomError:
+    """The error of a call, as ``text`` tells it: Transient, but where the call itself is at fault."""
+    if is_lost(error):
+        return Transient("MCP_CONNECTION_LOST", text)
+    if error.code in (INVALID_PARAMS, METHOD_NOT_FOUND):
+        return UserError("MCP_CALL_INVALID", text)
+    return Transient("MCP_ERROR", text)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether the session is gone."""
+    return isinstance(error, MCPError) and (error.code == CONNECTION_CLOSED or is_forgotten(error))
+
+
+def is_forgotten(error: MCPError, *, maybe: bool = False) -> bool:
+    """Whether the server does not know the session: then it has not looked at the request either.
+
+    ``maybe``: an answer had a status that may mean so, which the SDK tells as an internal error, or in the server's own
+    words. Those alone mean nothing: a tool may have sessions of another kind.
+    """
+    if maybe and (error.code == INTERNAL_ERROR or "session not found" in error.message.lower()):
+        return True
+    # How the SDK tells of a 404 in a session.
+    return error.code == INVALID_REQUEST and error.message == "Session terminated"
+
+
+async def listed(client: Client) -> list[Tool]:
+    """All tools of a server, page by page. Raises Transient (``MCP_UNREACHABLE``) where there is no end to them."""
+    tools: list[Tool] = []
+    cursor: str | None = None
+    for _ in range(PAGES_MAX):
+        page = await client.list_tools(cursor=cursor, cache_mode="refresh")
+        tools += page.tools
+        cursor = page.next_cursor
+        if len(tools) > TOOLS_MAX:
+            raise Transient("MCP_UNREACHABLE", f"its list has more than {TOOLS_MAX:,} tools")
+        if not cursor:
+            return tools
+    raise Transient("MCP_UNREACHABLE", f"its list of tools has more than {PAGES_MAX} pages")
+
+
+async def want_log(client: Client) -> None:
+    """Servers before 2026-07-28 are asked once for messages of their log; those after, with each call."""
+    if client.server_capabilities.logging is None:
+        return
+    with warnings.catch_warnings(), suppress(MCPError):
+        warnings.simplefilter("ignore", MCPDeprecationWarning)
+        await client.session.set_logging_level("info")
+
+
+def said(error: BaseException) -> str:
+    """What an error says; of a group, what the first in it says."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, TimeoutError):
+        return f"it did not answer in time{f': {error}' if str(error) else ''}"
+    return error.message if isinstance(error, RayloomError | MCPError) else f"{type(error).__name__}: {error}"
+
+
+def level_of(level: str) -> Level:
+    """A level of the protocol's as one of ours."""
+    if level in ("error", "critical", "alert", "emergency"):
+        return "ERROR"
+    if level == "warning":
+        return "WARNING"
+    return "DEBUG" if level == "debug" else "INFO"
+
+
+def progress_text(progress: float, total: float | None, message: str | None) -> str:
+    """A notification of progress as a line of a log."""
+    of = f" of {total:g}" if total is not None else ""
+    return f"progress {progress:g}{of}{f': {message}' if message else ''}"[:LINE_CHARS]
+
+
+def log_text(data: object) -> str:
+    """A message of a log, which may be any JSON, as a line of ours."""
+    return (data if isinstance(data, str) else repr(data))[:LINE_CHARS]

@@ -1,0 +1,210 @@
+"""A stdio server as a child process of ours: started clean, spoken to over its pipes, ended with all that it started.
+
+Like `sandbox.supervisor` it uses pidfds and the loop's own readers and writers, and no child watcher: it works in the
+event loop of any thread and of any kind. (The SDK's own transport adds variables of our environment to a server's, and
+can't run one as somebody else or hand it descriptors, as bubblewrap needs.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from mcp.client.stdio import get_default_environment
+from mcp.shared.message import SessionMessage
+from mcp_types import jsonrpc_message_adapter
+
+from rayloom.dag.errors import Transient
+from rayloom.tools.sandbox.supervisor import Identity, PidFd
+
+_log = logging.getLogger(__name__)
+
+MAX_LINE_BYTES: Final = 64 * 1024 * 1024
+STOP_S: Final = 2.0
+"""How long a server may take to end by itself, first when its stdin is closed, then when it is asked to."""
+_GUARD: Final = str(Path(__file__).with_name("guard.py"))
+
+Streams = tuple[MemoryObjectReceiveStream[SessionMessage | Exception], MemoryObjectSendStream[SessionMessage]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """How a server is started. ``env`` is all that it finds in its environment."""
+
+    command: Sequence[str]
+    executable: str
+    env: Mapping[str, str] = field(repr=False)
+    cwd: str = "/"
+    pass_fds: tuple[int, ...] = ()
+    identity: Identity | None = None
+    close: Callable[[], None] = lambda: None
+
+
+def trusted(command: Sequence[str], env: Mapping[str, str]) -> Launch:
+    """A command outside the sandbox, with the few variables that the SDK lets through and those that it was given."""
+    return Launch(
+        command=[sys.executable, "-I", "-S", _GUARD, str(os.getpid()), *command],
+        executable=sys.executable,
+        env={**get_default_environment(), **env},
+    )
+
+
+@asynccontextmanager
+async def stdio(
+    launch: Launch, *, on_stderr: Callable[[str], None], on_end: Callable[[], None]
+) -> AsyncIterator[Streams]:
+    """Run a server and speak with it. ``on_end`` is called when it ends. Raises Transient (``MCP_START_FAILED``)."""
+    process = _start(launch)
+    pidfd = PidFd(process.pid)
+    # No await before this block: a cancellation between would leave the process behind.
+    try:
+        incoming, outgoing = await _pipes(process)
+        told = await _reader(process.stderr)
+        to_session, from_server = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+        from_session, to_server = anyio.create_memory_object_stream[SessionMessage](0)
+        work = [
+            asyncio.create_task(_read(incoming, to_session, on_end)),
+            asyncio.create_task(_write(outgoing, to_server)),
+            asyncio.create_task(_listen(told, on_stderr)),
+        ]
+        try:
+            yield from_server, from_session
+        finally:
+            # What is still to be written goes out; then the server sees the end of its input.
+            from_session.close()
+            await asyncio.wait({work[1]}, timeout=0.5)
+            outgoing.close()
+            for task in work[:2]:
+                task.cancel()
+            await asyncio.shield(_ended(process, pidfd))
+            await asyncio.wait({work[2]}, timeout=0.5)
+            work[2].cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+            for stream in (from_server, to_session, to_server):
+                stream.close()
+    finally:
+        _kill(process)
+        pidfd.close()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def _start(launch: Launch) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            list(launch.command),
+            executable=launch.executable,
+            env=dict(launch.env),
+            cwd=launch.cwd,
+            pass_fds=launch.pass_fds,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+            user=launch.identity.uid if launch.identity else None,
+            group=launch.identity.gid if launch.identity else None,
+            extra_groups=[] if launch.identity else None,
+        )
+    except OSError as error:
+        raise Transient("MCP_START_FAILED", f"can't start {launch.executable}: {error.strerror}") from error
+    finally:
+        launch.close()
+
+
+async def _pipes(process: subprocess.Popen[bytes]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    loop = asyncio.get_running_loop()
+    assert process.stdin is not None
+    transport, protocol = await loop.connect_write_pipe(
+        lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), os.fdopen(os.dup(process.stdin.fileno()), "wb", 0)
+    )
+    process.stdin.close()
+    return await _reader(process.stdout), asyncio.StreamWriter(transport, protocol, None, loop)
+
+
+async def _reader(pipe: object) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    return reader
+
+
+async def _read(
+    incoming: asyncio.StreamReader,
+    session: MemoryObjectSendStream[SessionMessage | Exception],
+    on_end: Callable[[], None],
+) -> None:
+    async with session:
+        try:
+            while line := await incoming.readline():
+                try:
+                    message = jsonrpc_message_adapter.validate_json(line, by_name=False)
+                except ValueError:
+                    # Many a server prints to its stdout by mistake.
+                    _log.info("mcp.not_a_message", extra={"chars": len(line)})
+                    continue
+                await session.send(SessionMessage(message))
+        except ValueError:
+            _log.warning("mcp.line_too_long", extra={"limit": MAX_LINE_BYTES})
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError, ConnectionError):
+            _log.debug("mcp.session_closed")
+        finally:
+            on_end()
+
+
+async def _write(outgoing: asyncio.StreamWriter, session: MemoryObjectReceiveStream[SessionMessage]) -> None:
+    async with session:
+        try:
+            async for message in session:
+                text = message.message.model_dump_json(by_alias=True, exclude_unset=True)
+                outgoing.write(text.encode() + b"\n")
+                await outgoing.drain()
+        except (ConnectionError, RuntimeError):
+            _log.debug("mcp.pipe_closed")
+
+
+async def _listen(told: asyncio.StreamReader, on_line: Callable[[str], None]) -> None:
+    while True:
+        try:
+            line = await told.readline()
+        except ValueError:
+            continue
+        if not line:
+            return
+        on_line(line.decode("utf-8", "replace").rstrip()[:2_000])
+
+
+async def _ended(process: subprocess.Popen[bytes], pidfd: PidFd) -> None:
+    """As the protocol has it: its input is closed; then it is asked to end; then it has to."""
+    for number in (None, signal.SIGTERM, signal.SIGKILL):
+        if number is not None:
+            _signal(process, number)
+        try:
+            async with asyncio.timeout(STOP_S):
+                await pidfd.ended()
+        except TimeoutError:
+            continue
+        break
+    process.poll()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        _signal(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)

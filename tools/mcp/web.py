@@ -1,0 +1,141 @@
+"""The way to an MCP server over HTTP: every request goes to an address that was checked, whatever leads there."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Final
+
+import httpx2
+from mcp.client._transport import TransportStreams
+from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
+from mcp.client.sse import sse_client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
+
+from rayloom.dag.mcp import McpServer
+from rayloom.tools.addresses import AddressRules, parse_url, resolve
+
+SESSION: Final = "mcp-session-id"
+_UNKNOWN_SESSION: Final = (400, 404)
+CONNECT_S: Final = 10.0
+END_S: Final = 2.0
+EVENT_MAX_BYTES: Final = 64 * 1024 * 1024
+"""As large as a message over stdio may be."""
+# No limit on reading: a call may be silent for long, and one that is over its time is ended by who made it.
+_TIMEOUT: Final = httpx2.Timeout(CONNECT_S, read=None, pool=None)
+# As many as there are calls at a time: a call that waits for a connection would look like a slow server.
+_LIMITS: Final = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
+
+
+@cache
+def _trust() -> ssl.SSLContext:
+    return httpx2.create_ssl_context(trust_env=False)
+
+
+class Pinned(httpx2.AsyncBaseTransport):
+    """Looks up the host of each request, checks what it finds, and goes there: redirects and OAuth's servers, too."""
+
+    def __init__(self, rules: AddressRules, on_forgotten: Callable[[], None]) -> None:
+        self._rules, self._on_forgotten = rules, on_forgotten
+        # One each: connections are kept by address, and two hosts of one address have different certificates.
+        self._ways: dict[tuple[str, str, int], httpx2.AsyncHTTPTransport] = {}
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request. Raises UserError (``URL_INVALID``), Refused (``ADDRESS_REFUSED``), Transient."""
+        target = parse_url(str(request.url))
+        address = await resolve(target.host, target.port, self._rules)
+        way = self._ways.get(target.origin)
+        if way is None:
+            way = self._ways[target.origin] = httpx2.AsyncHTTPTransport(verify=_trust(), limits=_LIMITS, retries=1)
+        headers = httpx2.Headers(request.headers)
+        headers["host"] = target.authority
+        # With a DELETE a session is ended: whoever does not answer that must not hold up the next one.
+        ending = {"timeout": httpx2.Timeout(END_S).as_dict()} if request.method == "DELETE" else {}
+        pinned = httpx2.Request(
+            request.method,
+            request.url.copy_with(host=str(address)),
+            headers=headers,
+            stream=request.stream,
+            extensions={**request.extensions, **ending, "sni_hostname": target.host},
+        )
+        response = await way.handle_async_request(pinned)
+        if response.status_code in _UNKNOWN_SESSION and request.method == "POST" and SESSION in request.headers:
+            self._on_forgotten()
+        return response
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for way in self._ways.values():
+            await way.aclose()
+
+
+class _Tokens:
+    """The token of one connection; a new one asks for another."""
+
+    def __init__(self) -> None:
+        self._token: OAuthToken | None = None
+
+    async def get_tokens(self) -> OAuthToken | None:
+        return self._token
+
+    async def set_tokens(self, tokens: OAuthToken) -> None:
+        self._token = tokens
+
+    async def get_client_info(self) -> OAuthClientInformationFull | None:
+        return None
+
+    async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
+        raise NotImplementedError("nobody registers here: the client is given")
+
+
+@asynccontextmanager
+async def web(
+    server: McpServer, rules: AddressRules, on_forgotten: Callable[[], None]
+) -> AsyncIterator[TransportStreams]:
+    """Connect to a server by streamable HTTP, or by the older SSE where it says so.
+
+    ``on_forgotten`` is called where an answer means, or may mean, that the server does not know the session.
+    """
+    own, way_in = {"user-agent": "rayloom", **server.headers}, _auth(server)
+    if (server.auth or {}).get("type") == "bearer":
+        own["Authorization"] = f"Bearer {(server.auth or {})['token']}"
+
+    def client(
+        headers: dict[str, str] | None = None, timeout: httpx2.Timeout | None = None, auth: httpx2.Auth | None = None
+    ) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(
+            transport=Pinned(rules, on_forgotten),
+            headers={**own, **(headers or {})},
+            auth=way_in,
+            timeout=_TIMEOUT,
+            trust_env=False,
+            follow_redirects=False,
+        )
+
+    if server.transport == "sse":
+        async with sse_client(server.url, httpx_client_factory=client) as streams:
+            yield streams
+    else:
+        async with (
+            client() as ours,
+            streamable_http_client(server.url, http_client=ours, max_sse_event_size=EVENT_MAX_BYTES) as streams,
+        ):
+            yield streams
+
+
+def _auth(server: McpServer) -> httpx2.Auth | None:
+    given = server.auth or {}
+    if given.get("type") != "oauth_client_credentials":
+        return None
+    scope, issuer = given.get("scope"), given.get("issuer")
+    return ClientCredentialsOAuthProvider(
+        server_url=server.url,
+        storage=_Tokens(),
+        client_id=str(given["client_id"]),
+        client_secret=str(given["client_secret"]),
+        scope=None if scope is None else str(scope),
+        issuer=None if issuer is None else str(issuer),
+    )

@@ -1,0 +1,1 @@
+"""Agent Skills: folders of instructions, references and scripts, in the format of agentskills.io."""
