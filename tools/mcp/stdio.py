@@ -1,6 +1,6 @@
 """A stdio server as a child process of ours: started clean, spoken to over its pipes, ended with all that it started.
 
-Like `sandbox.supervisor` it uses pidfds and the loop's own readers and writers, and no child watcher: it works in the
+Like `sandbox.supervisor` it uses pidfds and the loop's readers and writers only, and no child watcher: it works in the
 event loop of any thread and of any kind. (The SDK's own transport adds variables of our environment to a server's, and
 can't run one as somebody else or hand it descriptors, as bubblewrap needs.)
 """
@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -26,6 +26,7 @@ from mcp.shared.message import SessionMessage
 from mcp_types import jsonrpc_message_adapter
 
 from rayloom.dag.errors import Transient
+from rayloom.tools.mcp.pipes import LineReader, LineTooLong, Writer
 from rayloom.tools.sandbox.supervisor import Identity, PidFd
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ _log = logging.getLogger(__name__)
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 STOP_S: Final = 2.0
 """How long a server may take to end by itself, first when its stdin is closed, then when it is asked to."""
+LAST_WORDS_S: Final = 0.5
 _GUARD: Final = str(Path(__file__).with_name("guard.py"))
 
 Streams = tuple[MemoryObjectReceiveStream[SessionMessage | Exception], MemoryObjectSendStream[SessionMessage]]
@@ -67,38 +69,48 @@ async def stdio(
     """Run a server and speak with it. ``on_end`` is called when it ends. Raises Transient (``MCP_START_FAILED``)."""
     process = _start(launch)
     pidfd = PidFd(process.pid)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    outgoing = Writer(_own(process.stdin))
+    incoming = LineReader(_own(process.stdout), limit=MAX_LINE_BYTES)
+    told = LineReader(_own(process.stderr), limit=MAX_LINE_BYTES)
+    to_session, from_server = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+    from_session, to_server = anyio.create_memory_object_stream[SessionMessage](0)
+    reading = asyncio.create_task(_read(incoming, to_session, on_end))
+    writing = asyncio.create_task(_write(outgoing, to_server))
+    listening = asyncio.create_task(_listen(told, on_stderr))
     # No await before this block: a cancellation between would leave the process behind.
     try:
-        incoming, outgoing = await _pipes(process)
-        told = await _reader(process.stderr)
-        to_session, from_server = anyio.create_memory_object_stream[SessionMessage | Exception](0)
-        from_session, to_server = anyio.create_memory_object_stream[SessionMessage](0)
-        work = [
-            asyncio.create_task(_read(incoming, to_session, on_end)),
-            asyncio.create_task(_write(outgoing, to_server)),
-            asyncio.create_task(_listen(told, on_stderr)),
-        ]
-        try:
-            yield from_server, from_session
-        finally:
-            # What is still to be written goes out; then the server sees the end of its input.
-            from_session.close()
-            await asyncio.wait({work[1]}, timeout=0.5)
-            outgoing.close()
-            for task in work[:2]:
-                task.cancel()
-            await asyncio.shield(_ended(process, pidfd))
-            await asyncio.wait({work[2]}, timeout=0.5)
-            work[2].cancel()
-            await asyncio.gather(*work, return_exceptions=True)
-            for stream in (from_server, to_session, to_server):
-                stream.close()
+        yield from_server, from_session
     finally:
-        _kill(process)
-        pidfd.close()
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
-                pipe.close()
+        # What is still to be written goes out; then the server sees the end of its input.
+        from_session.close()
+        try:
+            await asyncio.wait({writing}, timeout=LAST_WORDS_S)
+            await _stopped(reading, writing)
+            outgoing.close()
+            await _ended(process, pidfd)
+            await asyncio.wait({listening}, timeout=LAST_WORDS_S)
+        finally:
+            _kill(process)
+            for task in (reading, writing, listening):
+                task.cancel()
+            for end in (from_server, to_session, to_server, outgoing, incoming, told, pidfd):
+                end.close()
+
+
+async def _stopped(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _own(pipe: IO[bytes]) -> int:
+    """A descriptor of our own in the place of a file's."""
+    fd = os.dup(pipe.fileno())
+    pipe.close()
+    return fd
 
 
 def _start(launch: Launch) -> subprocess.Popen[bytes]:
@@ -124,30 +136,14 @@ def _start(launch: Launch) -> subprocess.Popen[bytes]:
         launch.close()
 
 
-async def _pipes(process: subprocess.Popen[bytes]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    loop = asyncio.get_running_loop()
-    assert process.stdin is not None
-    transport, protocol = await loop.connect_write_pipe(
-        lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), os.fdopen(os.dup(process.stdin.fileno()), "wb", 0)
-    )
-    process.stdin.close()
-    return await _reader(process.stdout), asyncio.StreamWriter(transport, protocol, None, loop)
-
-
-async def _reader(pipe: object) -> asyncio.StreamReader:
-    reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-    return reader
-
-
 async def _read(
-    incoming: asyncio.StreamReader,
+    incoming: LineReader,
     session: MemoryObjectSendStream[SessionMessage | Exception],
     on_end: Callable[[], None],
 ) -> None:
     async with session:
         try:
-            while line := await incoming.readline():
+            while line := await incoming.line():
                 try:
                     message = jsonrpc_message_adapter.validate_json(line, by_name=False)
                 except ValueError:
@@ -155,7 +151,7 @@ async def _read(
                     _log.info("mcp.not_a_message", extra={"chars": len(line)})
                     continue
                 await session.send(SessionMessage(message))
-        except ValueError:
+        except LineTooLong:
             _log.warning("mcp.line_too_long", extra={"limit": MAX_LINE_BYTES})
         except (anyio.ClosedResourceError, anyio.BrokenResourceError, ConnectionError):
             _log.debug("mcp.session_closed")
@@ -163,22 +159,21 @@ async def _read(
             on_end()
 
 
-async def _write(outgoing: asyncio.StreamWriter, session: MemoryObjectReceiveStream[SessionMessage]) -> None:
+async def _write(outgoing: Writer, session: MemoryObjectReceiveStream[SessionMessage]) -> None:
     async with session:
         try:
             async for message in session:
                 text = message.message.model_dump_json(by_alias=True, exclude_unset=True)
-                outgoing.write(text.encode() + b"\n")
-                await outgoing.drain()
-        except (ConnectionError, RuntimeError):
+                await outgoing.write(text.encode() + b"\n")
+        except BrokenPipeError:
             _log.debug("mcp.pipe_closed")
 
 
-async def _listen(told: asyncio.StreamReader, on_line: Callable[[str], None]) -> None:
+async def _listen(told: LineReader, on_line: Callable[[str], None]) -> None:
     while True:
         try:
-            line = await told.readline()
-        except ValueError:
+            line = await told.line()
+        except LineTooLong:
             continue
         if not line:
             return
