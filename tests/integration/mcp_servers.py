@@ -17,15 +17,21 @@ from tests.integration.waiting import wait_until
 
 DEMO = str(Path(__file__).parent / "tools" / "mcp_demo.py")
 DEMO_COMMAND = (sys.executable, DEMO, "stdio")
-PYPI = ("mcp-server-time", "mcp-server-git")
-NPM = ("everything", "filesystem", "memory")
+PYPI = {"mcp-server-time": "2026.10.19", "mcp-server-git": "2026.10.19"}
+NPM = {"everything": "2026.8.31", "filesystem": "2026.8.31", "memory": "2026.8.31"}
 INSTALL_S = 280
 
 
 def pypi_servers(folder: Path) -> dict[str, str]:
     """The programs of the servers from PyPI, in an environment of their own."""
     venv.create(folder, with_pip=True)
-    _run(str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", *PYPI)
+    _run(
+        str(folder / "bin" / "pip"),
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        *(f"{n}=={v}" for n, v in PYPI.items()),
+    )
     return {name: str(folder / "bin" / name) for name in PYPI}
 
 
@@ -34,7 +40,8 @@ def npm_servers(folder: Path) -> dict[str, str]:
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip("there is no npm on this machine")
-    _run(npm, "install", "--silent", "--prefix", str(folder), *(f"@modelcontextprotocol/server-{name}" for name in NPM))
+    packages = (f"@modelcontextprotocol/server-{name}@{version}" for name, version in NPM.items())
+    _run(npm, "install", "--silent", "--prefix", str(folder), *packages)
     return {name: str(folder / "node_modules" / ".bin" / f"mcp-server-{name}") for name in NPM}
 
 
