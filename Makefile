@@ -10,6 +10,9 @@ ROOMS := dag db tools actors serve cluster
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PYTEST := $(BIN)/python -m pytest
+# What shares nothing with other tests, and so runs two at a time. All else has a whole rayloom, a Ray, or sandboxes, which
+# want the machine for themselves; new folders come under that unless they are named here.
+ISOLATED := tests/unit tests/property tests/integration/db tests/integration/serve
 FAULTS ?= 7:0.02
 MINUTES ?= 5
 SEED ?= 1
@@ -38,11 +41,14 @@ setup: .venv-dev names  ## make .venv with the locked dependencies of product an
 
 .PHONY: test
 test: setup  ## all tests but the long ones; starts the services that it needs by itself
-	@$(PYTEST) tests -m "not long"
+	@failed=0; \
+	$(PYTEST) $(ISOLATED) -n 2 --dist loadfile -m "not long" || failed=1; \
+	$(PYTEST) tests $(addprefix --ignore=,$(ISOLATED)) -m "not long" || failed=1; \
+	exit $$failed
 
 .PHONY: test-fast
 test-fast: setup  ## the tests that need no services, under a minute
-	@$(PYTEST) tests/unit tests/property
+	@$(PYTEST) tests/unit tests/property -n 2 --dist loadfile
 
 .PHONY: test-long
 test-long: setup  ## only the long runs

@@ -25,6 +25,8 @@ PARSER_DEPLOYMENT: Final = "Parser"
 HEADROOM: Final = 200
 LOOK_S: Final = 2.0
 """How often Serve looks whether a replica lives: so long nobody may answer after one has died."""
+DRAIN_LOOK_S: Final = 0.5
+"""How often a replica that is to end looks whether its requests have ended."""
 
 PortsFactory = Callable[[], Ports]
 """Makes the ports inside the replica; pickled by name and arguments."""
@@ -83,6 +85,7 @@ def bind(
         autoscaling_config=_scaling(settings.parser_replicas, settings.parser_replicas_max, target=4),
         ray_actor_options=_actor(settings),
         graceful_shutdown_timeout_s=settings.drain_s,
+        graceful_shutdown_wait_loop_s=DRAIN_LOOK_S,
         health_check_period_s=LOOK_S,
         max_constructor_retry_count=REPLICA_RETRIES,
     )
@@ -95,9 +98,9 @@ def bind(
         autoscaling_config=_scaling(settings.api_replicas, settings.api_replicas_max, target=ongoing / 4),
         ray_actor_options=_actor(settings),
         graceful_shutdown_timeout_s=settings.drain_s,
+        graceful_shutdown_wait_loop_s=DRAIN_LOOK_S,
         health_check_period_s=LOOK_S,
         max_constructor_retry_count=REPLICA_RETRIES,
-        graceful_shutdown_wait_loop_s=0.5,
     )
     application: serve.Application = api.bind(settings, database, redis, blobs, ports, parser.bind())
     return application

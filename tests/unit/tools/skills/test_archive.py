@@ -158,6 +158,7 @@ def test_other_methods_are_refused(method: int) -> None:
 @pytest.mark.parametrize(
     "data",
     [b"", b"PK", b"not a zip", zipped()[:-30], zipped()[:100], zipped().replace(b"PK\x03\x04", b"PK\x00\x00")],
+    ids=["nothing", "two letters", "text", "its end is missing", "its beginning", "other signatures"],
 )
 def test_what_is_no_zip_is_refused(data: bytes) -> None:
     assert faults(data)
