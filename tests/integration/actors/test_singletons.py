@@ -22,6 +22,7 @@ from rayloom.dag.ports import Ask, Finished, Held, Limited, Quota, RegistryPort,
 from rayloom.db.settings import DatabaseSettings
 from rayloom.tools.builtin.catalogue import BUILTINS
 from tests.integration.actors.rows import Rows
+from tests.integration.waiting import GENEROUS_S
 
 
 async def _pid(name: str, settings: EngineSettings) -> int:
@@ -38,7 +39,7 @@ async def _kill(name: str, settings: EngineSettings) -> int:
 
 async def _admitted(tokens: TokenPort, asks: Sequence[Ask]) -> Sequence[Held]:
     """Ask as a scheduler does: once in each turn, until there is an answer."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(GENEROUS_S):
         while True:
             try:
                 return await tokens.admit(asks, ())
@@ -135,7 +136,7 @@ async def test_without_a_database_a_singleton_lives_and_says_so(settings: Engine
 
 async def _healthy(singleton: RegistryPort | TokenPort) -> Any:
     """Health, once the process of the actor has started."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(GENEROUS_S):
         while True:
             try:
                 return await singleton.health()
