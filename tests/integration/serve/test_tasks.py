@@ -52,6 +52,7 @@ async def test_a_plan_is_accepted_run_and_shown_in_full(world: World) -> None:
 async def test_a_prompt_waits_for_the_scheduler_which_is_woken(world: World) -> None:
     me = await world.user()
     async with world.signals.listen("rayloom:wake") as listener:
+        # Until the subscription is answered, which is no message.
         await listener.wait(60)
         task_id = await me.submit({"prompt": "# Count the words\nand tell me", "priority": 9})
         assert await listener.wait(60) is not None
