@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -18,10 +19,12 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 
 import ray
 
+from rayloom.actors.named import NamedActor
 from rayloom.actors.settings import EngineSettings
 from rayloom.db.engine import make_engine
 from rayloom.db.migrate import upgrade
 from rayloom.db.settings import DatabaseSettings
+from tests.integration.waiting import GENEROUS_S
 
 
 @pytest.fixture
@@ -51,17 +54,28 @@ async def engine(database: DatabaseSettings) -> AsyncIterator[AsyncEngine]:
 def local_ray() -> Iterator[None]:
     """A Ray of one CPU."""
     folder = tempfile.mkdtemp(prefix="rlr")
-    ray.init(
-        address="local",
-        num_cpus=1,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=80 * 1024 * 1024,
-        _temp_dir=folder,
-    )
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=1,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=80 * 1024 * 1024,
+            _temp_dir=folder,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a process takes longer to start than callers of an actor wait for it otherwise."""
+    for function, name in ((NamedActor.__init__, "retry_for_s"), (NamedActor.call, "timeout_s")):
+        defaults: Any = function.__kwdefaults__
+        assert name in defaults
+        monkeypatch.setitem(defaults, name, GENEROUS_S)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from rayloom.dag.errors import Refused, Transient, UserError
 from rayloom.dag.mcp import McpCall, McpServer, ServerHealth
 from rayloom.dag.ports import RegisteredTool
 from tests.integration.mcp_servers import DEMO, DEMO_COMMAND
-from tests.integration.tools.mcp_rig import SETTINGS, children, until
+from tests.integration.tools.mcp_rig import GENEROUS_S, SETTINGS, children, until
 
 ODD = str(Path(DEMO).with_name("mcp_odd.py"))
 SERVER = McpServer(
@@ -139,7 +139,7 @@ async def test_a_call_is_stopped_for_who_asks_and_for_who_has_died(
         with pytest.raises(Transient):
             await making
         before = counts["cancelled"]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(GENEROUS_S):
             while counts["cancelled"] == before:
                 counts = (await host.call(call("counts", "2"), True)).output
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -208,27 +210,35 @@ async def test_what_counts_against_a_user_is_found_in_the_record(quotas: QuotaSt
     task = await rows.task(ann, tokens=30)
     await rows.task(ann, tokens=12)
     theirs = await rows.task(bob, tokens=1000)
-    running = await rows.subtask(ann, task, started_s_ago=20)
-    old = await rows.subtask(ann, task, started_s_ago=3000)
+    running = await rows.subtask(ann, task, started_s_ago=200)
+    old = await rows.subtask(ann, task, started_s_ago=30_000)
     waiting = await rows.subtask(ann, task, status="QUEUED")
     await rows.release(await rows.subtask(ann, task, status="QUEUED"))
     other = await rows.subtask(bob, theirs)
-    await rows.attempt(task, started_s_ago=20, ended_s_ago=10, tokens=5)
-    await rows.attempt(task, started_s_ago=2000, ended_s_ago=15, tokens=6)
-    await rows.attempt(task, started_s_ago=90_000, ended_s_ago=25, tokens=9)
-    await rows.attempt(task, started_s_ago=200, ended_s_ago=100, tokens=7)
-    await rows.attempt(theirs, started_s_ago=20, ended_s_ago=10, tokens=8)
+    await rows.attempt(task, started_s_ago=200, ended_s_ago=100, tokens=5)
+    await rows.attempt(task, started_s_ago=20_000, ended_s_ago=150, tokens=6)
+    await rows.attempt(task, started_s_ago=900_000, ended_s_ago=250, tokens=9)
+    await rows.attempt(task, started_s_ago=2_000, ended_s_ago=1_000, tokens=7)
+    await rows.attempt(theirs, started_s_ago=200, ended_s_ago=100, tokens=8)
 
     assert await quotas.leased([ann, bob, cid]) == {ann: {running, old, waiting}, bob: {other}}
-    standings = await quotas.standings([ann, cid], window_s=61)
+    standings = await quotas.standings([ann, cid], window_s=610)
     assert set(standings) == {ann, cid}
     assert standings[cid] == Standing()
     found = standings[ann]
     assert found.leased == {running, old, waiting}
     assert found.tokens_total == 42
-    # A second may pass between the writing and the reading.
-    assert [(age_s // 5, amount) for age_s, amount in sorted(found.starts)] == [(0, 1), (4, 2)]
-    assert [(age_s // 5, amount) for age_s, amount in sorted(found.tokens)] == [(2, 5), (3, 6), (5, 9)]
+    # Of two that were written one after the other a second may begin between; and all are read later.
+    assert _by_50_s(found.starts) == {0: 1, 4: 2}
+    assert _by_50_s(found.tokens) == {2: 5, 3: 6, 5: 9}
+
+
+def _by_50_s(ages: Iterable[tuple[int, int]]) -> Counter[int]:
+    """The amounts of each 50 seconds."""
+    found = Counter[int]()
+    for age_s, amount in ages:
+        found[age_s // 50] += amount
+    return found
 
 
 async def test_the_controller_admits_by_the_record(quotas: QuotaStore, rows: Rows) -> None:

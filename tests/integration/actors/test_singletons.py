@@ -22,6 +22,7 @@ from rayloom.dag.ports import Ask, Finished, Held, Limited, Quota, RegistryPort,
 from rayloom.db.settings import DatabaseSettings
 from rayloom.tools.builtin.catalogue import BUILTINS
 from tests.integration.actors.rows import Rows
+from tests.integration.waiting import GENEROUS_S
 
 
 async def _pid(name: str, settings: EngineSettings) -> int:
@@ -36,12 +37,12 @@ async def _kill(name: str, settings: EngineSettings) -> int:
     return pid
 
 
-async def _admitted(tokens: TokenPort, asks: Sequence[Ask]) -> Sequence[Held]:
+async def _admitted(tokens: TokenPort, asks: Sequence[Ask], finished: Sequence[Finished] = ()) -> Sequence[Held]:
     """Ask as a scheduler does: once in each turn, until there is an answer."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(GENEROUS_S):
         while True:
             try:
-                return await tokens.admit(asks, ())
+                return await tokens.admit(asks, finished)
             except Transient:
                 await asyncio.sleep(0.1)
 
@@ -69,7 +70,7 @@ async def test_a_killed_registry_comes_back_with_the_same_tools_and_a_newer_vers
     assert after.tools == before.tools
     assert after.version > before.version
     expected = {"ok": True, "version": after.version, "tools": len(BUILTINS), "breakers_open": 0}
-    assert await registry.health() == expected
+    assert await _healthy(registry) == expected
 
 
 async def test_who_waits_for_a_change_of_the_registry_is_told_also_after_it_was_killed(
@@ -113,7 +114,7 @@ async def test_a_killed_token_controller_counts_on(
     # Asked for, then leased: as a scheduler does it.
     leased = [await rows.subtask(ann, task, status="QUEUED") for _ in range(2)]
     asks = [Ask(sub_task_id=id_, user_id=ann) for id_ in (*leased, str(uuid7()), str(uuid7()))]
-    held = await tokens.admit(asks, ())
+    held = await _admitted(tokens, asks)
     assert [(one.sub_task_id, one.limit) for one in held] == [(ask.sub_task_id, "max_concurrent") for ask in asks[2:]]
     assert await tokens.limited(ann) == Limited(limit="max_concurrent", free_in_s=0.0)
 
@@ -122,8 +123,8 @@ async def test_a_killed_token_controller_counts_on(
     assert await _pid(TOKENS_NAME, settings) != pid
     assert await tokens.quota(ann) == Quota(max_concurrent=2, requests_per_min=3)
     ended = [Finished(sub_task_id=id_, user_id=ann) for id_ in leased]
-    assert [one.limit for one in await tokens.admit(asks[2:], ended)] == ["requests_per_min"]
-    assert await tokens.health() == {"ok": True, "limited_users": 1, "attempts": 1}
+    assert [one.limit for one in await _admitted(tokens, asks[2:], ended)] == ["requests_per_min"]
+    assert await _healthy(tokens) == {"ok": True, "limited_users": 1, "attempts": 1}
 
 
 async def test_without_a_database_a_singleton_lives_and_says_so(settings: EngineSettings) -> None:
@@ -135,7 +136,7 @@ async def test_without_a_database_a_singleton_lives_and_says_so(settings: Engine
 
 async def _healthy(singleton: RegistryPort | TokenPort) -> Any:
     """Health, once the process of the actor has started."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(GENEROUS_S):
         while True:
             try:
                 return await singleton.health()

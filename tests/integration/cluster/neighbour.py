@@ -28,7 +28,7 @@ def deploy() -> str:
 
 def ask() -> str:
     """What it says."""
-    answer: str = serve.get_app_handle("theirs").remote().result(timeout_s=30)
+    answer: str = serve.get_app_handle("theirs").remote().result(timeout_s=120)
     return answer
 
 

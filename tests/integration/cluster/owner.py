@@ -97,7 +97,7 @@ class Owner:
     def stop(self) -> None:
         """End it cleanly."""
         if self.process.returncode is None:
-            _, errors = self.process.communicate(timeout=60)
+            _, errors = self.process.communicate(timeout=120)
             assert self.process.returncode in (0, -signal.SIGKILL), errors
 
     def kill(self) -> None:

@@ -50,7 +50,7 @@ async def test_first_start_stop_and_second_start(user: User, home: Path) -> None
         servers = [owner.postmaster, await redis_pid(owner.redis)]
         assert owner.sockets.is_dir()
     for pid in servers:
-        await until_gone(pid, within_s=1)
+        await until_gone(pid)
     assert not owner.sockets.exists()
     with Owner(user, home) as owner:
         assert owner.news == []
@@ -111,7 +111,7 @@ async def test_a_killed_owner_takes_its_servers_with_it(user: User, home: Path) 
     # At once: the old servers may still be going down.
     with Owner(user, home) as owner:
         for pid in servers:
-            await until_gone(pid, within_s=1)
+            await until_gone(pid)
         assert (owner.database, owner.redis) == (first.database, first.redis)
         assert await query(owner.database, "SELECT n FROM kept") == 7
         assert await redis_get(owner.redis, "kept") == b"7"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.integration.fake_autoscaling import FakeAutoscalingCluster
-from tests.integration.instance import PROGRAM, STOP_S, Instance, given_services, running
+from tests.integration.instance import PROGRAM, START_S, STOP_S, Instance, given_services, running
 from tests.integration.waiting import wait_until
 
 PROGRAM_OF_THEIRS = Path(__file__).with_name("neighbour.py")
@@ -86,7 +86,7 @@ def test_a_start_that_is_stopped_half_way_leaves_nothing(
                 process = subprocess.Popen(
                     [*PROGRAM, "up"], cwd=instance.folder, env=instance.environ, stdout=sink, stderr=sink
                 )
-            wait_until(lambda: neighbour.asked("seen")["applications"] == ["rayloom", "theirs"], within_s=STOP_S)
+            wait_until(lambda: neighbour.asked("seen")["applications"] == ["rayloom", "theirs"], within_s=START_S)
             assert len(neighbour.asked("seen")["actors"]) == 4
             process.send_signal(number)
             assert process.wait(STOP_S) == 0, instance.said()

@@ -96,7 +96,7 @@ def test_a_server_that_was_left_behind_is_stopped_first(open_folder: Path) -> No
             looked.wait(0.02)
         # The port, too, is that of the one left behind.
         assert serve(home, "SELECT count(*) FROM kept") == 0
-        assert leftover.wait(timeout=10) == 0
+        assert leftover.wait(timeout=60) == 0
 
 
 def test_data_of_another_version_are_not_touched(open_folder: Path) -> None:

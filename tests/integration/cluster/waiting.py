@@ -12,11 +12,13 @@ import asyncpg
 import redis.asyncio
 from redis.exceptions import RedisError
 
+from tests.integration.waiting import GENEROUS_S
+
 T = TypeVar("T")
 _POLL_S = 0.02
 
 
-async def until(look: Callable[[], Awaitable[T | None]], *, within_s: float = 30.0) -> T:
+async def until(look: Callable[[], Awaitable[T | None]], *, within_s: float = GENEROUS_S) -> T:
     """The first answer of ``look`` that is not None."""
     end = time.monotonic() + within_s
     while True:
@@ -36,7 +38,7 @@ def has_ended(pid: int) -> bool:
     return state in "ZX"
 
 
-async def until_gone(pid: int, *, within_s: float = 30.0) -> None:
+async def until_gone(pid: int, *, within_s: float = GENEROUS_S) -> None:
     """Wait for the end of a process that is not our child."""
 
     async def gone() -> bool | None:

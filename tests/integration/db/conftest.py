@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 from uuid_utils.compat import uuid7
 
+from rayloom.db import blob_cache
 from rayloom.db.blobs import BlobStore
 from rayloom.db.engine import make_engine
 from rayloom.db.migrate import upgrade
@@ -77,6 +78,12 @@ async def redis(servers: tuple[str, str]) -> AsyncIterator[Redis]:
     client = make_redis(RedisSettings(url=SecretStr(servers[1])), name="test")
     yield client
     await client.aclose()
+
+
+@pytest.fixture(autouse=True)
+def patient_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is no Redis that is away: copies of blobs are where tests look for them."""
+    monkeypatch.setattr(blob_cache, "REDIS_S", 60.0)
 
 
 @pytest.fixture

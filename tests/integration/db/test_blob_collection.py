@@ -227,7 +227,7 @@ async def test_who_refers_while_it_is_removed_waits_and_is_told(spine: Spine) ->
 
 async def _until_somebody_waits(spine: Spine) -> None:
     waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         for _ in itertools.count():
             if await spine.rows(waiting):
                 return
@@ -238,7 +238,8 @@ async def test_two_that_remove_do_not_wait_for_each_other(spine: Spine) -> None:
     blob = await old(spine)
     async with transaction(spine) as other:
         await other.execute("SELECT FROM blobs WHERE sha256 = $1 FOR UPDATE", blob.sha256)
-        async with asyncio.timeout(5):
+        # Who waited would do so for ever: the lock is held until the end of this block.
+        async with asyncio.timeout(60):
             assert await remove(spine, blob) == 0
     assert sorted(await asyncio.gather(remove(spine, blob), remove(spine, blob))) == [0, 1]
 

@@ -120,8 +120,8 @@ async def running(database: DatabaseSettings, redis: str) -> AsyncIterator[Runni
 
 
 async def until(seen: Callable[[], Awaitable[bool]]) -> None:
-    """Look until it is seen; fails after half a minute."""
-    async with asyncio.timeout(30):
+    """Look until it is seen; fails after two minutes."""
+    async with asyncio.timeout(120):
         while not await seen():  # noqa: ASYNC110 - another process changes what is looked at
             await asyncio.sleep(0.02)
 

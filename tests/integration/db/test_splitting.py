@@ -71,7 +71,7 @@ class Bench:
     async def through(self) -> None:
         """Take what there is, and see it through."""
         await self.splitting.turn(self.incarnation)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while self.splitting.count:
                 self.room.clear()
                 await self.room.wait()
@@ -268,7 +268,7 @@ async def test_a_splitter_that_lost_its_task_changes_nothing_any_more(
     slow = _bench(spine, answer)
     task_id, _ = await _taken_over(spine, slow)
     slow.parser.go.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while slow.splitting.count:
             slow.room.clear()
             await slow.room.wait()

@@ -112,10 +112,11 @@ async def test_a_caller_that_goes_away_leaves_all_or_nothing(spine: Spine, wait_
     await asyncio.wait([call])
     rows = await spine.rows("SELECT id, subtask_count FROM tasks WHERE user_id = $1", spine.user_id)
     assert [row["subtask_count"] for row in rows] in ([], [300])
-    busy = await spine.rows(
-        "SELECT pid FROM pg_stat_activity WHERE state LIKE 'idle in%' AND datname = current_database()"
-    )
-    assert busy == []
+    # The server itself takes a moment to see that a connection was cut.
+    busy = "SELECT pid FROM pg_stat_activity WHERE state LIKE 'idle in%' AND datname = current_database()"
+    async with asyncio.timeout(60):
+        while await spine.rows(busy):  # noqa: ASYNC110 - what is looked at tells nobody
+            await asyncio.sleep(0.01)
 
 
 async def test_ten_thousand_subtasks_are_one_task(spine: Spine) -> None:

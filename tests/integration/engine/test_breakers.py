@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from time import monotonic
 from typing import Any
 
 import pytest
@@ -122,13 +121,11 @@ def test_a_tool_that_fails_each_time(instance: Instance, client: Client, site: S
 def test_while_it_is_open_a_direct_call_fails_at_once(instance: Instance, client: Client, site: Site) -> None:
     shown = client.patch("/api/v1/tools/http.request", {"breaker": "open"})
     assert shown["breaker"] == {"state": "open", "retry_at": None}
-    began_at = monotonic()
     with instance.http() as http:
         answer = http.post("/tools/http.request/invoke", json={"input": {"url": site.url}})
     assert answer.status_code == 200
     error = answer.json()["error"]
     assert (error["code"], error["class"], error["retryable"]) == ("BREAKER_OPEN", "transient", True)
-    assert monotonic() - began_at < 5
     assert site.calls == 0
     with instance.http() as http:
         metrics = http.get(f"{instance.url}/metrics").text

@@ -122,8 +122,8 @@ def test_ray_never_runs_an_attempt_again_by_itself(instance: Instance, client: C
 @pytest.mark.exact
 def test_a_timeout_is_retryable_and_counts(instance: Instance, client: Client) -> None:
     plan = [
-        fail("slow-once", 1, "hang", timeout_s=1),
-        fail("hangs", 9, "hang", timeout_s=1, max_retries=1),
+        fail("slow-once", 1, "hang", timeout_s=5),
+        fail("hangs", 9, "hang", timeout_s=2, max_retries=1),
     ]
     run = Run.submit(instance, client, plan)
     run.finished()
@@ -132,7 +132,7 @@ def test_a_timeout_is_retryable_and_counts(instance: Instance, client: Client) -
     assert hangs["status"] == "BLOCKED"
     assert [attempt["status"] for attempt in hangs["attempts"]] == ["TIMED_OUT", "TIMED_OUT"]
     assert (hangs["error"]["code"], hangs["error"]["retryable"]) == ("TIMED_OUT", True)
-    assert not instance.processes(run.task_id)
+    wait_until(lambda: not instance.processes(run.task_id))
     run.expect_sound()
 
 
@@ -142,8 +142,8 @@ def test_a_timeout_leaves_no_process_of_a_sandbox(instance: Instance, client: Cl
     child = wait_until(lambda: instance.processes(CHILD), what=lambda: run.subtask("endless"))[0]
     assert run.finished()["status"] == "FAILED"
     assert [attempt["status"] for attempt in run.subtask("endless")["attempts"]] == ["TIMED_OUT"]
-    assert not child.is_alive
-    assert not instance.processes("bwrap")
+    wait_until(lambda: not child.is_alive)
+    wait_until(lambda: not instance.processes("bwrap"))
     run.expect_sound()
 
 

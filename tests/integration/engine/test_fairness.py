@@ -14,7 +14,7 @@ from tests.integration.waiting import wait_until
 
 def test_a_late_task_of_high_priority_passes_what_is_queued(instance: Instance) -> None:
     with instance.client() as client:
-        low = Run.submit(instance, client, [sleep(f"low{i}", 0.2) for i in range(200)], priority=1)
+        low = Run.submit(instance, client, [sleep(f"low{i}", 0.5) for i in range(200)], priority=1)
         wait_until(lambda: low.progress()["completed"] >= 1, what=low.progress)
         high = Run.submit(instance, client, [sleep("high", 0.01)], priority=10)
         finished_at = datetime.fromisoformat(high.completed()["finished_at"])

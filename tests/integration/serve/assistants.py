@@ -13,6 +13,7 @@ from mcp.shared.dispatcher import ProgressFnT
 from mcp_types import CallToolResult, TextContent
 
 from tests.integration.serve.world import Person, World
+from tests.integration.waiting import GENEROUS_S
 
 REVISIONS: Final = {"2025-11-25": "legacy", "2026-07-28": "2026-07-28"}
 """What the SDK's client calls them."""
@@ -25,7 +26,7 @@ async def at(url: str, key: str, revision: str, *, on_request: Hook | None = Non
     hooks: dict[str, list[Any]] = {"request": [on_request] if on_request is not None else []}
     headers = {"Authorization": f"Bearer {key}"}
     async with (
-        httpx2.AsyncClient(headers=headers, timeout=30, trust_env=False, event_hooks=hooks) as http,
+        httpx2.AsyncClient(headers=headers, timeout=GENEROUS_S, trust_env=False, event_hooks=hooks) as http,
         Client(streamable_http_client(f"{url}/mcp", http_client=http), mode=REVISIONS[revision]) as client,
     ):
         assert client.session.protocol_version == revision

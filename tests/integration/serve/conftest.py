@@ -44,7 +44,7 @@ def redis(servers: tuple[str, str]) -> RedisSettings:
 
 @pytest.fixture
 def settings() -> ServeSettings:
-    return ServeSettings(max_body_bytes=2_000_000, request_timeout_s=10, secret_key=SecretStr("secret"))
+    return ServeSettings(max_body_bytes=2_000_000, request_timeout_s=60, secret_key=SecretStr("secret"))
 
 
 @pytest.fixture

@@ -205,7 +205,7 @@ class TestLevels:
 
     @pytest.fixture
     def settings(self) -> ServeSettings:
-        return ServeSettings(max_body_bytes=2_000_000, request_timeout_s=10, approval_levels=("execute",))
+        return ServeSettings(max_body_bytes=2_000_000, request_timeout_s=60, approval_levels=("execute",))
 
     async def test_a_tool_of_that_level_waits_for_approval(self, world: World) -> None:
         me = await world.user()

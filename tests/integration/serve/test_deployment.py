@@ -29,6 +29,7 @@ from tests.integration.ports import free_ports
 from tests.integration.serve.assistants import REVISIONS, ask, at
 from tests.integration.serve.fakes import Fakes
 from tests.integration.serve.world import one, until
+from tests.integration.waiting import GENEROUS_S
 
 APPLICATION = "api-test"
 
@@ -87,7 +88,7 @@ async def client(url: str, database: DatabaseSettings) -> AsyncIterator[httpx2.A
     await keys.create_key(engine, user=key, role="user", key=key)
     await engine.dispose()
     headers = {"Authorization": f"Bearer {key}"}
-    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=30, trust_env=False) as client:
+    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=GENEROUS_S, trust_env=False) as client:
         yield client
 
 
@@ -121,7 +122,7 @@ async def test_assistants_are_served_behind_ray_serve(url: str, client: httpx2.A
         task_id = (await ask(assistant, "submit_task", plan=one()))["task_id"]
         # What is told on the way is not held back until the end.
         waiting = asyncio.create_task(ask(assistant, "wait_for_task", hear=hear, task_id=task_id))
-        await asyncio.wait_for(began.wait(), 10)
+        await asyncio.wait_for(began.wait(), GENEROUS_S)
         assert not waiting.done()
         assert (await ask(assistant, "cancel_task", task_id=task_id))["status"] == "CANCELLED"
         assert (await waiting)["task"]["status"] == "CANCELLED"
@@ -130,7 +131,7 @@ async def test_assistants_are_served_behind_ray_serve(url: str, client: httpx2.A
         task_id = (await ask(assistant, "submit_task", plan=one()))["task_id"]
         began.clear()
         waiting = asyncio.create_task(ask(assistant, "wait_for_task", hear=hear, task_id=task_id, timeout_s=300))
-        await asyncio.wait_for(began.wait(), 10)
+        await asyncio.wait_for(began.wait(), GENEROUS_S)
         assert await _metric(client, "rayloom_http_streams_open 1.0")
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)

@@ -13,6 +13,7 @@ import pytest
 from rayloom.dag.values import Json, JsonObject
 from rayloom.serve.settings import ServeSettings
 from tests.integration.serve.world import Person, World
+from tests.integration.waiting import GENEROUS_S
 
 HEADERS: Final = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
 META: Final[JsonObject] = {
@@ -33,7 +34,7 @@ def settings() -> ServeSettings:
 
 async def _post(person: Person, body: bytes | JsonObject, **headers: str) -> httpx2.Response:
     content = body if isinstance(body, bytes) else orjson.dumps(body)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(GENEROUS_S):
         return await person.http.post("/mcp", content=content, headers=HEADERS | headers)
 
 

@@ -14,6 +14,7 @@ from rayloom.dag.values import JsonObject
 from rayloom.db import keys
 from rayloom.serve.settings import ServeSettings
 from tests.integration.serve.world import Person, World, one, until
+from tests.integration.waiting import GENEROUS_S
 
 JSON = {"Content-Type": "application/json"}
 
@@ -299,7 +300,7 @@ class TestAFullHouse:
 
     @pytest.fixture
     def settings(self) -> ServeSettings:
-        return ServeSettings(admission_requests=1, admission_streams=1, request_timeout_s=2, submit_timeout_s=8)
+        return ServeSettings(admission_requests=1, admission_streams=1, request_timeout_s=4, submit_timeout_s=8)
 
     async def test_more_requests_are_told_to_come_back(self, world: World) -> None:
         me = await world.user()
@@ -313,7 +314,7 @@ class TestAFullHouse:
         assert _problem(answer, 503)["type"] == "urn:rayloom:problem:overloaded"
         assert int(answer.headers["retry-after"]) >= 1
         assert (await me.http.get("/healthz")).status_code == 200
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(GENEROUS_S):
             assert (await slow).startswith(b"HTTP/1.1 408 ")
 
     async def test_more_streams_are_told_to_come_back_and_requests_go_on(self, world: World) -> None:
@@ -332,7 +333,7 @@ class TestAFullHouse:
             lines = response.aiter_lines()
             while await anext(lines) != "event: task":
                 pass
-            await asyncio.sleep(2.3)
+            await asyncio.sleep(4.3)
             await world.run(task_id)
             rest = [line async for line in lines]
         assert '"to":"COMPLETED"' in "".join(rest)

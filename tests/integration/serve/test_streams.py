@@ -14,6 +14,7 @@ import pytest
 from rayloom.dag.log_line import LogLine
 from rayloom.db.log_lines import append
 from tests.integration.serve.world import DIAMOND, Person, World, one, until
+from tests.integration.waiting import GENEROUS_S
 
 Event = tuple[str, str, dict[str, Any]]
 
@@ -42,7 +43,7 @@ async def test_events_tell_every_transition_in_order_and_end_with_the_task(world
     task_id = await me.submit({"plan": DIAMOND})
     following = asyncio.create_task(_stream(me, f"{task_id}/events"))
     await world.run(task_id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GENEROUS_S):
         events = await following
     ids = [int(id_) for id_, _, _ in events]
     assert ids == sorted(set(ids))
@@ -76,7 +77,7 @@ async def test_news_arrive_by_wake_up_and_not_by_polling(world: World, monkeypat
     task_id = await me.submit()
     async with me.http.stream("GET", f"/api/v1/tasks/{task_id}/events") as response:
         events = _events(response)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(GENEROUS_S):
             while (await anext(events))[2]["to"] != "QUEUED":
                 pass
             await world.run(task_id)
@@ -91,7 +92,7 @@ async def test_without_redis_a_stream_looks_by_itself(world: World, monkeypatch:
     task_id = await me.submit()
     following = asyncio.create_task(_stream(me, f"{task_id}/events"))
     await world.run(task_id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GENEROUS_S):
         assert (await following)[-1][2]["to"] == "COMPLETED"
 
 
@@ -195,7 +196,7 @@ async def test_a_followed_log_is_the_whole_log_and_resumes(world: World, how: st
     items = await world.claimed(task_id)
     await _log(world, task_id, "hello", subtask="only", attempt=1, stream="stdout")
     await world.end(items, lambda _: 1, stderr="x\ny\nz")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GENEROUS_S):
         streamed = await following
     page = await me.get(f"/tasks/{task_id}/logs")
     assert {name for _, name, _ in streamed} == {"log"}

@@ -52,9 +52,10 @@ async def test_a_plan_is_accepted_run_and_shown_in_full(world: World) -> None:
 async def test_a_prompt_waits_for_the_scheduler_which_is_woken(world: World) -> None:
     me = await world.user()
     async with world.signals.listen("rayloom:wake") as listener:
-        await listener.wait(1)
+        # Until the subscription is answered, which is no message.
+        await listener.wait(60)
         task_id = await me.submit({"prompt": "# Count the words\nand tell me", "priority": 9})
-        assert await listener.wait(5) is not None
+        assert await listener.wait(60) is not None
     shown = await me.get(f"/tasks/{task_id}")
     assert shown["status"] == "PENDING"
     assert shown["title"] == "Count the words"

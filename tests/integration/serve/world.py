@@ -30,6 +30,7 @@ from rayloom.serve.app import build_app
 from rayloom.serve.deps import Deps, open_deps
 from rayloom.serve.settings import ServeSettings
 from tests.integration.serve.fakes import Fakes
+from tests.integration.waiting import GENEROUS_S
 
 T = TypeVar("T")
 
@@ -137,8 +138,8 @@ class Person:
 
 
 async def until(look: Callable[[], Awaitable[T | None]]) -> T:
-    """What ``look`` gives as soon as it gives something; fails after ten seconds."""
-    async with asyncio.timeout(10):
+    """What ``look`` gives as soon as it gives something; fails after two minutes."""
+    async with asyncio.timeout(GENEROUS_S):
         for _ in itertools.count():
             if found := await look():
                 return found
@@ -204,7 +205,7 @@ async def serving(
 
         def make(key: str) -> httpx2.AsyncClient:
             headers = {"Authorization": f"Bearer {key}"} if key else {}
-            client = httpx2.AsyncClient(base_url=url, headers=headers, timeout=20, trust_env=False)
+            client = httpx2.AsyncClient(base_url=url, headers=headers, timeout=GENEROUS_S, trust_env=False)
             clients.append(client)
             return client
 

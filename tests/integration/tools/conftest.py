@@ -31,4 +31,5 @@ async def kind(request: pytest.FixtureRequest) -> AsyncIterator[Kind]:
             return set(await containers()) == sandbox.waiting()
 
         await eventually(only_those_that_wait)
-    assert traces(others) == before
+    # What was there before may be gone by now: whoever left it to the garbage collection did so in an earlier test.
+    assert traces(others) <= before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
@@ -20,7 +20,7 @@ from rayloom.tools.mcp.session import Session
 from rayloom.tools.settings import ToolSettings
 
 SETTINGS = ToolSettings(allow_addresses=("127.0.0.1/32",))
-GENEROUS_S = 60.0
+GENEROUS_S = 120.0
 
 
 class Rig:
@@ -89,14 +89,24 @@ def children() -> set[int]:
     """The processes that are children of ours, dead ones too."""
     found = set()
     for thread in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{thread}/children") as file:
+        # It may end meanwhile.
+        with suppress(OSError), open(f"/proc/self/task/{thread}/children") as file:
             found |= {int(pid) for pid in file.read().split()}
     return found
 
 
-def open_files() -> int:
-    """How many descriptors we have open."""
-    return len(os.listdir("/proc/self/fd"))
+def open_files() -> frozenset[tuple[str, str]]:
+    """The descriptors that we have open, each with what it leads to.
+
+    What was open before may be closed meanwhile, by whoever had left it to the garbage collection: what counts is what
+    has come to it.
+    """
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        # That of the look itself is closed by now.
+        with suppress(OSError):
+            found.add((fd, os.readlink(f"/proc/self/fd/{fd}")))
+    return frozenset(found)
 
 
 def memory_mb() -> float:

@@ -27,7 +27,7 @@ Kind = Literal["bubblewrap", "docker"]
 
 _GIVEN: Final = os.environ.get("RAYLOOM_TEST_DOCKER_ADDRESS", "")
 DOCKER: Final = DockerSettings(address=_GIVEN or DockerSettings().address)
-GONE_S: Final = 60.0
+GONE_S: Final = 120.0
 
 _no_engine = not _GIVEN and not os.access(DOCKER.address.removeprefix("unix://"), os.W_OK)
 docker_only = pytest.mark.skipif(_no_engine, reason="no container engine: RAYLOOM_TEST_DOCKER_ADDRESS may name one")
@@ -54,24 +54,20 @@ def children() -> frozenset[int]:
     return frozenset(pids)
 
 
-def traces(others: frozenset[int]) -> dict[str, int]:
+def traces(others: frozenset[int]) -> frozenset[str]:
     """What a run could leave behind: children beside those of ``others``, open descriptors, control groups."""
     # Not by a glob: an engine removes groups meanwhile.
     groups = [name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names]
-    return {
-        "children": sum(len(processes.tree(child)) for child in children() - others),
-        "descriptors": sum(_is_of_a_run(descriptor) for descriptor in os.listdir("/proc/self/fd")),
-        "groups": len([name for name in groups if name.startswith(f"rayloom-{os.getpid()}-")]),
-    }
-
-
-def _is_of_a_run(descriptor: str) -> bool:
-    """Whether a descriptor is of a kind that a run opens. Fixtures of the session open sockets and files meanwhile."""
-    try:
-        target = os.readlink(f"/proc/self/fd/{descriptor}")
-    except FileNotFoundError:
-        return False
-    return target.startswith(("pipe:", "anon_inode:[pidfd]", "/memfd:", "/sys/fs/cgroup", "/proc/"))
+    found = {f"process {pid}" for child in children() - others for pid in processes.tree(child)}
+    found |= {f"control group {name}" for name in groups if name.startswith(f"rayloom-{os.getpid()}-")}
+    for descriptor in os.listdir("/proc/self/fd"):
+        # That of the look itself is closed by now.
+        with suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{descriptor}")
+            # Of a kind that a run opens. Fixtures of the session open sockets and files meanwhile.
+            if target.startswith(("pipe:", "anon_inode:[pidfd]", "/memfd:", "/sys/fs/cgroup", "/proc/")):
+                found.add(f"descriptor {descriptor}: {target}")
+    return frozenset(found)
 
 
 async def containers() -> dict[str, str]:

@@ -15,7 +15,7 @@ from rayloom.dag.errors import Bug, Transient, UserError
 from rayloom.dag.mcp import CallLine, McpServer
 from tests.integration.mcp_servers import DEMO, DEMO_COMMAND, serving
 from tests.integration.ports import free_ports
-from tests.integration.tools.mcp_rig import Rig, children, connected, memory_mb, open_files, until
+from tests.integration.tools.mcp_rig import GENEROUS_S, Rig, children, connected, memory_mb, open_files, until
 
 NEW, OLD = "2026-07-28", "2025-11-25"
 ODD = str(Path(DEMO).with_name("mcp_odd.py"))
@@ -64,7 +64,7 @@ async def _expect_all(server: McpServer) -> None:
         await rig.call("add", {"a": 1, "b": 1})
         call.cancel()
         counts: Any = {}
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(GENEROUS_S):
             while counts.get("cancelled") != 2:
                 counts = await rig.call("counts")
 
@@ -105,7 +105,7 @@ async def test_a_server_that_does_not_know_the_session_any_more_is_greeted_again
         assert await rig.call("echo", {"message": "hi"}) == "Echo: hi"
     try:
         with serving(port, *command, PORT=str(port)):
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(GENEROUS_S):
                 while True:
                     try:
                         assert await rig.call("echo", {"message": "again"}) == "Echo: again"
@@ -214,7 +214,7 @@ async def test_two_hundred_calls_at_a_time_leak_nothing(transport: Any, calls: i
 
 
 async def _expect_no_leak(server: McpServer, calls: int) -> None:
-    processes = children()
+    processes, idle = children(), open_files()
     async with connected(server) as rig:
 
         async def round_of(count: int) -> None:
@@ -222,11 +222,11 @@ async def _expect_no_leak(server: McpServer, calls: int) -> None:
             assert await asyncio.gather(*made) == [{"result": each + 1} for each in range(count)]
 
         await round_of(200)
-        await until(lambda: open_files() < 100)
+        await until(lambda: len(open_files() - idle) < 100)
         files, tasks, memory = open_files(), len(asyncio.all_tasks()), memory_mb()
         for _ in range(calls // 200):
             await round_of(200)
-        await until(lambda: open_files() <= files + 2)
+        await until(lambda: len(open_files() - files) <= 2)
         await until(lambda: len(asyncio.all_tasks()) <= tasks)
         # A leak of 5 KB a call would show.
         assert memory_mb() - memory < 50
@@ -264,4 +264,4 @@ async def test_twenty_servers_at_a_time_leak_nothing(rounds: int) -> None:
     finally:
         await asyncio.gather(*(rig.session.stop() for rig in rigs))
     await until(lambda: children() <= processes)
-    await until(lambda: open_files() <= files + 2)
+    await until(lambda: len(open_files() - files) <= 2)

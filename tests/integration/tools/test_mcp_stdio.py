@@ -13,6 +13,7 @@ import uvloop
 
 from rayloom.tools.mcp.pipes import LineReader, LineTooLong, Writer
 from rayloom.tools.mcp.stdio import stdio, trusted
+from tests.integration.tools.mcp_rig import GENEROUS_S, open_files
 
 NOTE = '{"jsonrpc":"2.0","method":"notifications/message"}'
 FLOOD = f"""
@@ -37,13 +38,13 @@ def test_a_server_that_never_stops_to_write_leaves_no_descriptor_behind(run: Any
     """One that did was found by the next server that was given its number: it could not be started."""
 
     async def work() -> None:
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_files()
         for program in (FLOOD, SILENT, FLOOD, SILENT):
             launch = trusted([sys.executable, "-c", program], {})
             async with stdio(launch, on_stderr=lambda _: None, on_end=lambda: None) as (incoming, _):
                 if program is FLOOD:
                     await incoming.receive()
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert open_files() <= before
 
     run(work())
 
@@ -56,17 +57,18 @@ def test_whoever_is_stopped_while_a_server_ends_leaves_nothing_behind(run: Any) 
             await asyncio.sleep(3600)
 
     async def work() -> None:
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_files()
         started = asyncio.Event()
         holder = asyncio.create_task(hold(started))
         await started.wait()
         for _ in range(2):
             holder.cancel()
             await asyncio.sleep(0.1)
+        await asyncio.wait({holder}, timeout=GENEROUS_S)
         assert holder.cancelled()
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert open_files() <= before
 
     run(work())
 

@@ -500,9 +500,9 @@ async def test_while_the_store_is_away_an_output_goes_with_its_outcome(monkeypat
 
 async def test_what_a_tool_has_done_in_time_is_kept_in_a_time_of_its_own() -> None:
     async def slow() -> None:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.2)
 
-    outcome = await run_attempt(order(timeout_s=0.1), Place(gives(LARGE), keeps=slow))
+    outcome = await run_attempt(order(timeout_s=1.0), Place(gives(LARGE), keeps=slow))
     assert (outcome.verdict, outcome.output_blob, outcome.error) == ("succeeded", "kept", None)
 
 
@@ -521,9 +521,9 @@ async def test_an_output_that_is_being_kept_can_be_stopped() -> None:
 
 async def test_blobs_are_waited_for_for_less_than_the_time_that_is_left() -> None:
     place = Place(gives(1), blobs={"abc": b'{"n": {"$ref": "a.output"}}'}, known={"a": 7})
-    await run_attempt(order(input_blob="abc", referred=("a",), timeout_s=10.0), place)
+    await run_attempt(order(input_blob="abc", referred=("a",), timeout_s=1000.0), place)
     assert len(place.within) == 2
-    assert all(8 < within_s < 9.5 for within_s in place.within)
+    assert all(800 < within_s < 950 for within_s in place.within)
 
 
 async def test_a_large_input_is_fetched() -> None:

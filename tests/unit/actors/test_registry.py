@@ -281,7 +281,7 @@ async def test_while_the_database_is_away_after_a_start_callers_are_told_to_come
 
 async def _told(registry: ToolRegistry, version: int) -> ToolSnapshot:
     """The first snapshot after this version."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (snapshot := await registry.changed(version)).version <= version:
             pass
     return snapshot

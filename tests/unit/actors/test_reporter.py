@@ -55,7 +55,7 @@ class KeptRecords:
         self._answer("signal")
 
     async def until(self, seen: Callable[[], object]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not seen():
                 self.news.clear()
                 await self.news.wait()

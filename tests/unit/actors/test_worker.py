@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def _drill(*tools: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.unit.actors.worker_drill", *tools],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ class SlowStore:
 
     async def keep(self, data: bytes) -> str:
         """As `WorkerRecords`."""
-        await asyncio.sleep(1)
+        await asyncio.sleep(3)
         return f"{len(data)}"
 
 
@@ -110,7 +110,7 @@ TOOLS: dict[str, Run] = {
 def main() -> None:
     """Run the named tools one after another in one worker."""
     settings = WorkerSettings(
-        engine=EngineSettings(stop_grace_s=0.3, timeout_grace_s=0.2),
+        engine=EngineSettings(stop_grace_s=2.0, timeout_grace_s=0.2),
         database=DatabaseSettings(url=SecretStr("")),
         redis=RedisSettings(url=SecretStr("")),
         tools=ToolSettings(),
@@ -121,7 +121,7 @@ def main() -> None:
         worker.do = TOOLS[name]
         order = AttemptOrder(
             sub_task_id="s", task_id="t", user_id="u", key="k", tool="t", registry_version=0, attempt=1,
-            timeout_s=0.3 if name in {"blocking", "keeping_large"} else 30.0,
+            timeout_s={"blocking": 0.3, "keeping_large": 2.0}.get(name, 60.0),
             input="{}", referred=(), running=True, handed_at=0.0,
         )  # fmt: skip
         outcome = worker.run(order, ray_task_id="r")

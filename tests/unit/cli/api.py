@@ -68,7 +68,7 @@ class FakeApi:
     def wait_for_tasks(self, count: int) -> None:
         """Until so many tasks were submitted."""
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self.tasks) >= count, timeout=30)
+            assert self.changed.wait_for(lambda: len(self.tasks) >= count, timeout=120)
 
     def release(self) -> None:
         """Let every task end."""
@@ -285,5 +285,5 @@ class Server:
     def __exit__(self, *_exc: object) -> None:
         self._api.release()
         self._server.should_exit = True
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=60)
         assert not self._thread.is_alive()

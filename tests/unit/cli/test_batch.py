@@ -168,7 +168,7 @@ def test_one_batch_at_a_time_writes_a_file(api: FakeApi, client: Client, files: 
 
 def test_the_time_limit_keeps_what_is_done(api: FakeApi, client: Client, files: BatchOptions) -> None:
     _write(files, ["a", "b"], hold_after=1)
-    options = BatchOptions(source=files.source, out=files.out, concurrency=1, timeout_s=1.0)
+    options = BatchOptions(source=files.source, out=files.out, concurrency=1, timeout_s=5.0)
     with pytest.raises(Transient, match="1 of 2 done"):
         run_batch(client, options, say=_silent)
     assert [result["line"] for result in _results(files)] == [1]

@@ -251,14 +251,25 @@ async def test_a_cancelled_walk_stops_and_reads_from_no_other_folder(
     with pytest.raises(asyncio.CancelledError):
         await running
     ours = os.fstat(root)
-    os.close(root)
+    # Its number is somebody else's now.
     other = os.open("/", os.O_DIRECTORY)
-    assert other == root
+    os.dup2(other, root)
+    os.close(other)
     monkeypatch.setattr(os, "close", closing)
     go_on.set()
     await asyncio.to_thread(closed.wait)
     assert [os.path.samestat(folder, ours) for folder in folders] == [True]
-    os.close(other)
+    os.close(root)
+
+
+def _open_on(folder: Path) -> int:
+    """How many descriptors of ours lead to a folder."""
+    found = 0
+    for descriptor in os.listdir("/proc/self/fd"):
+        # That of the look itself is closed by now.
+        with suppress(FileNotFoundError):
+            found += os.readlink(f"/proc/self/fd/{descriptor}") == str(folder)
+    return found
 
 
 async def test_a_walk_that_was_cancelled_before_it_began_leaves_nothing_open(
@@ -269,14 +280,13 @@ async def test_a_walk_that_was_cancelled_before_it_began_leaves_nothing_open(
         busy.submit(go_on.wait)
         monkeypatch.setattr(workspace, "_threads", busy)
         root = os.open(tmp_path, os.O_DIRECTORY)
-        before = len(os.listdir("/proc/self/fd"))
         running = asyncio.ensure_future(workspace.collected(root, {}, max_count=9, max_bytes=9))
         await asyncio.sleep(0)
-        assert len(os.listdir("/proc/self/fd")) == before + 1
+        assert _open_on(tmp_path) == 2
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert _open_on(tmp_path) == 1
         os.close(root)
         go_on.set()
 
@@ -418,7 +428,7 @@ async def test_auto_is_never_unprotected_and_waits_for_no_engine(address: str) -
     with suppress(Refused):
         assert (await auto.probe()).isolated
         assert auto.name == "bubblewrap"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(
