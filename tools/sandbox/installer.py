@@ -31,6 +31,7 @@ ASK_S: Final = 30.0
 SIZE_LOOK_S: Final = 0.5
 MEMORY_MB: Final = 2_048
 MAX_LOG_BYTES: Final = 4 * 1024 * 1024
+MAX_REPORT_BYTES: Final = 32 * 1024 * 1024
 _SHELL: Final = 'ulimit -c 0; ulimit -f "$1" || exit 125; ulimit -v "$2" || exit 125; shift 2; exec "$@"'
 _PASSED: Final = ("http_proxy", "https_proxy", "no_proxy", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "PIP_CERT")
 _UNANSWERED: Final = re.compile(r"Could not fetch URL \S+: (?!(?:401|403|404|410) )", re.MULTILINE)
@@ -70,7 +71,7 @@ class Installer:
         ]
         code = self._run(command, self._environment(folder, scratch), folder, lock, stop)
         if code != 0 or not target.is_dir():
-            raise self._failure(wanted, (log.read_text("utf-8", "replace") if log.exists() else "")[-MAX_LOG_BYTES:])
+            raise self._failure(wanted, _last_words(log))
         told = _told(report)
         if size_of(target) > self.max_bytes:
             raise self._too_large()
@@ -142,9 +143,20 @@ class Installer:
         return Refused("PACKAGES_REFUSED", f"{self.source()} does not give {', '.join(wanted)}: {said[:500]}")
 
 
+def _last_words(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - MAX_LOG_BYTES))
+            return file.read(MAX_LOG_BYTES).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+
+
 def _told(report: Path) -> list[str]:
     """What was taken, from pip's own report: ``name==1.0 sha256:…`` each. Raises Transient."""
     try:
+        if report.stat().st_size > MAX_REPORT_BYTES:
+            raise ValueError("too much")
         items = orjson.loads(report.read_bytes())["install"]
         return sorted(
             f"{item['metadata']['name']}=={item['metadata']['version']} "

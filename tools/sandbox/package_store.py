@@ -30,6 +30,7 @@ KEPT_S: Final = 3_600.0
 SETS_OF_FULL_SIZE: Final = 8
 """All sets together take at most so many times what one may take."""
 LOOK_S: Final = 0.05
+PAGE_BYTES: Final = 4_096
 _LOCK: Final = re.compile(r"([0-9a-f]{32})\.lock")
 
 
@@ -149,12 +150,13 @@ def tidy() -> int:
 
 
 def size_of(folder: Path) -> int:
-    """The bytes that the files below a folder take; what vanishes meanwhile is left out."""
+    """The bytes that what is below a folder takes, a page for each at least; what vanishes meanwhile is left out."""
     size = 0
-    for place, _, names in os.walk(folder):
+    for place, folders, names in os.walk(folder):
+        size += len(folders) * PAGE_BYTES
         for name in names:
             with suppress(OSError):
-                size += os.lstat(os.path.join(place, name)).st_blocks * 512
+                size += max(os.lstat(os.path.join(place, name)).st_blocks * 512, PAGE_BYTES)
     return size
 
 

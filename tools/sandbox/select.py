@@ -23,7 +23,8 @@ LOOK_AGAIN_S: Final = 15.0
 class Auto:
     """Containers where an engine answers and has an image for them, else bubblewrap; never unprotected.
 
-    While an engine that answered before is lost, new runs go to bubblewrap, if that works here.
+    While an engine that answered before is lost, new runs go to bubblewrap, if that works here. With an image or a
+    runtime of the user's own they wait for the engine: they would find other packages there, or weaker walls.
     """
 
     def __init__(self, docker: DockerSettings) -> None:
@@ -31,6 +32,7 @@ class Auto:
         self._bubblewrap = Bubblewrap()
         self._chosen: Sandbox | None = None
         self._why_not = ""
+        self._may_be_elsewhere = not (docker.image or docker.runtime)
         self._is_lost = False
         self._look_at = 0.0
 
@@ -62,9 +64,12 @@ class Auto:
         """Run a program; see ``Sandbox.run``."""
         await self.probe()
         assert self._chosen is not None
-        if self._chosen is self._docker and not await self._engine_answers() and await self._bubblewrap_works():
+        if self._chosen is self._docker and self._may_be_elsewhere and await self._must_be_elsewhere():
             return await self._bubblewrap.run(spec)
         return await self._chosen.run(spec)
+
+    async def _must_be_elsewhere(self) -> bool:
+        return not await self._engine_answers() and await self._bubblewrap_works()
 
     async def _engine_answers(self) -> bool:
         if self._is_lost and time.monotonic() < self._look_at:

@@ -13,7 +13,7 @@ import pytest
 
 from rayloom.cluster import checks
 from rayloom.cluster.settings import Settings
-from rayloom.dag.errors import Refused, UserError
+from rayloom.dag.errors import Refused, Transient, UserError
 from rayloom.dag.values import Json
 from rayloom.tools.sandbox import docker, image, owner, select
 from rayloom.tools.sandbox.docker import Docker
@@ -78,6 +78,15 @@ async def test_auto_goes_to_bubblewrap_while_the_engine_is_lost(
         "sandbox.engine_back",
         "sandbox.engine_lost",
     ]
+
+
+async def test_a_program_of_somebody_s_own_image_waits_for_the_engine(way: Path) -> None:
+    await Docker(DOCKER).probe()
+    auto = Auto(DockerSettings(address=f"unix://{way}", image=image.NAME, warm=0))
+    assert (await auto.run(HELLO)).backend == "docker"
+    _lose(way)
+    with pytest.raises(Transient, match="no container engine answers"):
+        await auto.run(HELLO)
 
 
 async def test_who_only_looks_makes_no_image(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,7 @@ import pytest
 
 from rayloom.dag.errors import Refused, Transient
 from rayloom.tools.sandbox import package_store
-from rayloom.tools.sandbox.package_store import SETS_OF_FULL_SIZE, PackageSet, PackageStore, Stopped
-
-PAGE = os.sysconf("SC_PAGE_SIZE")
+from rayloom.tools.sandbox.package_store import PAGE_BYTES, SETS_OF_FULL_SIZE, PackageSet, PackageStore, Stopped
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +26,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def filled(new: Path, _lock: int) -> tuple[Path, list[str]]:
     (new / "inside").mkdir()
-    (new / "inside" / "x").write_bytes(bytes(PAGE))
+    (new / "inside" / "x").write_bytes(bytes(PAGE_BYTES))
     return new / "inside", ["x==1 sha256:0"]
 
 
 def held(key: int, make: package_store.Maker = filled, *, within_s: float = 10) -> PackageSet:
-    return PackageStore(set_max_bytes=PAGE).held(f"{key:032x}", make, within_s=within_s, stop=threading.Event())
+    return PackageStore(set_max_bytes=PAGE_BYTES).held(f"{key:032x}", make, within_s=within_s, stop=threading.Event())
 
 
 def age(place: Path, key: int) -> None:
@@ -126,7 +124,7 @@ def test_nobody_waits_who_was_told_to_stop() -> None:
     stop = threading.Event()
     stop.set()
     with pytest.raises(Stopped):
-        PackageStore(set_max_bytes=PAGE).held(f"{1:032x}", filled, within_s=10, stop=stop)
+        PackageStore(set_max_bytes=PAGE_BYTES).held(f"{1:032x}", filled, within_s=10, stop=stop)
 
 
 def test_a_store_that_others_may_write_to_is_not_used(place: Path) -> None:
