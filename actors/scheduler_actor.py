@@ -13,8 +13,10 @@ import ray
 from rayloom.actors.callers import HEALTH_TIMEOUT_S, RayRegistry, RayTokens
 from rayloom.actors.lanes import OwnLane
 from rayloom.actors.named import NamedActor
+from rayloom.actors.node_sweeper import NodeSweeper
 from rayloom.actors.nodes import ClusterView, look_at_cluster
 from rayloom.actors.parsing import ServeParser
+from rayloom.actors.periodic import repeat
 from rayloom.actors.scheduler import Scheduler
 from rayloom.actors.settings import EngineSettings, WorkerSettings
 from rayloom.actors.singletons import HEALTH_GROUP, start_singleton
@@ -26,6 +28,7 @@ from rayloom.db import faults
 _log = logging.getLogger(__name__)
 
 SCHEDULER_NAME: Final = "rayloom-scheduler-v1"
+SWEEP_AFTER_S: Final = 30.0
 
 
 def _go_before_workers() -> None:
@@ -39,6 +42,12 @@ def _go_before_workers() -> None:
     except PermissionError:
         # Only root may, or whoever has a limit for it (RLIMIT_NICE); all works without, only slower under load.
         _log.info("scheduler.niceness_kept")
+
+
+async def _sweep_nodes(sweeper: NodeSweeper) -> None:
+    # Not while everything starts.
+    await asyncio.sleep(SWEEP_AFTER_S)
+    await repeat("nodes.sweep", sweeper.step, after_error_s=SWEEP_AFTER_S)
 
 
 class _SchedulerActor:
@@ -63,6 +72,7 @@ class _SchedulerActor:
             actor=f"{cluster}/{ray.get_runtime_context().get_actor_id()}",
         )
         await self._scheduler.start()
+        self._sweeping = asyncio.create_task(_sweep_nodes(NodeSweeper(settings.tools)))
 
     async def wake(self) -> Answer[None]:
         return await as_value(self._scheduler.wake())
@@ -84,6 +94,7 @@ class _SchedulerActor:
         return ("ok", None)
 
     async def close(self) -> Answer[None]:
+        self._sweeping.cancel()
         return await as_value(self._scheduler.close())
 
     @ray.method(concurrency_group=HEALTH_GROUP)

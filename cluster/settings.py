@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from rayloom.cluster.settings_blobs import BlobFields, from_aws
 from rayloom.cluster.settings_engine import EngineFields
+from rayloom.cluster.settings_packages import PackageFields
 from rayloom.cluster.sources import PREFIX, SettingsError, Source, fault_lines, from_environment, from_folder
 from rayloom.cluster.spellings import AddressList, CommaList, DatabaseUrl, HttpUrl, JsonObjectOfSecrets, RedisUrl
 from rayloom.db.settings import DatabaseSettings, RedisSettings
@@ -34,7 +35,7 @@ def default_home() -> Path:
     return Path("~/.rayloom")
 
 
-class Settings(EngineFields, BlobFields):
+class Settings(EngineFields, BlobFields, PackageFields):
     """Everything that a user may set; each field is the variable ``RAYLOOM_<FIELD>``."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -87,7 +88,6 @@ class Settings(EngineFields, BlobFields):
     sandbox_image: str = Field(default="", description="of containers; empty: what `rayloom sandbox build` makes")
     sandbox_runtime: str = Field(default="", description="the engine's runtime for containers, such as runsc")
     sandbox_warm: int = Field(default=1, ge=0, le=16, description="containers kept ready by each process that runs any")
-    sandbox_packages_dir: Path | None = Field(default=None, description="wheels that programs may ask for")
     docker_address: str = Field(default="unix:///var/run/docker.sock", description="the socket of the container engine")
     log_store: Literal["postgres", "loki", "elasticsearch"] = "postgres"
     allow_addresses: AddressList = Field(
@@ -192,6 +192,8 @@ class Settings(EngineFields, BlobFields):
             sandbox=self.sandbox,
             docker=self.docker,
             sandbox_packages_dir=self.sandbox_packages_dir,
+            sandbox_packages_index_url=self.sandbox_packages_index_url,
+            sandbox_packages_max_bytes=self.sandbox_packages_max_mb * 1024 * 1024,
             sandbox_caps=SandboxLimits(
                 wall_s=self.sandbox_max_wall_s,
                 memory_mb=self.sandbox_max_memory_mb,

@@ -53,6 +53,11 @@ def _http_url(value: object) -> object:
     return value
 
 
+def _secret_http_url(value: object) -> object:
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    return SecretStr(str(_http_url(text))) if isinstance(text, str) else value
+
+
 def _comma_list(value: object) -> object:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
@@ -86,6 +91,7 @@ def _faults(text: str) -> str:
 DatabaseUrl = Annotated[SecretStr, BeforeValidator(_database_url)]
 RedisUrl = Annotated[SecretStr, BeforeValidator(_redis_url)]
 HttpUrl = Annotated[str, BeforeValidator(_http_url)]
+SecretHttpUrl = Annotated[SecretStr, BeforeValidator(_secret_http_url)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
 AddressList = Annotated[CommaList, AfterValidator(_addresses)]
 LevelList = Annotated[tuple[Literal["read", "write", "execute", "admin"], ...], BeforeValidator(_comma_list)]

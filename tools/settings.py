@@ -70,6 +70,8 @@ class ToolSettings(BaseModel):
     sandbox: SandboxChoice = "auto"
     docker: DockerSettings = DockerSettings()
     sandbox_packages_dir: Path | None = Field(default=None, description="wheels that programs may ask for")
+    sandbox_packages_index_url: SecretStr = Field(default=SecretStr(""), description="a package index, by its address")
+    sandbox_packages_max_bytes: PositiveInt = Field(default=512 * 1024 * 1024, description="of one set of packages")
     sandbox_defaults: SandboxLimits = SandboxLimits()
     sandbox_caps: SandboxLimits = SandboxLimits(
         wall_s=3_600, memory_mb=8_192, pids=1_024, output_kb=16_384, disk_mb=2_048, cpus=16

@@ -6,9 +6,10 @@ import base64
 import binascii
 import os
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Annotated, Final, Literal
 
@@ -20,6 +21,7 @@ from rayloom.tools.addresses import AddressRules
 from rayloom.tools.native import ToolInput, native
 from rayloom.tools.paths import workspace_path
 from rayloom.tools.sandbox import egress, packages
+from rayloom.tools.sandbox.installer import Installer
 from rayloom.tools.sandbox.sandbox import Program, RunResult, RunSpec
 from rayloom.tools.sandbox.select import sandbox_for
 from rayloom.tools.settings import SandboxLimits, ToolSettings
@@ -110,26 +112,33 @@ async def run_source(
         on_line=lambda stream, line: context.log.line(line, stream=stream),
     )
     sandbox = sandbox_for(settings.sandbox, settings.docker)
-    if input.packages:
-        spec = replace(spec, packages=await _packages(input.packages, settings))
-    if isinstance(input.network, NetworkInput) and input.network.allow:
-        targets, rules = egress.allowed(input.network.allow), AddressRules.parse(settings.allow_addresses)
-        told = partial(context.log.line, level="WARNING")
-        async with egress.opened(targets, rules, on_refusal=lambda why: told(f"network: {why}")) as folder:
-            result = await sandbox.run(replace(spec, egress=folder))
-    else:
+    async with AsyncExitStack() as held:
+        if input.packages:
+            found = await held.enter_async_context(packages.opened(input.packages, _installer(settings)))
+            for each in found.packages:
+                context.log.line(f"package {each}")
+            spec = replace(spec, packages=found.folder)
+        if isinstance(input.network, NetworkInput) and input.network.allow:
+            targets, rules = egress.allowed(input.network.allow), AddressRules.parse(settings.allow_addresses)
+            told = partial(context.log.line, level="WARNING")
+            opened = egress.opened(targets, rules, on_refusal=lambda why: told(f"network: {why}"))
+            spec = replace(spec, egress=await held.enter_async_context(opened))
         result = await sandbox.run(spec)
     return ToolResult(output=_output(result), stdout=result.stdout, stderr=result.stderr)
 
 
-async def _packages(wanted: list[str], settings: ToolSettings) -> Path:
-    if settings.sandbox_packages_dir is None:
+def _installer(settings: ToolSettings) -> Installer:
+    """What packages are had from; raises Refused (``PACKAGES_REFUSED``) where that is nothing."""
+    wheels, index = settings.sandbox_packages_dir, settings.sandbox_packages_index_url.get_secret_value()
+    if wheels is None and not index:
         raise Refused(
-            "PACKAGES_REFUSED", "nobody has set up packages here: RAYLOOM_SANDBOX_PACKAGES_DIR names a folder of wheels"
+            "PACKAGES_REFUSED",
+            "nobody has set up packages here: RAYLOOM_SANDBOX_PACKAGES_DIR names a folder of wheels, "
+            "RAYLOOM_SANDBOX_PACKAGES_INDEX_URL a package index",
         )
     if settings.docker.image and settings.sandbox in ("docker", "auto"):
         raise Refused("PACKAGES_REFUSED", "programs run in an image of your own: it must bring the packages itself")
-    return await packages.unpacked(wanted, settings.sandbox_packages_dir)
+    return Installer(wheels=wheels, index=index, max_bytes=settings.sandbox_packages_max_bytes)
 
 
 def capped(wanted: LimitsInput | None, settings: ToolSettings) -> SandboxLimits:

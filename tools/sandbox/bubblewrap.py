@@ -156,7 +156,6 @@ def _confine(child: Child, limits: SandboxLimits, info: int) -> tuple[int, bool]
     group = ControlGroup.create(limits)
     try:
         members = processes.tree(init)
-        processes.step_back(members)
         if group is not None:
             try:
                 for pid in members:

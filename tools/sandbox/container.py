@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import orjson
 
-from rayloom.dag.errors import Refused, Transient
+from rayloom.dag.errors import Refused, Transient, UserError
 from rayloom.dag.values import Json
 from rayloom.tools.sandbox import egress, owner, packages
 from rayloom.tools.sandbox.engine import Engine, EngineError
@@ -140,6 +140,40 @@ async def remove(engine: Engine, identifier: str) -> None:
         await engine.ask("DELETE", f"/containers/{identifier}", query={"force": "1", "v": "1"})
 
 
+def too_little_memory(memory_mb: int) -> UserError:
+    """The error of a run that may not use what its container takes before it begins."""
+    return UserError(
+        "LIMITS_TOO_SMALL", f"/limits/memory_mb: {memory_mb} MiB are too few for a container with its interpreter"
+    )
+
+
+async def was_out_of_memory(container: Container) -> bool:
+    """Whether the engine saw the kernel kill something of this container for its memory; False if it can't tell."""
+    query = {
+        "since": str(int(time.time() - (time.monotonic() - container.began_at)) - 1),
+        "until": str(int(time.time()) + 1),
+        "filters": orjson.dumps({"container": [container.id], "event": ["oom"]}).decode(),
+    }
+    try:
+        return bool(await container.engine.ask("GET", "/events", query=query, within_s=5))
+    except (EngineError, Refused, Transient):
+        return False
+
+
+async def sweep(engine: Engine) -> int:
+    """Remove the containers whose owners are dead; how many there were. Where no engine answers there are none."""
+    filters = orjson.dumps({"label": [owner.SANDBOX]}).decode()
+    try:
+        found = await engine.ask("GET", "/containers/json", query={"all": "1", "filters": filters})
+    except (EngineError, Refused, Transient):
+        # It is looked again later; what is wrong with the engine, a run itself will meet.
+        return 0
+    orphans = [str(each["Id"]) for each in found if owner.is_orphan(each.get("Labels") or {})]
+    for orphan in orphans:
+        await remove(engine, orphan)
+    return len(orphans)
+
+
 async def _expect_ready(container: Container) -> None:
     try:
         async with asyncio.timeout(START_S):
@@ -148,6 +182,8 @@ async def _expect_ready(container: Container) -> None:
                     return
     except TimeoutError:
         raise Transient("SANDBOX_START_FAILED", f"the container did not stand after {START_S:g} s") from None
+    if await was_out_of_memory(container):
+        raise too_little_memory(container.shape.memory_mb)
     said = container.frames.complaint.text().strip()[-500:] or "it said nothing"
     raise Refused("SANDBOX_UNAVAILABLE", f"the image's python3 does not start the program's guardian: {said}")
 

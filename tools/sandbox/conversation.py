@@ -15,13 +15,12 @@ from typing import Final
 
 import orjson
 
-from rayloom.dag.errors import Refused, Transient, UserError
+from rayloom.dag.errors import Transient, UserError
 from rayloom.dag.values import Json
 from rayloom.tools.paths import workspace_path
 from rayloom.tools.sandbox import workspace
 from rayloom.tools.sandbox.capture import Kept
-from rayloom.tools.sandbox.container import START_S, Container
-from rayloom.tools.sandbox.engine import EngineError
+from rayloom.tools.sandbox.container import START_S, Container, too_little_memory, was_out_of_memory
 from rayloom.tools.sandbox.result import result_of
 from rayloom.tools.sandbox.sandbox import OutFile, RunResult, RunSpec
 from rayloom.tools.sandbox.supervisor import Verdict
@@ -59,7 +58,7 @@ class Conversation:
         """Hand over the run, and listen to its end.
 
         Raises Transient (``SANDBOX_START_FAILED``) when the container ends before the program begins, and UserError
-        (``FILES_TOO_LARGE``).
+        (``FILES_TOO_LARGE``, ``LIMITS_TOO_SMALL``).
         """
         sending = asyncio.ensure_future(self._send(_order(self._spec)))
         frames = self._container.frames.read()
@@ -69,6 +68,8 @@ class Conversation:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
         if self._began_at is None:
+            if await was_out_of_memory(self._container):
+                raise too_little_memory(self._container.shape.memory_mb)
             raise Transient("SANDBOX_START_FAILED", "the container ended before the program began")
         self.stdout.finish()
         self.stderr.finish()
@@ -144,7 +145,7 @@ class Conversation:
         if self._ended is not None:
             return "memory" if self._ended.get("oom") is True else "exited"
         # The warden itself is gone: only the engine can know why.
-        return "memory" if await _was_out_of_memory(self._container) else "broken"
+        return "memory" if await was_out_of_memory(self._container) else "broken"
 
 
 class Finds:
@@ -191,18 +192,6 @@ class Finds:
             shown = [str(path) for path in first]
             self._left_out += shown + ["…"] * (min(count, workspace.MAX_ENTRIES) - len(shown))
         return files, self._left_out
-
-
-async def _was_out_of_memory(container: Container) -> bool:
-    query = {
-        "since": str(int(time.time() - (time.monotonic() - container.began_at)) - 1),
-        "until": str(int(time.time()) + 1),
-        "filters": orjson.dumps({"container": [container.id], "event": ["oom"]}).decode(),
-    }
-    try:
-        return bool(await container.engine.ask("GET", "/events", query=query, within_s=5))
-    except (EngineError, Refused, Transient):
-        return False
 
 
 def _object(content: bytes) -> dict[str, Json]:

@@ -16,10 +16,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
-import orjson
-
 from rayloom.dag.errors import Refused, Transient
-from rayloom.tools.sandbox import container, image, owner
+from rayloom.tools.sandbox import container, image
 from rayloom.tools.sandbox.container import Shape
 from rayloom.tools.sandbox.conversation import Conversation
 from rayloom.tools.sandbox.engine import Engine, EngineError
@@ -30,6 +28,8 @@ from rayloom.tools.settings import DockerSettings, SandboxLimits
 
 PING_S: Final = 2.0
 SWEEP_S: Final = 300.0
+LEAST_MEMORY_MB: Final = 6
+"""Engines make no container with less."""
 
 
 class Docker:
@@ -49,7 +49,7 @@ class Docker:
     async def probe(self) -> SandboxReport:
         """Run an empty program. Raises as `Sandbox.probe` does.
 
-        The default image is made where it is missing, unless this one was made for ``auto``, which takes what is there.
+        The default image is made where it is missing, unless this one is to take only what is there.
         """
         if self._report is not None:
             return self._report
@@ -79,19 +79,18 @@ class Docker:
             await self.sweep()
         return await self._run(spec)
 
+    async def answers(self) -> bool:
+        """Whether the engine is there, and well enough to say so."""
+        try:
+            await self._engine.ask("GET", "/_ping", within_s=PING_S)
+        except (EngineError, Refused, Transient):
+            return False
+        return True
+
     async def sweep(self) -> int:
         """Remove the containers whose owners are dead; how many there were."""
         self._swept_at = time.monotonic()
-        filters = orjson.dumps({"label": [owner.SANDBOX]}).decode()
-        try:
-            found = await self._engine.ask("GET", "/containers/json", query={"all": "1", "filters": filters})
-        except (EngineError, Refused, Transient):
-            # It is looked again later; what is wrong with the engine, the run itself will meet.
-            return 0
-        orphans = [str(each["Id"]) for each in found if owner.is_orphan(each.get("Labels") or {})]
-        for orphan in orphans:
-            await container.remove(self._engine, orphan)
-        return len(orphans)
+        return await container.sweep(self._engine)
 
     def waiting(self) -> set[str]:
         """The ids of the containers that wait for a run."""
@@ -107,6 +106,8 @@ class Docker:
 
     async def _run(self, spec: RunSpec, *, refills: bool = True) -> RunResult:
         stages = Stages(self.name)
+        if spec.limits.memory_mb < LEAST_MEMORY_MB:
+            raise container.too_little_memory(spec.limits.memory_mb)
         shape = Shape.of(self._image, self._settings.runtime, spec.limits, spec.egress, spec.packages)
         taken = self._pool.take(shape)
         warm = taken is not None

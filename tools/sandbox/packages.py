@@ -1,42 +1,41 @@
-"""Packages for a program, from a folder of wheels that whoever runs rayloom has filled.
+"""Packages for a program, from a folder of wheels or a package index that whoever runs rayloom has named.
 
-Nothing is built, and nothing downloaded. Each set that is asked for is unpacked once on a host, by pip, which runs no
-code of a wheel; the sandbox sees the result read-only.
+Nothing is built. Each set that is asked for is made once on a host, by pip, which runs no code of a wheel; the sandbox
+sees the result read-only.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import re
-import shutil
-import stat
-import subprocess
-import sys
-import tempfile
-from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Final
 
 from rayloom.dag.errors import Refused, Transient, UserError
-from rayloom.tools.sandbox.host import interpreter
+from rayloom.tools.sandbox.installer import INSTALL_S, Installer, python_version
+from rayloom.tools.sandbox.package_store import PackageSet, PackageStore
 
 INSIDE: Final = "/run/packages"
 MAX_PACKAGES: Final = 64
-INSTALL_S: Final = 300.0
-ASK_S: Final = 30.0
+FRESH_S: Final = 86_400
+"""How long what an index gave for a name is taken again without asking it."""
 _REQUIREMENT: Final = re.compile(
     r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?(\[[A-Za-z0-9._, -]{1,100}\])?"
     r"( ?(==|>=|<=|~=|!=|<|>) ?[A-Za-z0-9.*+!_-]{1,50}(, ?(==|>=|<=|~=|!=|<|>) ?[A-Za-z0-9.*+!_-]{1,50}){0,9})?"
 )
+_threads: Final = ThreadPoolExecutor(max_workers=4, thread_name_prefix="rayloom-packages")
 
 
-async def unpacked(wanted: Sequence[str], wheels: Path) -> Path:
-    """The folder that holds these packages and what they need; made once for each set.
+@asynccontextmanager
+async def opened(wanted: Sequence[str], installer: Installer) -> AsyncIterator[PackageSet]:
+    """The set of these packages and what they need, which stays while the block runs.
 
-    Raises UserError (``PACKAGES_INVALID``), Refused (``PACKAGES_REFUSED``: the folder can't give them) and Transient
+    Raises UserError (``PACKAGES_INVALID``), Refused (``PACKAGES_REFUSED``: they can't be had) and Transient
     (``PACKAGES_FAILED``).
     """
     if len(wanted) > MAX_PACKAGES:
@@ -45,71 +44,44 @@ async def unpacked(wanted: Sequence[str], wheels: Path) -> Path:
         # No address, no path, no option of pip.
         if not _REQUIREMENT.fullmatch(each):
             raise UserError("PACKAGES_INVALID", f"/packages/{at}: {each[:100]!r} is no a or a==1.2")
-    return await asyncio.to_thread(_unpacked, sorted(set(wanted)), wheels)
-
-
-def _unpacked(wanted: list[str], wheels: Path) -> Path:
+    stop = threading.Event()
+    working = _threads.submit(_held, sorted(set(wanted)), installer, stop)
     try:
-        shelf = sorted((each.name, each.stat().st_mtime_ns) for each in wheels.glob("*.whl"))
+        found = await asyncio.wrap_future(working)
+    except asyncio.CancelledError:
+        stop.set()
+        working.add_done_callback(_let_go)
+        raise
+    try:
+        yield found
+    finally:
+        found.let_go()
+
+
+def _let_go(working: Future[PackageSet]) -> None:
+    """Nobody waited for it to the end."""
+    if not working.cancelled() and working.exception() is None:
+        working.result().let_go()
+
+
+def _held(wanted: list[str], installer: Installer, stop: threading.Event) -> PackageSet:
+    try:
+        key = _key(wanted, installer)
+        store = PackageStore(set_max_bytes=installer.max_bytes)
+        return store.held(key, lambda new, lock: installer.fill(new, wanted, lock, stop), within_s=INSTALL_S, stop=stop)
     except OSError as error:
-        raise Refused("PACKAGES_REFUSED", f"the folder of wheels can't be read: {error.strerror}") from error
-    version = _version(interpreter()[0])
-    # Another wheel in the folder may be another answer.
-    key = hashlib.sha256(repr((wanted, str(wheels.resolve()), shelf, version)).encode()).hexdigest()[:32]
-    place = _store() / key
-    if place.is_dir():
-        return place
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix="new-") as folder:
-        target = Path(folder, "packages")
-        command = [
-            *(sys.executable, "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"),
-            *("--no-index", "--find-links", str(wheels), "--only-binary", ":all:", "--no-compile", "--no-cache-dir"),
-            *("--python-version", version, "--implementation", "cp", "--target", str(target), "--", *wanted),
-        ]
+        raise Transient("PACKAGES_FAILED", f"the packages could not be unpacked: {error}") from error
+
+
+def _key(wanted: list[str], installer: Installer) -> str:
+    shelf: list[tuple[str, int]] = []
+    if installer.wheels is not None:
         try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                timeout=INSTALL_S,
-                env={"PATH": "/usr/bin:/bin", "HOME": folder, "PIP_CONFIG_FILE": os.devnull, "LANG": "C.UTF-8"},
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise Transient("PACKAGES_FAILED", f"the packages could not be unpacked: {error}") from error
-        if done.returncode != 0 or not target.is_dir():
-            said = next((line for line in done.stderr.splitlines() if line.startswith("ERROR")), done.stderr[-300:])
-            raise Refused("PACKAGES_REFUSED", f"the folder of wheels does not give {', '.join(wanted)}: {said.strip()}")
-        _let_all_read(target)
-        try:
-            target.rename(place)
-        except OSError:
-            # Another process was faster, with the same.
-            if not place.is_dir():
-                raise
-    return place
-
-
-def _store() -> Path:
-    """Where unpacked sets are kept: a folder that is ours, and that nobody else may write to."""
-    store = Path(tempfile.gettempdir(), f"rayloom-packages-{os.geteuid()}")
-    store.mkdir(mode=0o755, exist_ok=True)
-    status = store.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise Refused("PACKAGES_REFUSED", f"{store} is not ours alone")
-    return store
-
-
-def _let_all_read(target: Path) -> None:
-    for folder, _, files in os.walk(target):
-        Path(folder).chmod(0o755)
-        for name in files:
-            path = Path(folder, name)
-            if not path.is_symlink():
-                path.chmod(0o755 if path.stat().st_mode & 0o111 else 0o644)
-    shutil.rmtree(target / "bin", ignore_errors=True)
-
-
-@cache
-def _version(python: str) -> str:
-    asked = [python, "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-    return subprocess.run(asked, capture_output=True, text=True, timeout=ASK_S, check=True, env={}).stdout.strip()
+            # Another wheel in the folder may be another answer.
+            shelf = sorted((each.name, each.stat().st_mtime_ns) for each in installer.wheels.iterdir())
+        except OSError as error:
+            raise Refused("PACKAGES_REFUSED", f"the folder of wheels can't be read: {error.strerror}") from error
+    day = int(time.time() // FRESH_S) if installer.index else 0
+    folder = str(installer.wheels.resolve()) if installer.wheels else ""
+    known = (wanted, folder, shelf, installer.index, day, installer.max_bytes, python_version())
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:32]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -15,7 +14,7 @@ from rayloom.tools.settings import SandboxLimits
 MIB: Final = 1024 * 1024
 OPEN_FILES: Final = 1_024
 NICENESS: Final = 19
-"""Of all that runs in a sandbox: the last in the row for CPUs."""
+"""Of what runs in a sandbox for long: the last in the row for CPUs."""
 
 
 def tree(root: int) -> list[int]:
@@ -100,12 +99,20 @@ def limits_script(limits: SandboxLimits, *, address_space: bool, processes: bool
     return "; ".join(commands)
 
 
-def step_back(pids: Iterable[int]) -> None:
-    """Let these come last among the sessions of the machine, where Linux gives each session its equal share.
+def step_back(root: int) -> None:
+    """Let a process and all that it has started come last in the row for CPUs.
 
-    With ``sched_autogroup_enabled`` (see sched(7)) niceness ranks processes only within their session, and a sandbox is
-    one of its own. Best effort: without the right to it Linux takes such a wish ten times a second at most.
+    Each thread has its own niceness. With ``sched_autogroup_enabled`` (see sched(7)) it ranks them only within their
+    session, of which a program may make more; then each session has a niceness, too. Best effort: root in a container
+    may lack the right to do this to another user's process, which then is no worse off than we are, and without a right
+    of its own Linux takes such a wish for a session ten times a second at most.
     """
-    for pid in pids:
+    for pid in tree(root):
         with suppress(OSError):
-            Path(f"/proc/{pid}/autogroup").write_text(str(NICENESS))
+            for thread in map(int, os.listdir(f"/proc/{pid}/task")):
+                with suppress(OSError):
+                    os.setpriority(os.PRIO_PROCESS, thread, NICENESS)
+        group = Path(f"/proc/{pid}/autogroup")
+        if not _read(str(group)).rstrip().endswith(f" {NICENESS}"):
+            with suppress(OSError):
+                group.write_text(str(NICENESS))

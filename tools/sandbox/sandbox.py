@@ -39,7 +39,7 @@ class RunSpec:
     ``files`` are put into the workspace, which is the working directory; paths are relative and already checked.
     ``on_line`` is called for each kept line of output while the program runs.
     ``egress``: a folder of `egress.opened`, through which the program reaches what it may; None: it has no network.
-    ``packages``: a folder of `packages.unpacked` that the program can import from, or None.
+    ``packages``: the folder of a `packages.opened` set that the program can import from, or None.
     ``files_max_count`` and ``files_max_bytes`` cap what is brought back.
     """
 
@@ -109,5 +109,5 @@ class Sandbox(Protocol):
         """Run a program to its end, its limit, or its cancellation; nothing of it is left behind.
 
         Raises Refused (``SANDBOX_UNAVAILABLE``), Transient (``SANDBOX_START_FAILED``) and UserError
-        (``FILES_TOO_LARGE``).
+        (``FILES_TOO_LARGE``, ``LIMITS_TOO_SMALL``).
         """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from functools import cache
 from typing import Final
 
@@ -12,15 +14,27 @@ from rayloom.tools.sandbox.sandbox import RunResult, RunSpec, Sandbox, SandboxRe
 from rayloom.tools.sandbox.unsafe_local import UnsafeLocal
 from rayloom.tools.settings import DockerSettings, SandboxChoice
 
+_log = logging.getLogger(__name__)
+
+LOOK_AGAIN_S: Final = 15.0
+"""How often it is looked whether an engine that was lost is back."""
+
 
 class Auto:
-    """Containers where an engine answers and has an image for them, else bubblewrap; never unprotected."""
+    """Containers where an engine answers and has an image for them, else bubblewrap; never unprotected.
+
+    While an engine that answered before is lost, new runs go to bubblewrap, if that works here. With an image or a
+    runtime of the user's own they wait for the engine: they would find other packages there, or weaker walls.
+    """
 
     def __init__(self, docker: DockerSettings) -> None:
         self._docker = Docker(docker, builds=False)
         self._bubblewrap = Bubblewrap()
         self._chosen: Sandbox | None = None
         self._why_not = ""
+        self._may_be_elsewhere = not (docker.image or docker.runtime)
+        self._is_lost = False
+        self._look_at = 0.0
 
     @property
     def name(self) -> str:
@@ -50,23 +64,49 @@ class Auto:
         """Run a program; see ``Sandbox.run``."""
         await self.probe()
         assert self._chosen is not None
+        if self._chosen is self._docker and self._may_be_elsewhere and await self._must_be_elsewhere():
+            return await self._bubblewrap.run(spec)
         return await self._chosen.run(spec)
+
+    async def _must_be_elsewhere(self) -> bool:
+        return not await self._engine_answers() and await self._bubblewrap_works()
+
+    async def _engine_answers(self) -> bool:
+        if self._is_lost and time.monotonic() < self._look_at:
+            return False
+        is_lost = not await self._docker.answers()
+        self._look_at = time.monotonic() + LOOK_AGAIN_S
+        if is_lost != self._is_lost:
+            self._is_lost = is_lost
+            if is_lost:
+                _log.warning("sandbox.engine_lost", extra={"instead": self._bubblewrap.name})
+            else:
+                _log.info("sandbox.engine_back")
+        return not is_lost
+
+    async def _bubblewrap_works(self) -> bool:
+        try:
+            await self._bubblewrap.probe()
+        except (Refused, Transient):
+            return False
+        return True
 
 
 _DOCKER: Final = DockerSettings()
 
 
 @cache
-def sandbox_for(choice: SandboxChoice, docker: DockerSettings = _DOCKER) -> Sandbox:
+def sandbox_for(choice: SandboxChoice, docker: DockerSettings = _DOCKER, *, builds: bool = True) -> Sandbox:
     """The sandbox of this process for a setting; ``probe`` says whether it works here.
 
-    ``auto`` never means running unprotected. Raises Refused (``SANDBOX_UNAVAILABLE``).
+    ``builds``: an image that is missing may be made. ``auto`` never means running unprotected. Raises Refused
+    (``SANDBOX_UNAVAILABLE``).
     """
     match choice:
         case "auto":
             return Auto(docker)
         case "docker":
-            return Docker(docker)
+            return Docker(docker, builds=builds)
         case "bubblewrap":
             return Bubblewrap()
         case "unsafe-local":

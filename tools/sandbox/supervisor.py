@@ -25,6 +25,9 @@ from rayloom.tools.sandbox.sandbox import LineSink
 from rayloom.tools.settings import SandboxLimits
 
 SAMPLE_S: Final = 0.025
+GRACE_S: Final = 0.25
+"""A program that is over within so long never waits behind others; whatever goes on longer comes last from then on."""
+STEP_BACK_AGAIN_S: Final = 1.0
 LAST_WORDS_S: Final = 2.0
 _NO_ROOM: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 
@@ -109,11 +112,6 @@ class Child:
             group=identity.gid if identity else None,
             extra_groups=[] if identity else None,
         )
-        # The last of the row, with all that it starts: fifteen endless loops must not keep waiting who wants them to
-        # stop. It may be gone already; and root in a container may lack the right to do this to another user's process,
-        # which then is no worse off than we are.
-        with suppress(ProcessLookupError, PermissionError):
-            os.setpriority(os.PRIO_PGRP, self._process.pid, processes.NICENESS)
         self._limits = limits
         self._pidfd = PidFd(self._process.pid)
         self._closed = False
@@ -172,6 +170,7 @@ class Child:
     async def watch(self) -> Verdict:
         """Wait for the end, or for a limit that is overrun; the caller kills."""
         deadline = time.monotonic() + self._limits.wall_s
+        step_back_at = time.monotonic() + GRACE_S
         ended = asyncio.ensure_future(self._pidfd.ended())
         try:
             while True:
@@ -183,6 +182,11 @@ class Child:
                     return "exited"
                 if time.monotonic() >= deadline:
                     return "timed_out"
+                if time.monotonic() >= step_back_at:
+                    # Fifteen endless loops must not keep waiting who wants them to stop. What is forked meanwhile, and
+                    # new sessions, are met the next time.
+                    processes.step_back(self._root.pid if self._root else self.pid)
+                    step_back_at = time.monotonic() + STEP_BACK_AGAIN_S
         finally:
             ended.cancel()
             await asyncio.gather(ended, return_exceptions=True)

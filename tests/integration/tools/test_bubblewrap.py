@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rayloom.dag.values import Json
+from rayloom.tools.sandbox import supervisor
 from rayloom.tools.sandbox.cgroup import ControlGroup
 from tests.integration.tools import sandboxes
 
@@ -19,12 +20,28 @@ async def run(tool: str = "python.run", **input: Json) -> Any:
     return await sandboxes.run("bubblewrap", tool, log=None, **input)
 
 
-async def test_it_comes_last_where_cpus_are_few() -> None:
-    output = await run(code="import os; print(os.nice(0)); print(open('/proc/self/autogroup').read())")
-    nice, _, group = output["stdout"].partition("\n")
-    assert nice == "19"
+async def test_what_goes_on_comes_last_where_cpus_are_few() -> None:
+    """With each of its threads, and in a session of its own making, too."""
+    output = await run(
+        code="import os, threading, time\nstop = threading.Event()\nseen = []\n"
+        "def thread():\n    while os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) != 19: time.sleep(0.01)\n"
+        "    seen.append('thread')\n"
+        "other = threading.Thread(target=thread); other.start()\n"
+        "if os.fork() == 0:\n    os.setsid()\n    while os.nice(0) != 19: time.sleep(0.01)\n    os._exit(0)\n"
+        "while os.nice(0) != 19: time.sleep(0.01)\n"
+        "other.join(); os.wait(); print(*seen); time.sleep(0.1); print(open('/proc/self/autogroup').read())",
+        limits={"wall_s": 60},
+    )
+    seen, _, group = output["stdout"].partition("\n")
+    assert seen == "thread", output
     # Linux takes the second wish from root at any time, from others now and then.
     assert group.split()[-2:] == ["nice", "19"] or os.getuid() != 0
+
+
+async def test_what_is_soon_over_waits_behind_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "GRACE_S", 60)
+    output = await run(code="import os; print(os.nice(0))")
+    assert int(output["stdout"]) == os.nice(0)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +12,23 @@ from rayloom.dag.errors import RayloomError
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.catalogue import BUILTINS
 from rayloom.tools.call import call_tool
+from rayloom.tools.sandbox.tidy import tidy
+from rayloom.tools.settings import ToolSettings
 from tests.integration.tools.sandboxes import DOCKER, Kind
+from tests.integration.tools.wheels import make_wheel, store_of_its_own
 from tests.unit.tools.context import make_context
 
 
-def _wheel(folder: Path, name: str, version: str, code: str, *needs: str) -> None:
-    """A wheel of one module."""
-    info = f"{name}-{version}.dist-info"
-    head = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-    files = {
-        f"{name}.py": code,
-        f"{info}/METADATA": head + "".join(f"Requires-Dist: {need}\n" for need in needs),
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
-        for path, text in files.items():
-            wheel.writestr(path, text)
-        wheel.writestr(f"{info}/RECORD", "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"]))
-
-
 @pytest.fixture
-def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    # Sets are kept beside the machine's other temporary files; here, beside the test's.
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    folder = tmp_path / "wheels"
-    folder.mkdir()
-    _wheel(folder, "rayleaf", "1.0", "value = 'old'")
-    _wheel(folder, "rayleaf", "2.0", "value = 'new'")
-    _wheel(folder, "raytree", "1.0", "import rayleaf\nvalue = 'tree of ' + rayleaf.value", "rayleaf<2")
-    return folder
+def wheels() -> Iterator[Path]:
+    """A folder of wheels: two versions of a package, and one that needs the older."""
+    with store_of_its_own() as place:
+        folder = place / "wheels"
+        folder.mkdir()
+        make_wheel(folder, "rayleaf", "1.0", "value = 'old'")
+        make_wheel(folder, "rayleaf", "2.0", "value = 'new'")
+        make_wheel(folder, "raytree", "1.0", "import rayleaf\nvalue = 'tree of ' + rayleaf.value", "rayleaf<2")
+        yield folder
 
 
 async def run(kind: Kind, wheels: Path | None, packages: list[str], code: str) -> Any:
@@ -64,8 +49,22 @@ async def test_a_program_imports_what_it_asks_for_and_what_that_needs(kind: Kind
 async def test_a_wheel_that_is_added_is_found(kind: Kind, wheels: Path) -> None:
     code = "import rayleaf; print(rayleaf.value)"
     assert (await run(kind, wheels, ["rayleaf"], code))["stdout"] == "new\n"
-    _wheel(wheels, "rayleaf", "3.0", "value = 'newest'")
+    make_wheel(wheels, "rayleaf", "3.0", "value = 'newest'")
     assert (await run(kind, wheels, ["rayleaf"], code))["stdout"] == "newest\n"
+
+
+async def test_what_a_killed_installer_left_is_nobody_s_hindrance(wheels: Path) -> None:
+    code = "import rayleaf; print(rayleaf.value)"
+    await run("bubblewrap", wheels, ["rayleaf"], code)
+    (made,) = (each for each in wheels.parent.glob("rayloom-packages-*/*") if each.is_dir())
+    half = made.with_suffix(".new")
+    made.rename(half)
+    (half / "rayleaf.py").write_text("value = 'ha")
+    assert (await tidy(ToolSettings(sandbox="bubblewrap"))) == {"half-made packages": 1}
+    assert not half.exists()
+    (half / "packages").mkdir(parents=True)
+    assert (await run("bubblewrap", wheels, ["rayleaf"], code))["stdout"] == "new\n"
+    assert not half.exists()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +86,7 @@ async def test_what_the_folder_can_t_give_is_refused(packages: list[str], code: 
     with pytest.raises(RayloomError) as error:
         await run("bubblewrap", wheels, packages, "print(1)")
     assert error.value.code == code
-    assert not list(wheels.parent.glob("rayloom-packages-*/new-*"))
+    assert not list(wheels.parent.glob("rayloom-packages-*/*.new"))
 
 
 async def test_packages_are_refused_where_nobody_has_set_them_up() -> None:
