@@ -19,7 +19,7 @@ from rayloom.dag.values import Json
 from rayloom.tools.addresses import AddressRules
 from rayloom.tools.native import ToolInput, native
 from rayloom.tools.paths import workspace_path
-from rayloom.tools.sandbox import egress, packages
+from rayloom.tools.sandbox import egress, packages, remote_network
 from rayloom.tools.sandbox.sandbox import Program, RunResult, RunSpec
 from rayloom.tools.sandbox.select import sandbox_for
 from rayloom.tools.settings import SandboxLimits, ToolSettings
@@ -109,20 +109,26 @@ async def run_source(
         files_max_bytes=settings.sandbox_files_max_bytes,
         on_line=lambda stream, line: context.log.line(line, stream=stream),
     )
-    sandbox = sandbox_for(settings.sandbox, settings.docker)
+    sandbox = sandbox_for(settings.sandbox, settings.docker, settings.e2b)
     if input.packages:
         spec = replace(spec, packages=await _packages(input.packages, settings))
     if isinstance(input.network, NetworkInput) and input.network.allow:
-        targets, rules = egress.allowed(input.network.allow), AddressRules.parse(settings.allow_addresses)
-        told = partial(context.log.line, level="WARNING")
-        async with egress.opened(targets, rules, on_refusal=lambda why: told(f"network: {why}")) as folder:
-            result = await sandbox.run(replace(spec, egress=folder))
+        targets = egress.allowed(input.network.allow)
+        if settings.sandbox == "e2b":
+            result = await sandbox.run(replace(spec, hosts=await remote_network.hosts(targets)))
+        else:
+            rules = AddressRules.parse(settings.allow_addresses)
+            told = partial(context.log.line, level="WARNING")
+            async with egress.opened(targets, rules, on_refusal=lambda why: told(f"network: {why}")) as folder:
+                result = await sandbox.run(replace(spec, egress=folder))
     else:
         result = await sandbox.run(spec)
     return ToolResult(output=_output(result), stdout=result.stdout, stderr=result.stderr)
 
 
 async def _packages(wanted: list[str], settings: ToolSettings) -> Path:
+    if settings.sandbox == "e2b":
+        raise Refused("PACKAGES_REFUSED", "programs run elsewhere, in a template: it must bring the packages itself")
     if settings.sandbox_packages_dir is None:
         raise Refused(
             "PACKAGES_REFUSED", "nobody has set up packages here: RAYLOOM_SANDBOX_PACKAGES_DIR names a folder of wheels"

@@ -108,7 +108,7 @@ class Conversation:
                     "FILES_TOO_LARGE", "/files: they don't fit into the workspace, or /stdin doesn't fit beside it"
                 )
             elif letter == b"x":
-                self._ended = _object(content)
+                self._ended = as_object(content)
                 return
             else:
                 self._take(letter, content)
@@ -123,7 +123,7 @@ class Conversation:
         if letter in (b"o", b"e"):
             (self.stdout if letter == b"o" else self.stderr).feed(content)
         elif letter == b"f":
-            self._finds.begin(_object(content))
+            self._finds.begin(as_object(content))
         elif letter == b"d":
             self._finds.add(content)
 
@@ -205,7 +205,8 @@ async def _was_out_of_memory(container: Container) -> bool:
         return False
 
 
-def _object(content: bytes) -> dict[str, Json]:
+def as_object(content: bytes) -> dict[str, Json]:
+    """A JSON object that came from inside; empty where it is none."""
     with suppress(orjson.JSONDecodeError):
         found = orjson.loads(content)
         if isinstance(found, dict):

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rayloom.tools.sandbox.docker import Docker
+from tests.integration.tools import e2b_rig
 from tests.integration.tools.sandboxes import KINDS, Kind, children, containers, eventually, sandbox_of, traces
 
 
@@ -31,4 +32,6 @@ async def kind(request: pytest.FixtureRequest) -> AsyncIterator[Kind]:
             return set(await containers()) == sandbox.waiting()
 
         await eventually(only_those_that_wait)
+    if kind == "e2b":
+        assert e2b_rig.machines() == {}
     assert traces(others) == before

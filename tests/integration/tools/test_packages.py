@@ -12,7 +12,7 @@ from rayloom.dag.errors import RayloomError
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.catalogue import BUILTINS
 from rayloom.tools.call import call_tool
-from tests.integration.tools.sandboxes import DOCKER, Kind
+from tests.integration.tools.sandboxes import DOCKER, Kind, here
 from tests.unit.tools.context import make_context
 
 
@@ -52,6 +52,7 @@ async def run(kind: Kind, wheels: Path | None, packages: list[str], code: str) -
     return (await call_tool(BUILTINS["python.run"], input, context)).output
 
 
+@here
 async def test_a_program_imports_what_it_asks_for_and_what_that_needs(kind: Kind, wheels: Path) -> None:
     output = await run(kind, wheels, ["raytree"], "import raytree; print(raytree.value, raytree.__file__)")
     assert output["stdout"] == "tree of old /run/packages/raytree.py\n", output["stderr"]
@@ -61,6 +62,7 @@ async def test_a_program_imports_what_it_asks_for_and_what_that_needs(kind: Kind
     assert "Error" in output["stderr"]
 
 
+@here
 async def test_a_wheel_that_is_added_is_found(kind: Kind, wheels: Path) -> None:
     code = "import rayleaf; print(rayleaf.value)"
     assert (await run(kind, wheels, ["rayleaf"], code))["stdout"] == "new\n"
