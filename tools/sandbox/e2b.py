@@ -42,6 +42,7 @@ class E2b:
         if self._report is not None:
             return self._report
         version = self._service.check()
+        await self.sweep()
         spec = RunSpec(program="python", source=b"", limits=SandboxLimits(wall_s=PROBE_S))
         result = await self._run(spec)
         if result.timed_out:

@@ -218,7 +218,8 @@ def main() -> None:
             return
         argv = ["python3" if is_python else "/bin/sh", main_file]
         limits = [(getattr(resource, name), most) for name, most in head["limits"].items()]
-        os.write(1, BEGUN)
+        for stream in (1, 2):
+            os.write(stream, BEGUN)
         code, oom = watch(start(argv, head["env"], limits), head["memory"], time.monotonic() + head["until_s"])
         end()
         finds = Leftovers(send, digests, head["max_count"], head["max_bytes"])

@@ -34,7 +34,6 @@ MARGIN_S: Final = 120
 EVERYTHING: Final = "0.0.0.0/0"
 MOST_ORPHANS: Final = 100
 """At once: the others come next time."""
-MAX_ENVELOPE_BYTES: Final = 4 * 1024 * 1024
 MISSING: Final = (
     "RAYLOOM_SANDBOX=e2b needs the SDK of E2B, which is not installed here: on every host, "
     "`pip install 'e2b>=2.63,<3'` beside rayloom"
@@ -52,6 +51,7 @@ class Service:
     @property
     def options(self) -> dict[str, Any]:
         """What every call of the SDK is told, so that it looks for nothing in the environment by itself."""
+        urls = (self.api_url, self._settings.sandbox_url)
         given: dict[str, Any] = {
             "api_key": self._key,
             "domain": self._settings.domain,
@@ -60,7 +60,7 @@ class Service:
             "retries": RETRIES,
             "request_timeout": REQUEST_S,
             # Without TLS there is nobody to agree on another one with.
-            "http_version": "1.1" if self.api_url.startswith("http:") else "2",
+            "http_version": "1.1" if any(url.startswith("http:") for url in urls) else "2",
         }
         return given | ({"sandbox_url": self._settings.sandbox_url} if self._settings.sandbox_url else {})
 
@@ -102,7 +102,6 @@ class Service:
             # What was asked for may come all the same, and nobody else knows of it.
             await asyncio.shield(asyncio.ensure_future(self._give_up(coming)))
             raise
-        _bound(made)
         return made
 
     async def expect_walls(self, made: AsyncSandbox, hosts: Mapping[str, str]) -> None:
@@ -115,10 +114,11 @@ class Service:
         network: Mapping[str, Any] = found.network or {}
         denied = EVERYTHING in (network.get("deny_out") or ())
         if hosts:
-            holds = denied and set(network.get("allow_out") or ()) == set(hosts)
+            # Where it says nothing of name servers, there is one that can be reached.
+            holds = denied and set(network.get("allow_out") or ()) == set(hosts) and network.get("dns_servers") == []
         else:
             holds = not network.get("allow_out") and (denied or found.allow_internet_access is False)
-        if not holds:
+        if not holds or network.get("allow_public_traffic") is True:
             said = f"{self.api_url} does not keep a sandbox from the network as it was asked to"
             raise Refused("SANDBOX_UNAVAILABLE", said)
 
@@ -197,8 +197,3 @@ def _network(hosts: Mapping[str, str]) -> SandboxNetworkOpts:
         # Names lead out of a sandbox, too: it has its own in /etc/hosts, and asks nobody.
         network["dns_servers"] = []
     return network
-
-
-def _bound(made: AsyncSandbox) -> None:
-    """No answer from inside is taken to be longer than it can be: the SDK itself would read all of it."""
-    made.commands._rpc._read_max_bytes = MAX_ENVELOPE_BYTES

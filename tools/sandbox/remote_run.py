@@ -38,6 +38,7 @@ SLOWEST_BYTES_PER_S: Final = 256 * 1024
 HEAD_BYTES: Final = 4_096
 """No more than this is said of one file beside its content."""
 MAX_PREAMBLE_CHARS: Final = 65_536
+MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 ROOT: Final = "root"
 COMMAND: Final = f"exec python3 -I -S {PLACE}/guardian.py"
 
@@ -52,7 +53,7 @@ class RemoteRun:
         keep_bytes = spec.limits.output_kb * 1024
         self.stdout = Kept(keep_bytes=keep_bytes, on_line=lambda line: spec.on_line("stdout", line))
         self.stderr = Kept(keep_bytes=keep_bytes, on_line=lambda line: spec.on_line("stderr", line))
-        self._preamble = ""
+        self._preambles = {"stdout": "", "stderr": ""}
         self._begun, self._flooded = asyncio.Event(), asyncio.Event()
         self._ended: dict[str, Json] | None = None
         self._handle: AsyncCommandHandle[None] | None = None
@@ -72,6 +73,8 @@ class RemoteRun:
         """
         order = _order(self._spec)
         with self._service.errors("SANDBOX_START_FAILED"):
+            # No message from inside is taken to be longer than any can be: the SDK itself would read all of it.
+            self._box.commands._rpc._read_max_bytes = MAX_MESSAGE_BYTES
             await self._box.files.write_files(
                 [
                     {"path": f"{PLACE}/guardian.py", "data": _guardian()},
@@ -88,7 +91,7 @@ class RemoteRun:
                 stdin=True,
                 timeout=START_S + self._spec.limits.wall_s + 4 * LAST_WORDS_S,
                 request_timeout=START_S,
-                on_stdout=self._take_stdout,
+                on_stdout=self._taker("stdout"),
                 on_stderr=self._taker("stderr"),
                 retain_output=False,
             )
@@ -149,7 +152,7 @@ class RemoteRun:
             raise Transient("SANDBOX_START_FAILED", f"the program did not begin within {START_S:g} s")
         with self._service.errors("SANDBOX_START_FAILED"):
             over.result()
-            said = self.stderr.text().strip()[-500:]
+            said = (self._preambles.get("stderr") or self.stderr.text()).strip()[-500:]
             if not said:
                 async for letter, _ in self._frames():
                     if letter == b"n":
@@ -190,21 +193,19 @@ class RemoteRun:
                     at += 5 + length
                 del data[:at]
 
-    def _take_stdout(self, text: str) -> None:
-        """Output; what a profile of the template prints before the program begins is none."""
-        if not self._begun.is_set():
-            before, sign, text = (self._preamble + text).partition(BEGUN.decode())
-            if not sign:
-                self._preamble = before[-MAX_PREAMBLE_CHARS:]
-                return
-            self._preamble = ""
-            self._begun.set()
-        self._taker("stdout")(text)
-
     def _taker(self, stream: Output) -> Callable[[str], None]:
+        """Takes output; what a profile of the template prints before the program begins is none."""
         kept = self.stdout if stream == "stdout" else self.stderr
 
         def take(text: str) -> None:
+            if stream in self._preambles:
+                before, sign, text = (self._preambles[stream] + text).partition(BEGUN.decode())
+                if not sign:
+                    self._preambles[stream] = before[-MAX_PREAMBLE_CHARS:]
+                    return
+                del self._preambles[stream]
+                if not self._preambles:
+                    self._begun.set()
             kept.feed(text.encode())
             if kept.flooded:
                 self._flooded.set()

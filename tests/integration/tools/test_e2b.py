@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -82,6 +83,15 @@ async def test_names_that_it_may_reach_are_resolved_here_and_once(monkeypatch: p
 async def test_a_service_that_does_not_understand_about_the_network_runs_nothing(e2b: E2b) -> None:
     with misbehaving(forgets_the_network=True), pytest.raises(Refused, match="from the network as it was asked"):
         await e2b.run(HELLO)
+    named = replace(HELLO, hosts={"example.com": "93.184.215.14"})
+    with misbehaving(forgets_name_servers=True), pytest.raises(Refused, match="from the network as it was asked"):
+        await e2b.run(named)
+
+
+async def test_a_profile_that_talks_is_not_the_program(e2b: E2b) -> None:
+    with misbehaving(talks=True):
+        result = await e2b.run(HELLO)
+    assert (result.stdout, result.stderr, result.exit_code) == ("hello\n", "", 0)
 
 
 async def test_a_wrong_key_is_refused_and_never_told() -> None:

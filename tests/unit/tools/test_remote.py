@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import struct
 import sys
 from ipaddress import ip_address
@@ -62,10 +63,11 @@ def test_the_key_is_in_no_text() -> None:
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_the_sdk_is_told_all_that_it_would_look_for_itself(scheme: str) -> None:
-    options = Service(NOWHERE.model_copy(update={"api_url": f"{scheme}://x"})).options
+    options = Service(E2bSettings(api_url=f"{scheme}://x", sandbox_url=f"{scheme}://y")).options
     assert options["debug"] is False, "or no machine is made and none killed"
     assert options["http_version"] == ("2" if scheme == "https" else "1.1")
-    assert (options["api_url"], options["sandbox_url"]) == (f"{scheme}://x", "http://127.0.0.1:1")
+    assert (options["api_url"], options["sandbox_url"]) == (f"{scheme}://x", f"{scheme}://y")
+    assert Service(E2bSettings(sandbox_url="http://y")).options["http_version"] == "1.1"
     cloud = Service(E2bSettings(domain="e2b.example")).options
     assert (cloud["api_url"], cloud["domain"]) == ("https://api.e2b.example", "e2b.example")
     assert "sandbox_url" not in cloud
@@ -157,4 +159,9 @@ def test_the_order_holds_all_of_a_run() -> None:
     assert (head["source"], head["stdin"], head["files"]) == (4, 2, [["a/b", 2], ["c", 0]])
     assert (head["hosts"], head["memory"], head["disk_mb"]) == ([["h", "1.2.3.4"]], 3 << 20, 2)
     assert (head["limits"]["RLIMIT_NPROC"], head["max_count"], head["max_bytes"]) == (7, 5, 6)
-    compile(remote_run._guardian(), "guardian.py", "exec")
+
+
+def test_what_is_sent_along_runs_on_an_old_python() -> None:
+    ast.parse(remote_run._guardian(), feature_version=(3, 8))
+    for name in ("guardian.py", "leftovers.py"):
+        ast.parse(Path(remote_run.__file__).with_name(name).read_text(), feature_version=(3, 8))
