@@ -15,8 +15,8 @@ from typing import Final
 from rayloom.dag.errors import Refused, Transient, UserError
 from rayloom.tools.sandbox.measures import Stages
 from rayloom.tools.sandbox.processes import MIB
-from rayloom.tools.sandbox.remote import MARGIN_S, Service
-from rayloom.tools.sandbox.remote_run import RemoteRun
+from rayloom.tools.sandbox.remote import Service
+from rayloom.tools.sandbox.remote_run import RemoteRun, lifetime_s
 from rayloom.tools.sandbox.sandbox import RunResult, RunSpec, SandboxReport
 from rayloom.tools.settings import E2bSettings, SandboxLimits
 
@@ -81,7 +81,7 @@ class E2b:
 
     async def _run(self, spec: RunSpec) -> RunResult:
         stages = Stages(self.name)
-        box = await self._service.create(spec.limits.wall_s + MARGIN_S, spec.hosts)
+        box = await self._service.create(lifetime_s(spec), spec.hosts)
         run = RemoteRun(self._service, box, replace(spec, on_line=stages.first(spec.on_line)))
         try:
             await self._service.expect_walls(box, spec.hosts)

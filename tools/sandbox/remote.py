@@ -30,7 +30,7 @@ KILL_S: Final = 10.0
 RETRIES: Final = 2
 """Of requests that the service answered with 429, 502, 503 or 504; together they take no longer than one may."""
 MARGIN_S: Final = 120
-"""What a sandbox lives longer than its program may: for the files, in and out."""
+"""What a sandbox lives longer than its program and the way of its files may take."""
 EVERYTHING: Final = "0.0.0.0/0"
 MOST_ORPHANS: Final = 100
 """At once: the others come next time."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +23,7 @@ from rayloom.tools.sandbox.capture import Kept
 from rayloom.tools.sandbox.conversation import Finds, as_object
 from rayloom.tools.sandbox.guardian import BEGUN, PLACE
 from rayloom.tools.sandbox.processes import MIB, OPEN_FILES
-from rayloom.tools.sandbox.remote import REQUEST_S, Service
+from rayloom.tools.sandbox.remote import MARGIN_S, REQUEST_S, Service
 from rayloom.tools.sandbox.result import result_of
 from rayloom.tools.sandbox.sandbox import ENVIRONMENT, Output, RunResult, RunSpec
 from rayloom.tools.sandbox.supervisor import Verdict
@@ -152,27 +152,30 @@ class RemoteRun:
             raise Transient("SANDBOX_START_FAILED", f"the program did not begin within {START_S:g} s")
         with self._service.errors("SANDBOX_START_FAILED"):
             over.result()
-            said = (self._preambles.get("stderr") or self.stderr.text()).strip()[-500:]
-            if not said:
-                async for letter, _ in self._frames():
-                    if letter == b"n":
-                        raise UserError(
-                            "FILES_TOO_LARGE", "/files: they don't fit into the workspace, or /stdin doesn't beside it"
-                        )
+        is_full = False
+        # Where the guardian itself did not start there is nothing to read.
+        with suppress(RayloomError), self._service.errors("SANDBOX_START_FAILED"):
+            async with aclosing(self._frames()) as frames:
+                is_full = any([letter == b"n" async for letter, _ in frames])
+        if is_full:
+            said = "/files: they don't fit into the workspace, or /stdin doesn't fit beside it"
+            raise UserError("FILES_TOO_LARGE", said)
+        said = (self._preambles.get("stderr") or self.stderr.text()).strip()[-500:]
         raise Refused("SANDBOX_UNAVAILABLE", f"the template does not start the program's guardian: {said or 'no word'}")
 
     async def _bring(self, finds: Finds) -> None:
         """What the guardian has written down for us."""
-        async for letter, content in self._frames():
-            if letter == b"f":
-                finds.begin(as_object(content))
-            elif letter == b"d":
-                finds.add(content)
-            elif letter == b"x":
-                self._ended = as_object(content)
-                return
+        async with aclosing(self._frames()) as frames:
+            async for letter, content in frames:
+                if letter == b"f":
+                    finds.begin(as_object(content))
+                elif letter == b"d":
+                    finds.add(content)
+                elif letter == b"x":
+                    self._ended = as_object(content)
+                    return
 
-    async def _frames(self) -> AsyncIterator[tuple[bytes, bytes]]:
+    async def _frames(self) -> AsyncGenerator[tuple[bytes, bytes], None]:
         spec = self._spec
         most = spec.files_max_bytes + (spec.files_max_count + 2) * HEAD_BYTES + spec.files_max_bytes // 1024
         within_s = REQUEST_S + most / SLOWEST_BYTES_PER_S
@@ -211,6 +214,12 @@ class RemoteRun:
                 self._flooded.set()
 
         return take
+
+
+def lifetime_s(spec: RunSpec) -> float:
+    """How long a machine must be there for a run at most: until it has begun, run, and handed over what it left."""
+    moved_bytes = len(spec.source) + len(spec.stdin) + sum(map(len, spec.files.values())) + spec.files_max_bytes
+    return spec.limits.wall_s + MARGIN_S + moved_bytes / SLOWEST_BYTES_PER_S
 
 
 async def _over(handle: AsyncCommandHandle[None]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from rayloom.dag.errors import Transient
+from rayloom.dag.errors import Transient, UserError
 from rayloom.tools.sandbox.e2b import E2b
 from rayloom.tools.sandbox.sandbox import RunResult, RunSpec
 from rayloom.tools.settings import SandboxLimits
@@ -72,6 +72,14 @@ async def test_without_a_last_word_it_is_lost(frames: tuple[bytes, ...]) -> None
     with pytest.raises(Transient) as error:
         await told(*frames)
     assert error.value.code == "SANDBOX_LOST"
+    assert e2b_rig.machines() == {}
+
+
+async def test_files_that_find_no_room_there_are_their_author_s_fault() -> None:
+    no_room = base64.b64encode(frame(b"n", b"No space left on device")).decode()
+    with e2b_rig.misbehaving(lies=no_room), pytest.raises(UserError) as error:
+        await E2b(e2b_rig.settings(template="empty")).run(HELLO)
+    assert error.value.code == "FILES_TOO_LARGE"
     assert e2b_rig.machines() == {}
 
 
