@@ -90,7 +90,7 @@ bench: setup  ## the workloads W1, W2, W3 and W5 beside plain Ray; BENCH="--repe
 lock: .venv-made  ## make both lock files anew from pyproject.toml (needs network)
 	@$(BIN)/uv --version >/dev/null 2>&1 || $(PIP) install --quiet uv
 	@for lock in "requirements.lock --extra embedded --extra build" \
-	             "requirements-dev.lock --extra embedded --extra build --extra dev -c requirements.lock"; do \
+	             "requirements-dev.lock --extra embedded --extra build --extra e2b --extra dev -c requirements.lock"; do \
 	    set -- $$lock; out=$$1; shift; \
 	    $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	        --no-emit-index-url --no-strip-extras --no-header --no-annotate "$$@" --output-file $$out || exit 1; \

@@ -223,7 +223,7 @@ def file_handles() -> Check:
 def sandbox(settings: Settings) -> Check:
     """Whether foreign code can be confined on this machine, by the sandbox that is meant. It makes no image."""
     try:
-        report = asyncio.run(sandbox_for(settings.sandbox, settings.docker, builds=False).probe())
+        report = asyncio.run(sandbox_for(settings.sandbox, settings.docker, settings.e2b, builds=False).probe())
     except (Refused, Transient) as error:
         advice = "python.run and shell.run are refused without it; `rayloom doctor` runs this check again"
         return Check(name="sandbox", level="warn", detail=error.message, advice=advice)

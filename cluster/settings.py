@@ -16,6 +16,7 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rayloom.cluster.settings_blobs import BlobFields, from_aws
+from rayloom.cluster.settings_e2b import E2bFields, from_e2b
 from rayloom.cluster.settings_engine import EngineFields
 from rayloom.cluster.settings_packages import PackageFields
 from rayloom.cluster.sources import PREFIX, SettingsError, Source, fault_lines, from_environment, from_folder
@@ -35,7 +36,7 @@ def default_home() -> Path:
     return Path("~/.rayloom")
 
 
-class Settings(EngineFields, BlobFields, PackageFields):
+class Settings(EngineFields, BlobFields, E2bFields, PackageFields):
     """Everything that a user may set; each field is the variable ``RAYLOOM_<FIELD>``."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -191,6 +192,7 @@ class Settings(EngineFields, BlobFields, PackageFields):
             sql_forbidden_urls=tuple(url for url in urls if url is not None and url.get_secret_value()),
             sandbox=self.sandbox,
             docker=self.docker,
+            e2b=self.e2b,
             sandbox_packages_dir=self.sandbox_packages_dir,
             sandbox_packages_index_url=self.sandbox_packages_index_url,
             sandbox_packages_max_bytes=self.sandbox_packages_max_mb * 1024 * 1024,
@@ -221,9 +223,10 @@ def load_settings(folder: Path | None = None, *, environ: Mapping[str, str] | No
     if folder is None or home != folder.absolute():
         sources += [_without_home(source) for source in from_folder(home, known)]
     values, origins = _merged(sources)
-    aws = from_aws(environ, values)
-    values |= aws
-    origins |= dict.fromkeys(aws, "the environment of AWS")
+    for others, origin in ((from_aws, "the environment of AWS"), (from_e2b, "the environment of E2B")):
+        found = others(environ, values)
+        values |= found
+        origins |= dict.fromkeys(found, origin)
     values["home"] = home
     if "skills_dir" not in values:
         values["skills_dir"] = home / "skills"

@@ -188,7 +188,12 @@ class AddressRules:
 
 
 async def resolve(host: str, port: int, rules: AddressRules) -> Address:
-    """The address to connect to.
+    """The address to connect to; raises as `addresses_of` does."""
+    return (await addresses_of(host, port, rules))[0]
+
+
+async def addresses_of(host: str, port: int, rules: AddressRules) -> list[Address]:
+    """All addresses of a host, each of them allowed.
 
     Raises Refused (``ADDRESS_REFUSED``) when any of the host's addresses is not allowed, and Transient
     (``DNS_FAILED``) when the name can't be resolved.
@@ -205,7 +210,7 @@ async def resolve(host: str, port: int, rules: AddressRules) -> Address:
                 f"{host}:{port} is at {address}, which is not a public address; an administrator may allow it with "
                 "RAYLOOM_ALLOW_ADDRESSES",
             )
-    return found[0]
+    return found
 
 
 async def _look_up(host: str, port: int) -> list[Address]:

@@ -43,6 +43,21 @@ class DockerSettings(BaseModel):
     warm: NonNegativeInt = 1
 
 
+class E2bSettings(BaseModel):
+    """The E2B service that sandboxes may run at.
+
+    ``api_url`` and ``sandbox_url`` empty: where the domain has them. ``template``: what its sandboxes are made of.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    api_key: SecretStr = SecretStr("")
+    domain: str = "e2b.app"
+    api_url: str = ""
+    sandbox_url: str = ""
+    template: str = "base"
+
+
 class ToolSettings(BaseModel):
     """Everything that tools are told by whoever runs rayloom. Sizes in bytes, times in seconds."""
 
@@ -69,6 +84,7 @@ class ToolSettings(BaseModel):
 
     sandbox: SandboxChoice = "auto"
     docker: DockerSettings = DockerSettings()
+    e2b: E2bSettings = E2bSettings()
     sandbox_packages_dir: Path | None = Field(default=None, description="wheels that programs may ask for")
     sandbox_packages_index_url: SecretStr = Field(default=SecretStr(""), description="a package index, by its address")
     sandbox_packages_max_bytes: PositiveInt = Field(default=512 * 1024 * 1024, description="of one set of packages")

@@ -145,7 +145,7 @@ def test_the_locks_name_every_extra_that_a_locked_package_asks_for() -> None:
 
 def test_the_extras_are_declared_and_a_local_model_is_pinned() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
-    assert set(extras) == {"embedded", "bench", "local-llm", "build", "dev"}
+    assert set(extras) == {"embedded", "e2b", "bench", "local-llm", "build", "dev"}
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", requirement) for requirement in extras["local-llm"])
     # Hundreds of megabytes that nobody gets who did not ask for them.
     for lock in ("requirements.lock", "requirements-dev.lock"):

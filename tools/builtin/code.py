@@ -20,7 +20,7 @@ from rayloom.dag.values import Json
 from rayloom.tools.addresses import AddressRules
 from rayloom.tools.native import ToolInput, native
 from rayloom.tools.paths import workspace_path
-from rayloom.tools.sandbox import egress, packages
+from rayloom.tools.sandbox import egress, packages, remote_network
 from rayloom.tools.sandbox.installer import Installer
 from rayloom.tools.sandbox.sandbox import Program, RunResult, RunSpec
 from rayloom.tools.sandbox.select import sandbox_for
@@ -111,7 +111,7 @@ async def run_source(
         files_max_bytes=settings.sandbox_files_max_bytes,
         on_line=lambda stream, line: context.log.line(line, stream=stream),
     )
-    sandbox = sandbox_for(settings.sandbox, settings.docker)
+    sandbox = sandbox_for(settings.sandbox, settings.docker, settings.e2b)
     async with AsyncExitStack() as held:
         if input.packages:
             found = await held.enter_async_context(packages.opened(input.packages, _installer(settings)))
@@ -119,16 +119,22 @@ async def run_source(
                 context.log.line(f"package {each}")
             spec = replace(spec, packages=found.folder)
         if isinstance(input.network, NetworkInput) and input.network.allow:
-            targets, rules = egress.allowed(input.network.allow), AddressRules.parse(settings.allow_addresses)
-            told = partial(context.log.line, level="WARNING")
-            opened = egress.opened(targets, rules, on_refusal=lambda why: told(f"network: {why}"))
-            spec = replace(spec, egress=await held.enter_async_context(opened))
+            targets = egress.allowed(input.network.allow)
+            if settings.sandbox == "e2b":
+                spec = replace(spec, hosts=await remote_network.hosts(targets))
+            else:
+                rules = AddressRules.parse(settings.allow_addresses)
+                told = partial(context.log.line, level="WARNING")
+                opened = egress.opened(targets, rules, on_refusal=lambda why: told(f"network: {why}"))
+                spec = replace(spec, egress=await held.enter_async_context(opened))
         result = await sandbox.run(spec)
     return ToolResult(output=_output(result), stdout=result.stdout, stderr=result.stderr)
 
 
 def _installer(settings: ToolSettings) -> Installer:
     """What packages are had from; raises Refused (``PACKAGES_REFUSED``) where that is nothing."""
+    if settings.sandbox == "e2b":
+        raise Refused("PACKAGES_REFUSED", "programs run elsewhere, in a template: it must bring the packages itself")
     wheels, index = settings.sandbox_packages_dir, settings.sandbox_packages_index_url.get_secret_value()
     if wheels is None and not index:
         raise Refused(

@@ -109,7 +109,7 @@ class Conversation:
                     "FILES_TOO_LARGE", "/files: they don't fit into the workspace, or /stdin doesn't fit beside it"
                 )
             elif letter == b"x":
-                self._ended = _object(content)
+                self._ended = as_object(content)
                 return
             else:
                 self._take(letter, content)
@@ -124,7 +124,7 @@ class Conversation:
         if letter in (b"o", b"e"):
             (self.stdout if letter == b"o" else self.stderr).feed(content)
         elif letter == b"f":
-            self._finds.begin(_object(content))
+            self._finds.begin(as_object(content))
         elif letter == b"d":
             self._finds.add(content)
 
@@ -194,7 +194,8 @@ class Finds:
         return files, self._left_out
 
 
-def _object(content: bytes) -> dict[str, Json]:
+def as_object(content: bytes) -> dict[str, Json]:
+    """A JSON object that came from inside; empty where it is none."""
     with suppress(orjson.JSONDecodeError):
         found = orjson.loads(content)
         if isinstance(found, dict):

@@ -39,6 +39,8 @@ class RunSpec:
     ``files`` are put into the workspace, which is the working directory; paths are relative and already checked.
     ``on_line`` is called for each kept line of output while the program runs.
     ``egress``: a folder of `egress.opened`, through which the program reaches what it may; None: it has no network.
+    ``hosts``: for a sandbox elsewhere, which no socket of ours reaches: the names that the program may reach, with the
+    address of each, see `remote_network`.
     ``packages``: the folder of a `packages.opened` set that the program can import from, or None.
     ``files_max_count`` and ``files_max_bytes`` cap what is brought back.
     """
@@ -49,6 +51,7 @@ class RunSpec:
     stdin: bytes = b""
     files: Mapping[str, bytes] = field(default_factory=dict)
     egress: Path | None = None
+    hosts: Mapping[str, str] = field(default_factory=dict)
     packages: Path | None = None
     files_max_count: int = 256
     files_max_bytes: int = 16 * 1024 * 1024
@@ -108,6 +111,6 @@ class Sandbox(Protocol):
     async def run(self, spec: RunSpec) -> RunResult:
         """Run a program to its end, its limit, or its cancellation; nothing of it is left behind.
 
-        Raises Refused (``SANDBOX_UNAVAILABLE``), Transient (``SANDBOX_START_FAILED``) and UserError
-        (``FILES_TOO_LARGE``, ``LIMITS_TOO_SMALL``).
+        Raises Refused (``SANDBOX_UNAVAILABLE``), Transient (``SANDBOX_START_FAILED``, and ``SANDBOX_LOST`` where one
+        elsewhere is gone in the middle) and UserError (``FILES_TOO_LARGE``, ``LIMITS_TOO_SMALL``).
         """

@@ -10,9 +10,10 @@ from typing import Final
 from rayloom.dag.errors import Refused, Transient
 from rayloom.tools.sandbox.bubblewrap import Bubblewrap
 from rayloom.tools.sandbox.docker import Docker
+from rayloom.tools.sandbox.e2b import E2b
 from rayloom.tools.sandbox.sandbox import RunResult, RunSpec, Sandbox, SandboxReport
 from rayloom.tools.sandbox.unsafe_local import UnsafeLocal
-from rayloom.tools.settings import DockerSettings, SandboxChoice
+from rayloom.tools.settings import DockerSettings, E2bSettings, SandboxChoice
 
 _log = logging.getLogger(__name__)
 
@@ -93,14 +94,17 @@ class Auto:
 
 
 _DOCKER: Final = DockerSettings()
+_E2B: Final = E2bSettings()
 
 
 @cache
-def sandbox_for(choice: SandboxChoice, docker: DockerSettings = _DOCKER, *, builds: bool = True) -> Sandbox:
+def sandbox_for(
+    choice: SandboxChoice, docker: DockerSettings = _DOCKER, e2b: E2bSettings = _E2B, *, builds: bool = True
+) -> Sandbox:
     """The sandbox of this process for a setting; ``probe`` says whether it works here.
 
-    ``builds``: an image that is missing may be made. ``auto`` never means running unprotected. Raises Refused
-    (``SANDBOX_UNAVAILABLE``).
+    ``builds``: an image that is missing may be made. ``auto`` never means running unprotected, and never means
+    elsewhere. Raises Refused (``SANDBOX_UNAVAILABLE``).
     """
     match choice:
         case "auto":
@@ -112,7 +116,4 @@ def sandbox_for(choice: SandboxChoice, docker: DockerSettings = _DOCKER, *, buil
         case "unsafe-local":
             return UnsafeLocal()
         case "e2b":
-            raise Refused(
-                "SANDBOX_UNAVAILABLE",
-                f"this version has no {choice} sandbox yet: set RAYLOOM_SANDBOX to auto, docker or bubblewrap",
-            )
+            return E2b(e2b)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rayloom.tools.sandbox.docker import Docker
+from tests.integration.tools import e2b_rig
 from tests.integration.tools.sandboxes import KINDS, Kind, children, containers, eventually, sandbox_of, traces
 
 
@@ -31,5 +32,7 @@ async def kind(request: pytest.FixtureRequest) -> AsyncIterator[Kind]:
             return set(await containers()) == sandbox.waiting()
 
         await eventually(only_those_that_wait)
+    if kind == "e2b":
+        assert e2b_rig.machines() == {}
     # What was there before may be gone by now: whoever left it to the garbage collection did so in an earlier test.
     assert traces(others) <= before

@@ -20,10 +20,11 @@ from rayloom.tools.sandbox import owner, processes
 from rayloom.tools.sandbox.engine import Engine
 from rayloom.tools.sandbox.sandbox import Sandbox
 from rayloom.tools.sandbox.select import sandbox_for
-from rayloom.tools.settings import DockerSettings
+from rayloom.tools.settings import DockerSettings, E2bSettings
+from tests.integration.tools import e2b_rig
 from tests.unit.tools.context import KeptLog, make_context
 
-Kind = Literal["bubblewrap", "docker"]
+Kind = Literal["bubblewrap", "docker", "e2b"]
 
 _GIVEN: Final = os.environ.get("RAYLOOM_TEST_DOCKER_ADDRESS", "")
 DOCKER: Final = DockerSettings(address=_GIVEN or DockerSettings().address)
@@ -31,17 +32,22 @@ GONE_S: Final = 120.0
 
 _no_engine = not _GIVEN and not os.access(DOCKER.address.removeprefix("unix://"), os.W_OK)
 docker_only = pytest.mark.skipif(_no_engine, reason="no container engine: RAYLOOM_TEST_DOCKER_ADDRESS may name one")
-KINDS: Final = ("bubblewrap", pytest.param("docker", marks=docker_only))
+ids_only = pytest.mark.skipif(os.geteuid() != 0, reason="the local E2B service gives out ids of users: root's right")
+# Those that see folders and sockets of this host; the machines of E2B are elsewhere.
+HERE: Final = ("bubblewrap", pytest.param("docker", marks=docker_only))
+here = pytest.mark.parametrize("kind", HERE, indirect=True)
+KINDS: Final = (*HERE, pytest.param("e2b", marks=ids_only))
 
 
 def sandbox_of(kind: Kind) -> Sandbox:
     """The sandbox of a kind, which must work here."""
-    return sandbox_for(kind, DOCKER)
+    return sandbox_for(kind, DOCKER, e2b_rig.settings() if kind == "e2b" else E2bSettings())
 
 
 async def run(kind: Kind, tool: str = "python.run", *, log: KeptLog | None = None, **input: Json) -> Any:
     """The output of a call."""
-    context = make_context(log=log, sandbox=kind, docker=DOCKER)
+    e2b = e2b_rig.settings() if kind == "e2b" else E2bSettings()
+    context = make_context(log=log, sandbox=kind, docker=DOCKER, e2b=e2b)
     return (await call_tool(BUILTINS[tool], dict(input), context)).output
 
 

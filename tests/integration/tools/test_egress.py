@@ -13,7 +13,7 @@ from rayloom.dag.errors import Refused
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.catalogue import BUILTINS
 from rayloom.tools.call import call_tool
-from tests.integration.tools.sandboxes import DOCKER, Kind
+from tests.integration.tools.sandboxes import DOCKER, Kind, here
 from tests.unit.tools.context import KeptLog, make_context
 
 
@@ -62,6 +62,7 @@ def fetch(url, data=None):
 """
 
 
+@here
 async def test_what_is_allowed_is_reached_and_nothing_else(kind: Kind, server: Server) -> None:
     at = f"127.0.0.1:{server.port}"
     log = KeptLog()
@@ -92,6 +93,7 @@ async def test_what_is_allowed_is_reached_and_nothing_else(kind: Kind, server: S
     ]
 
 
+@here
 async def test_a_tunnel_carries_whatever_is_said(kind: Kind, server: Server) -> None:
     at = f"127.0.0.1:{server.port}"
     output = await run(
@@ -108,6 +110,7 @@ async def test_a_tunnel_carries_whatever_is_said(kind: Kind, server: Server) -> 
 @pytest.mark.parametrize(
     "target", ["169.254.169.254:80", "127.0.0.1:{port}", "10.0.0.1:80", "[::1]:{port}", "[::ffff:127.0.0.1]:{port}"]
 )
+@here
 async def test_a_private_address_is_refused_though_it_is_listed(kind: Kind, target: str, server: Server) -> None:
     asked = target.format(port=server.port)
     output = await run(kind, f"{FETCH}fetch('http://{asked}/')", [asked])
@@ -116,6 +119,7 @@ async def test_a_private_address_is_refused_though_it_is_listed(kind: Kind, targ
     assert not server.heads
 
 
+@here
 async def test_a_name_that_points_inside_is_refused(kind: Kind, server: Server) -> None:
     """As by DNS rebinding: the name is allowed, and what it means is looked at once, by us."""
     asked = f"localhost:{server.port}"
@@ -139,6 +143,7 @@ async def test_a_name_that_points_inside_is_refused(kind: Kind, server: Server) 
         "nonsense",
     ],
 )
+@here
 async def test_odd_requests_lead_nowhere(kind: Kind, said: str, server: Server) -> None:
     at = f"127.0.0.1:{server.port}"
     line = said.format(port=server.port)
@@ -150,6 +155,7 @@ async def test_odd_requests_lead_nowhere(kind: Kind, said: str, server: Server) 
     assert not server.heads
 
 
+@here
 async def test_an_empty_list_is_no_network(kind: Kind) -> None:
     output = await run(kind, "import os\nprint(os.environ.get('http_proxy'), os.path.exists('/run/egress'))", [])
     assert output["stdout"] == "None False\n"

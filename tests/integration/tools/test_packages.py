@@ -14,7 +14,7 @@ from rayloom.tools.builtin.catalogue import BUILTINS
 from rayloom.tools.call import call_tool
 from rayloom.tools.sandbox.tidy import tidy
 from rayloom.tools.settings import ToolSettings
-from tests.integration.tools.sandboxes import DOCKER, Kind
+from tests.integration.tools.sandboxes import DOCKER, Kind, here
 from tests.integration.tools.wheels import make_wheel, store_of_its_own
 from tests.unit.tools.context import make_context
 
@@ -37,6 +37,7 @@ async def run(kind: Kind, wheels: Path | None, packages: list[str], code: str) -
     return (await call_tool(BUILTINS["python.run"], input, context)).output
 
 
+@here
 async def test_a_program_imports_what_it_asks_for_and_what_that_needs(kind: Kind, wheels: Path) -> None:
     output = await run(kind, wheels, ["raytree"], "import raytree; print(raytree.value, raytree.__file__)")
     assert output["stdout"] == "tree of old /run/packages/raytree.py\n", output["stderr"]
@@ -46,6 +47,7 @@ async def test_a_program_imports_what_it_asks_for_and_what_that_needs(kind: Kind
     assert "Error" in output["stderr"]
 
 
+@here
 async def test_a_wheel_that_is_added_is_found(kind: Kind, wheels: Path) -> None:
     code = "import rayleaf; print(rayleaf.value)"
     assert (await run(kind, wheels, ["rayleaf"], code))["stdout"] == "new\n"

@@ -22,6 +22,19 @@ from tests.integration.tools.hostile.resources import RESOURCES
 from tests.integration.tools.sandboxes import Kind, run
 
 ATTACKS = (*RESOURCES, *ESCAPES, *LIES)
+# Of the escapes those that our guardian holds in a machine elsewhere; against the others stand machines of E2B's own,
+# which a local service has none of.
+ELSEWHERE = {
+    *(attack.name for attack in (*RESOURCES, *LIES)),
+    "environments of all processes",
+    "canary of the host by its path",
+    "files written where all is read-only",
+    "rights of root",
+    "tracing the first process",
+    "memory of the first process",
+    "signals to all that it can reach",
+    "a first process made helpless",
+}
 SECRET = "7f9c-do-not-tell"
 
 
@@ -78,6 +91,8 @@ def _clock_s() -> float:
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name.replace(" ", "-"))
 async def test_a_hostile_program_is_contained(kind: Kind, attack: Attack, host: Host) -> None:
+    if kind == "e2b" and attack.name not in ELSEWHERE:
+        pytest.skip("it is for E2B's own machines to hold")
     began = time.monotonic()
     output, neighbour = await asyncio.gather(
         _attacked(kind, attack, host),
@@ -109,3 +124,4 @@ async def _attacked(kind: Kind, attack: Attack, host: Host) -> Any:
 def test_there_are_enough_of_them() -> None:
     assert len(ATTACKS) >= 60
     assert len({attack.name for attack in ATTACKS}) == len(ATTACKS)
+    assert {attack.name for attack in ATTACKS} >= ELSEWHERE
