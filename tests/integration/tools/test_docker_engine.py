@@ -89,9 +89,10 @@ async def test_a_program_of_somebody_s_own_image_waits_for_the_engine(way: Path)
         await auto.run(HELLO)
 
 
-async def test_who_only_looks_makes_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_only_looks_makes_no_image(way: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image, "NAME", "rayloom-sandbox-of-a-test:1")
-    settings = Settings(sandbox="docker", docker_address=DOCKER.address)
+    # By a way of its own: a process tries each engine once.
+    settings = Settings(sandbox="docker", docker_address=f"unix://{way}")
     found = await asyncio.to_thread(checks.sandbox, settings)
     assert found.level == "warn"
     assert "`rayloom sandbox build` makes one" in found.detail
