@@ -136,6 +136,11 @@ class Service:
 
     async def sweep(self) -> int:
         """Kill the sandboxes whose owners are dead; how many there were."""
+        try:
+            self.check()
+        except Refused:
+            # A run will say so.
+            return 0
         from e2b import AsyncSandbox, SandboxQuery
 
         orphans: list[str] = []

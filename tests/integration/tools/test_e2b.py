@@ -24,7 +24,8 @@ from rayloom.tools.sandbox import measures, owner
 from rayloom.tools.sandbox.e2b import E2b
 from rayloom.tools.sandbox.remote import MARGIN_S, Service
 from rayloom.tools.sandbox.sandbox import RunResult, RunSpec
-from rayloom.tools.settings import SandboxLimits
+from rayloom.tools.sandbox.tidy import tidy
+from rayloom.tools.settings import SandboxLimits, ToolSettings
 from tests.integration.tools import e2b_rig
 from tests.integration.tools.e2b_rig import misbehaving
 from tests.integration.tools.sandboxes import eventually, ids_only, run
@@ -244,7 +245,8 @@ async def test_machines_of_a_killed_worker_are_found_and_removed_and_no_others(e
     worker.send_signal(signal.SIGKILL)
     await worker.wait()
     assert len(e2b_rig.machines()) == 2
-    assert await e2b.sweep() == 1
+    assert await tidy(ToolSettings(sandbox="e2b")) == {}, "there is no key to look with"
+    assert await tidy(ToolSettings(sandbox="e2b", e2b=e2b_rig.settings())) == {"machines elsewhere": 1}
     (left,) = e2b_rig.machines().values()
     assert left[owner.PROCESS] == owner.labels()[owner.PROCESS]
     running.cancel()
