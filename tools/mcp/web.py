@@ -10,13 +10,12 @@ from typing import Final
 
 import httpx2
 from mcp.client._transport import TransportStreams
-from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
-from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 
 from rayloom.dag.mcp import McpServer
 from rayloom.tools.addresses import AddressRules, parse_url, resolve
+from rayloom.tools.mcp import oauth
 
 SESSION: Final = "mcp-session-id"
 _UNKNOWN_SESSION: Final = (400, 404)
@@ -72,25 +71,6 @@ class Pinned(httpx2.AsyncBaseTransport):
             await way.aclose()
 
 
-class _Tokens:
-    """The token of one connection; a new one asks for another."""
-
-    def __init__(self) -> None:
-        self._token: OAuthToken | None = None
-
-    async def get_tokens(self) -> OAuthToken | None:
-        return self._token
-
-    async def set_tokens(self, tokens: OAuthToken) -> None:
-        self._token = tokens
-
-    async def get_client_info(self) -> OAuthClientInformationFull | None:
-        return None
-
-    async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
-        raise NotImplementedError("nobody registers here: the client is given")
-
-
 @asynccontextmanager
 async def web(
     server: McpServer, rules: AddressRules, on_forgotten: Callable[[], None]
@@ -99,7 +79,7 @@ async def web(
 
     ``on_forgotten`` is called where an answer means, or may mean, that the server does not know the session.
     """
-    own, way_in = {"user-agent": "rayloom", **server.headers}, _auth(server)
+    own, way_in = {"user-agent": "rayloom", **server.headers}, oauth.flow(server)
     if (server.auth or {}).get("type") == "bearer":
         own["Authorization"] = f"Bearer {(server.auth or {})['token']}"
 
@@ -124,18 +104,3 @@ async def web(
             streamable_http_client(server.url, http_client=ours, max_sse_event_size=EVENT_MAX_BYTES) as streams,
         ):
             yield streams
-
-
-def _auth(server: McpServer) -> httpx2.Auth | None:
-    given = server.auth or {}
-    if given.get("type") != "oauth_client_credentials":
-        return None
-    scope, issuer = given.get("scope"), given.get("issuer")
-    return ClientCredentialsOAuthProvider(
-        server_url=server.url,
-        storage=_Tokens(),
-        client_id=str(given["client_id"]),
-        client_secret=str(given["client_secret"]),
-        scope=None if scope is None else str(scope),
-        issuer=None if issuer is None else str(issuer),
-    )
