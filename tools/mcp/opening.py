@@ -35,7 +35,7 @@ def opener_of(server: McpServer, settings: ToolSettings) -> Opener:
             # In words of ours, and before anything is sent.
             target = parse_url(server.url)
             await resolve(target.host, target.port, rules)
-            async with web(server, rules, ears.forgotten) as streams:
+            async with web(server, rules, ears.forgotten, ears.ended) as streams:
                 yield streams
 
     return opened

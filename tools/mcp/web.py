@@ -16,13 +16,11 @@ from mcp.client.streamable_http import streamable_http_client
 from rayloom.dag.mcp import McpServer
 from rayloom.tools.addresses import AddressRules, parse_url, resolve
 from rayloom.tools.mcp import oauth
+from rayloom.tools.mcp.way import BODY_MAX_BYTES, EVENTS, SESSION, Bounded, Way
 
-SESSION: Final = "mcp-session-id"
 _UNKNOWN_SESSION: Final = (400, 404)
 CONNECT_S: Final = 10.0
 END_S: Final = 2.0
-EVENT_MAX_BYTES: Final = 64 * 1024 * 1024
-"""As large as a message over stdio may be."""
 # No limit on reading: a call may be silent for long, and one that is over its time is ended by who made it.
 _TIMEOUT: Final = httpx2.Timeout(CONNECT_S, read=None, pool=None)
 # As many as there are calls at a time: a call that waits for a connection would look like a slow server.
@@ -51,6 +49,8 @@ class Pinned(httpx2.AsyncBaseTransport):
             way = self._ways[target.origin] = httpx2.AsyncHTTPTransport(verify=_trust(), limits=_LIMITS, retries=1)
         headers = httpx2.Headers(request.headers)
         headers["host"] = target.authority
+        # What is packed small may be of any size when it is unpacked.
+        headers["accept-encoding"] = "identity"
         # With a DELETE a session is ended: whoever does not answer that must not hold up the next one.
         ending = {"timeout": httpx2.Timeout(END_S).as_dict()} if request.method == "DELETE" else {}
         pinned = httpx2.Request(
@@ -63,7 +63,7 @@ class Pinned(httpx2.AsyncBaseTransport):
         response = await way.handle_async_request(pinned)
         if response.status_code in _UNKNOWN_SESSION and request.method == "POST" and SESSION in request.headers:
             self._on_forgotten()
-        return response
+        return await _bounded(request, response)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -71,13 +71,27 @@ class Pinned(httpx2.AsyncBaseTransport):
             await way.aclose()
 
 
+async def _bounded(request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        await response.aclose()
+        raise httpx2.DecodingError(f"the server's answer is in the encoding {encoding[:40]!r}, which nobody asked for")
+    kind = response.headers.get("content-type", "").lower()
+    # A stream of events has no end; each event has a limit of its own.
+    if not (kind.startswith(EVENTS) and EVENTS in request.headers.get("accept", "")):
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        response.stream = Bounded(response.stream, BODY_MAX_BYTES)
+    return response
+
+
 @asynccontextmanager
 async def web(
-    server: McpServer, rules: AddressRules, on_forgotten: Callable[[], None]
+    server: McpServer, rules: AddressRules, on_forgotten: Callable[[], None], on_end: Callable[[], None]
 ) -> AsyncIterator[TransportStreams]:
     """Connect to a server by streamable HTTP, or by the older SSE where it says so.
 
-    ``on_forgotten`` is called where an answer means, or may mean, that the server does not know the session.
+    ``on_forgotten`` is called where an answer means, or may mean, that the server does not know the session;
+    ``on_end`` where nothing can be sent any more.
     """
     own, way_in = {"user-agent": "rayloom", **server.headers}, oauth.flow(server)
     if (server.auth or {}).get("type") == "bearer":
@@ -86,7 +100,9 @@ async def web(
     def client(
         headers: dict[str, str] | None = None, timeout: httpx2.Timeout | None = None, auth: httpx2.Auth | None = None
     ) -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(
+        return Way(
+            # The SDK's way of the older transport sends nothing more once a request has failed.
+            on_broken=on_end if server.transport == "sse" else None,
             transport=Pinned(rules, on_forgotten),
             headers={**own, **(headers or {})},
             auth=way_in,
@@ -101,6 +117,6 @@ async def web(
     else:
         async with (
             client() as ours,
-            streamable_http_client(server.url, http_client=ours, max_sse_event_size=EVENT_MAX_BYTES) as streams,
+            streamable_http_client(server.url, http_client=ours, max_sse_event_size=BODY_MAX_BYTES) as streams,
         ):
             yield streams
