@@ -8,7 +8,15 @@ from typing import Final
 
 from mcp import Client
 from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
-from mcp_types import CONNECTION_CLOSED, INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, Tool
+from mcp_types import (
+    CONNECTION_CLOSED,
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    METHOD_NOT_FOUND,
+    CallToolResult,
+    Tool,
+)
 
 from rayloom.dag.errors import Bug, RayloomError, Transient, UserError
 from rayloom.tools.ports import Level
@@ -69,6 +77,19 @@ async def listed(client: Client) -> list[Tool]:
         if not cursor:
             return tools
     raise Transient("MCP_UNREACHABLE", f"its list of tools has more than {PAGES_MAX} pages")
+
+
+def leave_outputs(client: Client) -> None:
+    """Keep the SDK from holding what a tool gives against the tool's output schema.
+
+    That is done by who asked for the call, in a process of its own. Here a schema that takes forever (a pattern,
+    references that fork) would keep all other servers waiting.
+    """
+
+    async def left(name: str, result: CallToolResult) -> None:
+        return None
+
+    client.session.validate_tool_result = left  # type: ignore[method-assign]  # the SDK has no switch for it
 
 
 async def want_log(client: Client) -> None:

@@ -64,7 +64,7 @@ def trusted(command: Sequence[str], env: Mapping[str, str]) -> Launch:
 
 @asynccontextmanager
 async def stdio(
-    launch: Launch, *, on_stderr: Callable[[str], None], on_end: Callable[[], None]
+    launch: Launch, *, on_stderr: Callable[[str], None], on_end: Callable[[str], None]
 ) -> AsyncIterator[Streams]:
     """Run a server and speak with it. ``on_end`` is called when it ends. Raises Transient (``MCP_START_FAILED``)."""
     process = _start(launch)
@@ -139,7 +139,7 @@ def _start(launch: Launch) -> subprocess.Popen[bytes]:
 async def _read(
     incoming: LineReader,
     session: MemoryObjectSendStream[SessionMessage | Exception],
-    on_end: Callable[[], None],
+    on_end: Callable[[str], None],
 ) -> None:
     async with session:
         try:
@@ -156,7 +156,7 @@ async def _read(
         except (anyio.ClosedResourceError, anyio.BrokenResourceError, ConnectionError):
             _log.debug("mcp.session_closed")
         finally:
-            on_end()
+            on_end("")
 
 
 async def _write(outgoing: Writer, session: MemoryObjectReceiveStream[SessionMessage]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Final
 
 import httpx2
@@ -86,7 +86,7 @@ async def _bounded(request: httpx2.Request, response: httpx2.Response) -> httpx2
 
 @asynccontextmanager
 async def web(
-    server: McpServer, rules: AddressRules, on_forgotten: Callable[[], None], on_end: Callable[[], None]
+    server: McpServer, rules: AddressRules, on_forgotten: Callable[[], None], on_end: Callable[[str], None]
 ) -> AsyncIterator[TransportStreams]:
     """Connect to a server by streamable HTTP, or by the older SSE where it says so.
 
@@ -102,7 +102,7 @@ async def web(
     ) -> httpx2.AsyncClient:
         return Way(
             # The SDK's way of the older transport sends nothing more once a request has failed.
-            on_broken=on_end if server.transport == "sse" else None,
+            on_broken=partial(on_end, "") if server.transport == "sse" else None,
             transport=Pinned(rules, on_forgotten),
             headers={**own, **(headers or {})},
             auth=way_in,
