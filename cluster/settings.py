@@ -88,6 +88,7 @@ class Settings(EngineFields, BlobFields):
     sandbox_runtime: str = Field(default="", description="the engine's runtime for containers, such as runsc")
     sandbox_warm: int = Field(default=1, ge=0, le=16, description="containers kept ready by each process that runs any")
     sandbox_packages_dir: Path | None = Field(default=None, description="wheels that programs may ask for")
+    mcp_memory_mb: int = Field(default=1_024, ge=16, description="no MCP server in the sandbox may hold more")
     docker_address: str = Field(default="unix:///var/run/docker.sock", description="the socket of the container engine")
     log_store: Literal["postgres", "loki", "elasticsearch"] = "postgres"
     allow_addresses: AddressList = Field(
@@ -192,6 +193,7 @@ class Settings(EngineFields, BlobFields):
             sandbox=self.sandbox,
             docker=self.docker,
             sandbox_packages_dir=self.sandbox_packages_dir,
+            mcp_memory_mb=self.mcp_memory_mb,
             sandbox_caps=SandboxLimits(
                 wall_s=self.sandbox_max_wall_s,
                 memory_mb=self.sandbox_max_memory_mb,

@@ -28,7 +28,7 @@ def opener_of(server: McpServer, settings: ToolSettings) -> Opener:
             if server.trusted:
                 launch = trusted(server.command, server.env)
             else:
-                launch = await confined(server.command, server.env, server.readable)
+                launch = await confined(server.command, server.env, server.readable, memory_mb=settings.mcp_memory_mb)
             async with stdio(launch, on_stderr=ears.said, on_end=ears.ended) as streams:
                 yield streams
         else:
