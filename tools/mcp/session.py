@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
@@ -33,6 +34,7 @@ CONNECT_S: Final = 60.0
 """A server that is not ready by then is given up for this time: `npx` may have to fetch it first."""
 PROBE_EVERY_S: Final = 15.0
 PROBE_S: Final = 10.0
+PROBE_AGAIN_S: Final = 1.0
 LISTEN_AGAIN_S: Final = 1.0
 WAIT_S: Final = 10.0
 """A call waits so long for a session that is being opened."""
@@ -42,7 +44,6 @@ LASTING_S: Final = 30.0
 """A session that lasted so long is opened again at once."""
 STOP_S: Final = 15.0
 IDEMPOTENCY_KEY: Final = "rayloom/idempotencyKey"
-
 Opener = Callable[[Ears], AbstractAsyncContextManager[TransportStreams]]
 """Opens a new way to the server."""
 
@@ -112,25 +113,24 @@ class Session:
             await asyncio.wait({after})
         while not self._over.is_set():
             self._lost.clear()
-            self._is_forgotten = False
-            self._is_opening = True
-            self._condition.ended_for = ""
+            self._is_forgotten, self._is_opening, self._condition.ended_for = False, True, ""
+            up_at = math.inf
             try:
                 async with asyncio.timeout(CONNECT_S) as limit, self._made() as client:
                     protocol.leave_outputs(client)
                     self._client = client
                     await self._opened(client)
                     limit.reschedule(None)
-                    opened_at = loop.time()
+                    up_at = loop.time()
                     await self._watched(client)
-                    # One that is well for a moment and then ends, again and again, is no better than one that is not.
-                    if loop.time() - opened_at >= LASTING_S:
-                        pause_s = PAUSE_S
             except Exception as error:  # noqa: BLE001 - whatever a server does: it is tried again
                 self._note(error)
             finally:
                 self._client = None
                 self._up.clear()
+            # One that is well for a moment and then ends, again and again, is no better than one that is not.
+            if loop.time() - up_at >= LASTING_S:
+                pause_s = PAUSE_S
             if not self._over.is_set():
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause_s * (0.5 + random.random())):
@@ -186,9 +186,10 @@ class Session:
 
     async def _follow(self, client: Client) -> None:
         """Read the list again when it has changed, and now and then: that shows whether the server answers at all."""
+        pause_s = self._probe_every_s
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._probe_every_s):
+                async with asyncio.timeout(pause_s):
                     await self._stale.wait()
             self._stale.clear()
             try:
@@ -199,9 +200,12 @@ class Session:
                     # It may be at work on a call and hear nothing meanwhile. A call has a time of its own.
                     continue
                 self._note(error)
+                # Soon, so that it is known soon whether that was the only one.
+                pause_s = min(self._probe_every_s, PROBE_AGAIN_S)
                 if self.health == "offline" or self._is_forgotten or protocol.is_lost(error):
                     self._lost.set()
                 continue
+            pause_s = self._probe_every_s
             self._condition.well()
             self._is_forgotten = False
             try:

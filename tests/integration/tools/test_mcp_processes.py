@@ -15,7 +15,7 @@ from rayloom.dag.mcp import McpServer
 from rayloom.tools.mcp.opening import check
 from rayloom.tools.sandbox.processes import tree
 from tests.integration.mcp_servers import DEMO, DEMO_COMMAND
-from tests.integration.tools.mcp_rig import SETTINGS, Rig, connected
+from tests.integration.tools.mcp_rig import SETTINGS, Rig, connected, until
 from tests.integration.waiting import wait_until
 
 FOLDER = str(Path(DEMO).parent)
@@ -87,8 +87,10 @@ async def test_a_confined_server_that_takes_too_much_memory_is_ended_and_started
     async with connected(confined(sys.executable, "-c", SNOOP), settings=SMALL) as rig:
         assert await rig.call("hold", {"mb": 20}) == {"result": "held"}
         for _ in range(2):
+            listed = len(rig.listed)
             with pytest.raises(Transient, match="more than 300 MiB of memory"):
                 await rig.call("hold", {"mb": 1_000})
+            await until(lambda: len(rig.listed) > listed)  # noqa: B023 - over before the next round
             # It is there again, and one can read what came in the way.
             assert await rig.call("hold", {"mb": 20}) == {"result": "held"}
             assert "more than 300 MiB" in rig.session.last_error
