@@ -72,8 +72,7 @@ class McpHost:
         self._health: dict[str, ServerHealth] = {}
         self._leaving = Leaving()
         self._unreadable: set[str] = set()
-        self._started = asyncio.Event()
-        self._turn = asyncio.Lock()
+        self._started, self._turn, self._is_untold = asyncio.Event(), asyncio.Lock(), False
 
     # -- its life ------------------------------------------------------------------------------------------------------
 
@@ -91,6 +90,8 @@ class McpHost:
                 self._drop(name)
         self._started.set()
         await self._tell_health()
+        if self._is_untold:
+            await self._tell()
         since = asyncio.get_running_loop().time() - FORSAKEN_S
         for session in self._sessions.values():
             for call in session.calls.forsaken(since):
@@ -99,7 +100,7 @@ class McpHost:
 
     async def close(self) -> None:
         """Close every session."""
-        for name in list(self._sessions):
+        for name in [*self._sessions]:
             self._drop(name)
         await self._leaving.all_over()
 
@@ -131,7 +132,7 @@ class McpHost:
             raise
         finally:
             del self._coming[name]
-        await self._look()
+        await self._tell()
         return sorted(self._names[name])
 
     async def show(self, name: str) -> JsonObject:
@@ -148,7 +149,7 @@ class McpHost:
             await self._rows.keep(server)
             self._replace(server)
         await self._leaving.over(name)
-        await self._look()
+        await self._tell()
         return await self.show(name)
 
     async def remove(self, name: str) -> None:
@@ -158,7 +159,7 @@ class McpHost:
             await self._rows.remove(name)
             self._drop(name)
         await self._leaving.over(name)
-        await self._look()
+        await self._tell()
 
     async def health(self) -> Health:
         """Alive, with counts of what it holds. Touches no lock: it is asked from another event loop."""
@@ -175,9 +176,8 @@ class McpHost:
     async def call(self, call: McpCall, structured: bool) -> McpAnswer:
         """Make a call. ``structured``: its tool declares what it gives.
 
-        Whether what it gives fits its output schema is left to who asks: this loop is all servers' own. Raises what
-        ``Session.call`` raises, and UserError (``MCP_TOOL_FAILED``, ``TOOL_UNKNOWN``), Refused (``TOOL_INACTIVE``), Bug
-        (``TOOL_OUTPUT_INVALID``).
+        Whether it fits the output schema is left to who asks: this loop is all servers'. Raises what ``Session.call``
+        raises, and UserError (``MCP_TOOL_FAILED``, ``TOOL_UNKNOWN``), Refused (``TOOL_INACTIVE``).
         """
         await self._ready()
         server = self._known(call.server)
@@ -254,7 +254,7 @@ class McpHost:
         if found.tools != self._tools.get(name):
             self._names[name] = await self._rows.set_tools(name, found.tools)
             self._tools[name] = found.tools
-            await self._look()
+            await self._tell()
 
     def _replace(self, server: McpServer) -> None:
         self._drop(server.name)
@@ -272,11 +272,21 @@ class McpHost:
         if session is not None:
             self._leaving.begin(name, session)
 
+    async def _tell(self) -> None:
+        """Let the registry look. What is done is done: if it does not answer, it is asked again."""
+        self._is_untold = True
+        try:
+            await self._look()
+        except RayloomError as error:
+            _log.warning("mcp.registry_not_told: %s", error.message)
+        else:
+            self._is_untold = False
+
     async def _tell_health(self) -> None:
         untold = {name: health for name, health in self._health.items() if name in self._servers}
         if untold:
             await self._rows.set_health(untold)
-            await self._look()
+            self._is_untold = True
             for name, health in untold.items():
                 if self._health.get(name) == health:
                     del self._health[name]

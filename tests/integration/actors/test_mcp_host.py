@@ -33,8 +33,11 @@ class Rows:
         self.tools: dict[str, list[str]] = {}
         self.health: list[Mapping[str, ServerHealth]] = []
         self.looks = 0
+        self.is_deaf = False
 
     async def look(self) -> None:
+        if self.is_deaf:
+            raise Transient("ACTOR_UNAVAILABLE", "the registry is between two lives")
         self.looks += 1
 
     async def read(self) -> Mapping[str, McpServer | None]:
@@ -125,6 +128,21 @@ async def test_a_change_of_the_list_reaches_the_rows(host: McpHost, rows: Rows) 
     await until(lambda: rows.looks > looks)
     shown: Any = await host.show("demo")
     assert "demo.fresh" in shown["tools"]
+
+
+async def test_what_is_done_is_done_though_the_registry_can_not_be_told_yet(host: McpHost, rows: Rows) -> None:
+    rows.is_deaf = True
+    assert "demo.add" in await host.register(SERVER)
+    view = await host.change("demo", {"is_active": False})
+    assert view["is_active"] is False
+    await host.step()
+    assert rows.looks == 0
+    rows.is_deaf = False
+    await host.step()
+    assert rows.looks > 0
+    looks = rows.looks
+    await host.step()
+    assert rows.looks == looks
 
 
 async def test_a_server_that_never_answers_keeps_nobody_waiting(host: McpHost, rows: Rows) -> None:
