@@ -21,6 +21,7 @@ from typing import Final
 from rayloom.dag.errors import Refused, UserError
 from rayloom.tools.mcp.stdio import PIDS, Launch
 from rayloom.tools.sandbox import processes
+from rayloom.tools.sandbox.cgroup import sweep
 from rayloom.tools.sandbox.host import Host, find_host
 from rayloom.tools.sandbox.sandbox import PATH
 from rayloom.tools.sandbox.walls import Walls
@@ -103,6 +104,8 @@ def _is_forbidden(path: Path) -> bool:
 
 def _host(shown: Sequence[str]) -> Host:
     """The best way to start bwrap here that may read what has to be shown."""
+    # Of lives before this one, which could not do it themselves.
+    sweep()
     reasons: list[str] = []
     for host in find_host(reasons):
         if host.identity is None or all(_is_open(Path(folder)) for folder in shown):

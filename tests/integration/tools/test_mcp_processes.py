@@ -83,7 +83,12 @@ async def test_a_confined_server_may_read_what_it_was_registered_with(tmp_path: 
             await rig.call("write", {"path": str(tmp_path / "shown" / "b.txt")})
 
 
-async def test_a_confined_server_that_takes_too_much_memory_is_ended_and_started_again() -> None:
+@pytest.mark.parametrize("kind", ["in a group, where there can be one", "looked at"])
+async def test_a_confined_server_that_takes_too_much_memory_is_ended_and_started_again(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "looked at":
+        monkeypatch.setattr("rayloom.tools.mcp.memory.ControlGroup.create", lambda limits: None)
     async with connected(confined(sys.executable, "-c", SNOOP), settings=SMALL) as rig:
         assert await rig.call("hold", {"mb": 20}) == {"result": "held"}
         for _ in range(2):
