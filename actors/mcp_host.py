@@ -14,12 +14,13 @@ from typing import Final, Protocol
 
 from mcp_types import Tool
 
+from rayloom.actors.mcp_leaving import Leaving
 from rayloom.actors.mcp_view import changed, shown
 from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
 from rayloom.dag.mcp import CallLine, McpAnswer, McpCall, McpServer, ServerHealth
 from rayloom.dag.ports import Health, RegisteredTool
 from rayloom.dag.values import JsonObject
-from rayloom.tools.mcp.content import output_of
+from rayloom.tools.mcp.content import check_structured, output_of
 from rayloom.tools.mcp.naming import SERVER_NAME, described
 from rayloom.tools.mcp.opening import check, opener_of
 from rayloom.tools.mcp.redaction import Redaction
@@ -69,9 +70,9 @@ class McpHost:
         self._names: dict[str, frozenset[str]] = {}
         self._coming: dict[str, Sequence[Tool]] = {}
         self._health: dict[str, ServerHealth] = {}
+        self._leaving = Leaving()
         self._unreadable: set[str] = set()
-        self._started = asyncio.Event()
-        self._turn = asyncio.Lock()
+        self._started, self._turn, self._is_untold = asyncio.Event(), asyncio.Lock(), False
 
     # -- its life ------------------------------------------------------------------------------------------------------
 
@@ -84,11 +85,13 @@ class McpHost:
                     self._unreadable.add(name)
                     _log.error("mcp.secrets_unreadable: %s was registered with another RAYLOOM_SECRET_KEY", name)
                 elif server is not None and server != self._servers.get(name):
-                    await self._replace(server)
+                    self._replace(server)
             for name in [name for name in self._servers if name not in rows]:
-                await self._drop(name)
+                self._drop(name)
         self._started.set()
         await self._tell_health()
+        if self._is_untold:
+            await self._tell()
         since = asyncio.get_running_loop().time() - FORSAKEN_S
         for session in self._sessions.values():
             for call in session.calls.forsaken(since):
@@ -97,7 +100,9 @@ class McpHost:
 
     async def close(self) -> None:
         """Close every session."""
-        await asyncio.gather(*(session.stop() for session in self._sessions.values()))
+        for name in [*self._sessions]:
+            self._drop(name)
+        await self._leaving.all_over()
 
     # -- what the API asks ---------------------------------------------------------------------------------------------
 
@@ -127,7 +132,7 @@ class McpHost:
             raise
         finally:
             del self._coming[name]
-        await self._look()
+        await self._tell()
         return sorted(self._names[name])
 
     async def show(self, name: str) -> JsonObject:
@@ -142,8 +147,9 @@ class McpHost:
             server = changed(self._known(name), changes)
             check(server)
             await self._rows.keep(server)
-            await self._replace(server)
-        await self._look()
+            self._replace(server)
+        await self._leaving.over(name)
+        await self._tell()
         return await self.show(name)
 
     async def remove(self, name: str) -> None:
@@ -151,8 +157,9 @@ class McpHost:
         await self._ready()
         async with self._turn:
             await self._rows.remove(name)
-            await self._drop(name)
-        await self._look()
+            self._drop(name)
+        await self._leaving.over(name)
+        await self._tell()
 
     async def health(self) -> Health:
         """Alive, with counts of what it holds. Touches no lock: it is asked from another event loop."""
@@ -169,8 +176,8 @@ class McpHost:
     async def call(self, call: McpCall, structured: bool) -> McpAnswer:
         """Make a call. ``structured``: its tool declares what it gives.
 
-        Raises what ``Session.call`` raises, and UserError (``MCP_TOOL_FAILED``, ``TOOL_UNKNOWN``), Refused
-        (``TOOL_INACTIVE``).
+        Whether it fits the output schema is left to who asks: this loop is all servers'. Raises what ``Session.call``
+        raises, and UserError (``MCP_TOOL_FAILED``, ``TOOL_UNKNOWN``), Refused (``TOOL_INACTIVE``).
         """
         await self._ready()
         server = self._known(call.server)
@@ -184,7 +191,10 @@ class McpHost:
             await asyncio.wait({running.task})
             if running.task.cancelled():
                 raise Transient("MCP_CONNECTION_LOST", f"{call.server}: the call was stopped")
-            output = output_of(running.task.result(), structured=structured)
+            result = running.task.result()
+            if structured:
+                check_structured(result, call.tool)
+            output = output_of(result, structured=structured)
         except UserError as error:
             raise UserError(error.code, session.redaction.message(error.message)) from None
         finally:
@@ -244,28 +254,39 @@ class McpHost:
         if found.tools != self._tools.get(name):
             self._names[name] = await self._rows.set_tools(name, found.tools)
             self._tools[name] = found.tools
-            await self._look()
+            await self._tell()
 
-    async def _replace(self, server: McpServer) -> None:
-        await self._drop(server.name)
+    def _replace(self, server: McpServer) -> None:
+        self._drop(server.name)
         self._servers[server.name] = server
         if server.is_active:
             session = self._sessions[server.name] = self._made(server)
-            session.start()
+            session.start(after=self._leaving.get(server.name))
 
-    async def _drop(self, name: str) -> None:
+    def _drop(self, name: str) -> None:
+        """Forget a server. Nobody waits for its session to end but the next one of that name."""
         self._servers.pop(name, None)
         self._health.pop(name, None)
         self._tools.pop(name, None)
         session = self._sessions.pop(name, None)
         if session is not None:
-            await session.stop()
+            self._leaving.begin(name, session)
+
+    async def _tell(self) -> None:
+        """Let the registry look. What is done is done: if it does not answer, it is asked again."""
+        self._is_untold = True
+        try:
+            await self._look()
+        except RayloomError as error:
+            _log.warning("mcp.registry_not_told: %s", error.message)
+        else:
+            self._is_untold = False
 
     async def _tell_health(self) -> None:
         untold = {name: health for name, health in self._health.items() if name in self._servers}
         if untold:
             await self._rows.set_health(untold)
-            await self._look()
+            self._is_untold = True
             for name, health in untold.items():
                 if self._health.get(name) == health:
                     del self._health[name]

@@ -12,7 +12,7 @@ from rayloom.dag.values import Json, JsonObject
 from rayloom.tools.addresses import parse_url
 from rayloom.tools.mcp.session import Session
 
-_OPEN_AUTH: Final = ("type", "scope", "issuer")
+_OPEN_AUTH: Final = ("type", "scope", "issuer", "algorithm")
 
 
 def shown(server: McpServer, session: Session | None, tools: Sequence[str]) -> JsonObject:

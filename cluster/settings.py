@@ -89,6 +89,7 @@ class Settings(EngineFields, BlobFields, E2bFields, PackageFields):
     sandbox_image: str = Field(default="", description="of containers; empty: what `rayloom sandbox build` makes")
     sandbox_runtime: str = Field(default="", description="the engine's runtime for containers, such as runsc")
     sandbox_warm: int = Field(default=1, ge=0, le=16, description="containers kept ready by each process that runs any")
+    mcp_memory_mb: int = Field(default=1_024, ge=16, description="no MCP server in the sandbox may hold more")
     docker_address: str = Field(default="unix:///var/run/docker.sock", description="the socket of the container engine")
     log_store: Literal["postgres", "loki", "elasticsearch"] = "postgres"
     allow_addresses: AddressList = Field(
@@ -196,6 +197,7 @@ class Settings(EngineFields, BlobFields, E2bFields, PackageFields):
             sandbox_packages_dir=self.sandbox_packages_dir,
             sandbox_packages_index_url=self.sandbox_packages_index_url,
             sandbox_packages_max_bytes=self.sandbox_packages_max_mb * 1024 * 1024,
+            mcp_memory_mb=self.mcp_memory_mb,
             sandbox_caps=SandboxLimits(
                 wall_s=self.sandbox_max_wall_s,
                 memory_mb=self.sandbox_max_memory_mb,

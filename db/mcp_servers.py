@@ -27,14 +27,28 @@ _ADD_SERVER: Final = """
 """
 # Another tool may have one of these names: then theirs stays, and the row is not returned.
 _PUT_TOOLS: Final = f"""
-    INSERT INTO tools (id, {COLUMNS}, server) SELECT id, {COLUMNS}, $2 FROM {GIVEN} ORDER BY name
+    INSERT INTO tools (id, {COLUMNS}, server, is_active)
+    SELECT id, {COLUMNS}, $2, endpoint <> ALL ($3::text[]) FROM {GIVEN} ORDER BY name
     ON CONFLICT (name) DO UPDATE SET
         description = excluded.description, version = excluded.version, schema = excluded.schema,
         output_schema = excluded.output_schema, endpoint = excluded.endpoint,
         config = tools.config || excluded.config, resources = excluded.resources, lane = excluded.lane,
-        permission_level = excluded.permission_level, updated_at = now()
+        permission_level = excluded.permission_level, is_active = excluded.is_active, updated_at = now()
     WHERE tools.server = $2
     RETURNING name
+"""
+# A tool is known by its endpoint: its name here may depend on which others there are.
+_OFF: Final = """
+    SELECT array(
+        SELECT endpoint FROM tools WHERE server = s.name AND NOT is_active
+        UNION SELECT unnest(s.off)
+    ) FROM mcp_servers s WHERE s.name = $1
+"""
+_KEEP_OFF: Final = """
+    UPDATE mcp_servers SET off = array(
+        SELECT endpoint FROM unnest($2::text[]) AS endpoint
+        WHERE endpoint NOT IN (SELECT t.endpoint FROM tools t WHERE t.server = $1) ORDER BY endpoint
+    ) WHERE name = $1
 """
 
 
@@ -60,7 +74,7 @@ class McpServers:
                 values = (server.name, server.transport, _spec(server), self._secrets(server), server.is_active)
                 if await connection.fetchval(_ADD_SERVER, *values) is None:
                     raise UserError("TOOL_EXISTS", f"there is a tool or a server {server.name!r} already")
-                put = await _put(connection, server.name, tools)
+                put = await _put(connection, server.name, tools, ())
                 for tool in tools:
                     if tool.name not in put:
                         raise UserError("TOOL_EXISTS", f"there is a tool {tool.name!r} already")
@@ -79,14 +93,17 @@ class McpServers:
     async def set_tools(self, name: str, tools: Sequence[RegisteredTool]) -> frozenset[str]:
         """Make these the tools of a server; answers the names of those that it has now.
 
-        What an admin switched off stays off. A name that somebody else's tool has stays theirs.
+        What an admin switched off stays off, also when it was gone from the list meanwhile. A name that somebody else's
+        tool has stays theirs.
         """
         with invalid_is_told():
             async with turn(self._engine) as connection:
-                if await connection.fetchval("SELECT true FROM mcp_servers WHERE name = $1", name) is None:
+                off = await connection.fetchval(_OFF, name)
+                if off is None:
                     raise unknown(name)
-                put = await _put(connection, name, tools)
+                put = await _put(connection, name, tools, off)
                 await connection.execute("DELETE FROM tools WHERE server = $1 AND name <> ALL ($2)", name, list(put))
+                await connection.execute(_KEEP_OFF, name, off)
         return put
 
     async def set_health(self, health: Mapping[str, ServerHealth]) -> None:
@@ -120,9 +137,9 @@ def unknown(name: str) -> UserError:
 
 
 async def _put(
-    connection: asyncpg.Connection[asyncpg.Record], server: str, tools: Sequence[RegisteredTool]
+    connection: asyncpg.Connection[asyncpg.Record], server: str, tools: Sequence[RegisteredTool], off: Sequence[str]
 ) -> frozenset[str]:
-    return frozenset(row["name"] for row in await connection.fetch(_PUT_TOOLS, given(tools), server))
+    return frozenset(row["name"] for row in await connection.fetch(_PUT_TOOLS, given(tools), server, off))
 
 
 def _spec(server: McpServer) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import Boolean, Column, Table, Text, text
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 
 from rayloom.db.schema import metadata
 
@@ -18,4 +18,5 @@ mcp_servers = Table(
     Column("health", Text, nullable=False, server_default=text("'unknown'")),
     Column("created_at", TIMESTAMP(timezone=True), nullable=False, server_default=text("now()")),
     Column("updated_at", TIMESTAMP(timezone=True), nullable=False, server_default=text("now()")),
+    Column("off", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
 )

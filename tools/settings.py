@@ -92,5 +92,6 @@ class ToolSettings(BaseModel):
     sandbox_caps: SandboxLimits = SandboxLimits(
         wall_s=3_600, memory_mb=8_192, pids=1_024, output_kb=16_384, disk_mb=2_048, cpus=16
     )
+    mcp_memory_mb: PositiveInt = Field(default=1_024, description="what a confined MCP server may hold")
     sandbox_files_max_count: PositiveInt = 256
     sandbox_files_max_bytes: PositiveInt = 16 * 1024 * 1024

@@ -41,7 +41,18 @@ class ClientCredentials(Body):
     scope: Word | None = None
 
 
-Auth = Annotated[Bearer | ClientCredentials, Field(discriminator="type")]
+class PrivateKey(Body):
+    """OAuth: a token is fetched with a word that the client's own key has signed. The key is a PEM, and never sent."""
+
+    type: Literal["oauth_private_key_jwt"]
+    client_id: Name
+    private_key: Value
+    algorithm: Literal["RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "ES512", "EdDSA"] = "RS256"
+    issuer: Word
+    scope: Word | None = None
+
+
+Auth = Annotated[Bearer | ClientCredentials | PrivateKey, Field(discriminator="type")]
 
 
 class McpBody(Body):

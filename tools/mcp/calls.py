@@ -15,9 +15,12 @@ LINES_MAX: Final = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Ears:
-    """What the way to a server tells its session: that it has ended, a line of stderr, that the session is unknown."""
+    """What the way to a server tells its session: that it has ended, a line of stderr, that the session is unknown.
 
-    ended: Callable[[], None]
+    ``ended`` takes why we ended it; empty where it was not us.
+    """
+
+    ended: Callable[[str], None]
     said: Callable[[str], None]
     forgotten: Callable[[], None]
 

@@ -3,8 +3,8 @@
 The same walls as around a program that a task brings (`sandbox.bubblewrap`): namespaces of its own, no network but its
 own loopback, a read-only root of the system's folders, no capabilities, the system-call filter, memory file systems of
 limited size for /workspace and /tmp, an empty environment but for what it was given. It sees its own program with its
-libraries, and the folders that it was registered with as ``readable``. What differs: it has no clock, and no cap on the
-memory of its processes, which run as long as it is registered; its files are gone when it ends.
+libraries, and the folders that it was registered with as ``readable``. What differs: it has no clock, and runs
+as long as it is registered; its files are gone when it ends.
 """
 
 from __future__ import annotations
@@ -19,30 +19,37 @@ from pathlib import Path
 from typing import Final
 
 from rayloom.dag.errors import Refused, UserError
-from rayloom.tools.mcp.stdio import Launch
+from rayloom.tools.mcp.stdio import PIDS, Launch
 from rayloom.tools.sandbox import processes
+from rayloom.tools.sandbox.cgroup import sweep
 from rayloom.tools.sandbox.host import Host, find_host
 from rayloom.tools.sandbox.sandbox import PATH
 from rayloom.tools.sandbox.walls import Walls
 from rayloom.tools.settings import SandboxLimits
 
 DISK_MB: Final = 256
-PIDS: Final = 256
 SHEBANG_BYTES: Final = 512
 _ENVIRONMENT: Final = {"HOME": "/workspace", "LANG": "C.UTF-8", "PATH": PATH, "TMPDIR": "/tmp"}
 _NEVER: Final = ("dev", "proc", "run", "sys", "workspace")
 _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 
 
-async def confined(command: Sequence[str], env: Mapping[str, str], readable: Sequence[str]) -> Launch:
-    """A command inside the sandbox. Raises Refused (``SANDBOX_UNAVAILABLE``), Transient (``SANDBOX_START_FAILED``)."""
+async def confined(
+    command: Sequence[str], env: Mapping[str, str], readable: Sequence[str], *, memory_mb: int
+) -> Launch:
+    """A command inside the sandbox.
+
+    Raises Refused (``SANDBOX_UNAVAILABLE``), Transient (``SANDBOX_START_FAILED``), UserError (``MCP_INVALID``).
+    """
     program = _found(command[0])
-    shown = [*_needed(program), *readable]
-    host = await asyncio.to_thread(_host, shown)
+    # Looked up once more: what was a folder then may be a link now.
+    real = await asyncio.to_thread(lambda: {folder: _real(folder, strict=True) for folder in readable})
+    shown = {**{folder: folder for folder in _needed(program)}, **real}
+    host = await asyncio.to_thread(_host, list(shown.values()))
     with ExitStack() as stack:
         walls = Walls(host, stack, home=_ENVIRONMENT["HOME"], disk_mb=DISK_MB, shm_mb=DISK_MB)
-        for folder in dict.fromkeys(shown):
-            walls.show(folder, folder)
+        for place, folder in shown.items():
+            walls.show(folder, place)
         words = walls.closed({**_ENVIRONMENT, **env})
         # By descriptor: everybody on this machine may read the arguments of a process, and these hold secrets.
         words_fd = walls.handed(b"\0".join(os.fsencode(word) for word in words) + b"\0")
@@ -52,6 +59,7 @@ async def confined(command: Sequence[str], env: Mapping[str, str], readable: Seq
             env=host.env,
             pass_fds=(*walls.fds, *host.pass_fds),
             identity=host.identity,
+            memory_mb=memory_mb,
             close=stack.pop_all().close,
         )
 
@@ -70,13 +78,34 @@ def _limited() -> str:
 def check_readable(folders: Sequence[str]) -> None:
     """Raise UserError (``MCP_INVALID``) for what can't be shown to a confined server."""
     for folder in folders:
-        path = Path(folder)
-        if not path.is_absolute() or ".." in path.parts or len(path.parts) < 2 or path.parts[1] in _NEVER:
-            raise UserError("MCP_INVALID", f"readable: {folder!r} can't be shown to a server in the sandbox")
+        # One that is not there now may be when the server is started: then this is asked again.
+        _real(folder, strict=False)
+
+
+def _real(folder: str, *, strict: bool) -> str:
+    """Where a folder really is, whatever links lead there. Raises UserError (``MCP_INVALID``)."""
+    path = Path(folder)
+    refused = UserError("MCP_INVALID", f"readable: {folder!r} can't be shown to a server in the sandbox")
+    if not path.is_absolute() or ".." in path.parts or _is_forbidden(path):
+        raise refused
+    try:
+        real = path.resolve(strict=strict)
+    except (OSError, RuntimeError) as error:
+        # The second is how a circle of links is told.
+        raise UserError("MCP_INVALID", f"readable: {folder!r} can't be found: {error}") from error
+    if _is_forbidden(real):
+        raise refused
+    return str(real)
+
+
+def _is_forbidden(path: Path) -> bool:
+    return len(path.parts) < 2 or path.parts[1] in _NEVER
 
 
 def _host(shown: Sequence[str]) -> Host:
     """The best way to start bwrap here that may read what has to be shown."""
+    # Of lives before this one, which could not do it themselves.
+    sweep()
     reasons: list[str] = []
     for host in find_host(reasons):
         if host.identity is None or all(_is_open(Path(folder)) for folder in shown):

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from mcp_types import CallToolResult, TextContent
 
-from rayloom.dag.errors import UserError
+from rayloom.dag.errors import Bug, UserError
 from rayloom.dag.values import Json, JsonObject
 
 MAX_ERROR_CHARS: Final = 2_000
@@ -28,6 +28,16 @@ def output_of(result: CallToolResult, *, structured: bool) -> Json:
         return result.content[0].text
     blocks = [block.model_dump(by_alias=True, mode="json", exclude_none=True) for block in result.content]
     return {"content": [_item(block) for block in blocks]}
+
+
+def check_structured(result: CallToolResult, tool: str) -> None:
+    """Raise Bug (``TOOL_OUTPUT_INVALID``) where a tool that declares what it gives gave something else."""
+    if (
+        not result.is_error
+        and result.structured_content is None
+        and "structured_content" not in result.model_fields_set
+    ):
+        raise Bug("TOOL_OUTPUT_INVALID", f"{tool} has an output schema, and gave no structured content")
 
 
 def _item(block: dict[str, Any]) -> JsonObject:

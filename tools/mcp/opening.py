@@ -28,14 +28,14 @@ def opener_of(server: McpServer, settings: ToolSettings) -> Opener:
             if server.trusted:
                 launch = trusted(server.command, server.env)
             else:
-                launch = await confined(server.command, server.env, server.readable)
+                launch = await confined(server.command, server.env, server.readable, memory_mb=settings.mcp_memory_mb)
             async with stdio(launch, on_stderr=ears.said, on_end=ears.ended) as streams:
                 yield streams
         else:
             # In words of ours, and before anything is sent.
             target = parse_url(server.url)
             await resolve(target.host, target.port, rules)
-            async with web(server, rules, ears.forgotten) as streams:
+            async with web(server, rules, ears.forgotten, ears.ended) as streams:
                 yield streams
 
     return opened

@@ -8,29 +8,48 @@ from typing import Final
 
 from mcp import Client
 from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
-from mcp_types import CONNECTION_CLOSED, INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, Tool
+from mcp_types import (
+    CONNECTION_CLOSED,
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    METHOD_NOT_FOUND,
+    CallToolResult,
+    Tool,
+)
 
-from rayloom.dag.errors import RayloomError, Transient, UserError
+from rayloom.dag.errors import Bug, RayloomError, Transient, UserError
 from rayloom.tools.ports import Level
 
 PAGES_MAX: Final = 200
 TOOLS_MAX: Final = 1_000
+NO_ANSWER: Final = 7_100_001
+BAD_ANSWER: Final = 7_100_002
+REFUSED: Final = 7_100_003
+"""Codes of our own: a request over HTTP got no answer, one that can't be read, or a status that refuses it."""
+AT_FAULT: Final = frozenset({400, 405, 406, 411, 413, 414, 415, 422, 431, 501})
+"""Statuses by which a server says that it will never take this request."""
 LINE_CHARS: Final = 2_000
 """A longer line is cut."""
 
 
 def failure(error: MCPError, text: str) -> RayloomError:
-    """The error of a call, as ``text`` tells it: Transient, but where the call itself is at fault."""
-    if is_lost(error):
+    """The error of a call, as ``text`` tells it: Transient, but where the call or the answer itself is at fault."""
+    if is_lost(error) or error.code in (CONNECTION_CLOSED, NO_ANSWER):
         return Transient("MCP_CONNECTION_LOST", text)
-    if error.code in (INVALID_PARAMS, METHOD_NOT_FOUND):
+    if error.code == BAD_ANSWER:
+        return Bug("TOOL_OUTPUT_INVALID", text)
+    if error.code in (INVALID_PARAMS, METHOD_NOT_FOUND, REFUSED):
         return UserError("MCP_CALL_INVALID", text)
     return Transient("MCP_ERROR", text)
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether the session is gone."""
-    return isinstance(error, MCPError) and (error.code == CONNECTION_CLOSED or is_forgotten(error))
+    """Whether the session is gone, and not only one request over it."""
+    if not isinstance(error, MCPError):
+        return False
+    # The SDK has the same code for a stream that ended without an answer to its one request.
+    return (error.code == CONNECTION_CLOSED and error.message == "Connection closed") or is_forgotten(error)
 
 
 def is_forgotten(error: MCPError, *, maybe: bool = False) -> bool:
@@ -58,6 +77,19 @@ async def listed(client: Client) -> list[Tool]:
         if not cursor:
             return tools
     raise Transient("MCP_UNREACHABLE", f"its list of tools has more than {PAGES_MAX} pages")
+
+
+def leave_outputs(client: Client) -> None:
+    """Keep the SDK from holding what a tool gives against the tool's output schema.
+
+    That is done by who asked for the call, in a process of its own. Here a schema that takes forever (a pattern,
+    references that fork) would keep all other servers waiting.
+    """
+
+    async def left(name: str, result: CallToolResult) -> None:
+        return None
+
+    client.session.validate_tool_result = left  # type: ignore[method-assign]  # the SDK has no switch for it
 
 
 async def want_log(client: Client) -> None:

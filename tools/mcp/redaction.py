@@ -25,6 +25,8 @@ class Redaction:
     def __init__(self, server: McpServer) -> None:
         auth = {name: value for name, value in (server.auth or {}).items() if isinstance(value, str)}
         secret = [value for name, value in auth.items() if name in ("token", "client_secret")]
+        # Of a key in PEM its lines, and not the words around them.
+        secret += [line for line in auth.get("private_key", "").splitlines() if not line.startswith("-----")]
         secret += server.headers.values()
         secret += [value for name, value in server.env.items() if _TELLING.search(name)]
         self._in_outputs = _pattern(secret)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Final
@@ -18,19 +18,14 @@ from mcp import Client
 from mcp.client._transport import TransportStreams
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 from mcp.shared.exceptions import MCPError
-from mcp_types import (
-    CallToolResult,
-    Implementation,
-    LoggingMessageNotificationParams,
-    RequestParamsMeta,
-    Tool,
-)
+from mcp_types import CallToolResult, Implementation, LoggingMessageNotificationParams, RequestParamsMeta, Tool
 
 from rayloom.dag.errors import Bug, Transient
 from rayloom.dag.mcp import CallLine, ServerHealth
 from rayloom.dag.values import JsonObject
 from rayloom.tools.mcp import protocol
 from rayloom.tools.mcp.calls import Calls, Ears, RunningCall, any_of
+from rayloom.tools.mcp.condition import Condition
 from rayloom.tools.mcp.redaction import Redaction
 
 _log = logging.getLogger(__name__)
@@ -39,16 +34,16 @@ CONNECT_S: Final = 60.0
 """A server that is not ready by then is given up for this time: `npx` may have to fetch it first."""
 PROBE_EVERY_S: Final = 15.0
 PROBE_S: Final = 10.0
+PROBE_AGAIN_S: Final = 1.0
 LISTEN_AGAIN_S: Final = 1.0
-OFFLINE_AFTER: Final = 3
 WAIT_S: Final = 10.0
 """A call waits so long for a session that is being opened."""
 PAUSE_S: Final = 0.2
 PAUSE_MAX_S: Final = 30.0
+LASTING_S: Final = 30.0
+"""A session that lasted so long is opened again at once."""
 STOP_S: Final = 15.0
 IDEMPOTENCY_KEY: Final = "rayloom/idempotencyKey"
-
-TAIL_LINES: Final = 5
 Opener = Callable[[Ears], AbstractAsyncContextManager[TransportStreams]]
 """Opens a new way to the server."""
 
@@ -66,25 +61,33 @@ class Session:
         on_health: Callable[[ServerHealth], None],
         probe_every_s: float = PROBE_EVERY_S,
     ) -> None:
-        self.name, self.last_error = name, ""
-        self.health: ServerHealth = "unknown"
+        self.name = name
         self.protocol = self.server_version = ""
         self.calls = Calls()
         self._opener, self.redaction = opener, redaction
-        self._on_tools, self._on_health, self._probe_every_s = on_tools, on_health, probe_every_s
+        self._on_tools, self._probe_every_s = on_tools, probe_every_s
+        self._condition = Condition(name, redaction, on_health)
         self._client: Client | None = None
-        self._failures = 0
-        self._is_forgotten = False
-        self._heard: deque[str] = deque(maxlen=TAIL_LINES)
+        self._is_forgotten, self._is_opening = False, True
         self._up, self._lost, self._over, self._stale = (asyncio.Event() for _ in range(4))
         self._failed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def health(self) -> ServerHealth:
+        """How the server is."""
+        return self._condition.health
+
+    @property
+    def last_error(self) -> str:
+        """What came in the way last; empty when all is well."""
+        return self._condition.last_error
+
     # -- its life ------------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin to connect."""
-        self._task = asyncio.create_task(self._own(), name=f"mcp-{self.name}")
+    def start(self, *, after: asyncio.Task[None] | None = None) -> None:
+        """Begin to connect. ``after``: what has to be over first, such as the end of the session before."""
+        self._task = asyncio.create_task(self._own(after), name=f"mcp-{self.name}")
 
     async def first(self) -> None:
         """Wait until it is connected for the first time. Raises what came in the way."""
@@ -93,32 +96,41 @@ class Session:
             raise Transient("MCP_UNREACHABLE", self.last_error)
 
     async def stop(self) -> None:
-        """Close the session, and end a server that is a child of ours."""
+        """Close the session, and end a server that is a child of ours. A connect in progress is given up at once."""
         self._over.set()
         self.calls.cancel_all()
         if self._task is not None:
+            if self._is_opening:
+                self._task.cancel()
             done, _ = await asyncio.wait({self._task}, timeout=STOP_S)
             if not done:
                 self._task.cancel()
                 await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _own(self) -> None:
-        pause_s = PAUSE_S
+    async def _own(self, after: asyncio.Task[None] | None) -> None:
+        loop, pause_s = asyncio.get_running_loop(), PAUSE_S
+        if after is not None:
+            await asyncio.wait({after})
         while not self._over.is_set():
             self._lost.clear()
-            self._is_forgotten = False
+            self._is_forgotten, self._is_opening, self._condition.ended_for = False, True, ""
+            up_at = math.inf
             try:
                 async with asyncio.timeout(CONNECT_S) as limit, self._made() as client:
+                    protocol.leave_outputs(client)
                     self._client = client
                     await self._opened(client)
                     limit.reschedule(None)
-                    pause_s = PAUSE_S
+                    up_at = loop.time()
                     await self._watched(client)
             except Exception as error:  # noqa: BLE001 - whatever a server does: it is tried again
                 self._note(error)
             finally:
                 self._client = None
                 self._up.clear()
+            # One that is well for a moment and then ends, again and again, is no better than one that is not.
+            if loop.time() - up_at >= LASTING_S:
+                pause_s = PAUSE_S
             if not self._over.is_set():
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause_s * (0.5 + random.random())):
@@ -127,7 +139,7 @@ class Session:
 
     def _made(self) -> Client:
         return Client(
-            self._opener(Ears(self._lost.set, self._heard.append, self._forget)),
+            self._opener(Ears(self._end, self._condition.heard, self._forget)),
             mode="auto",
             log_level="info",
             logging_callback=self._on_log,
@@ -141,7 +153,8 @@ class Session:
         self.server_version = info.version if info is not None else ""
         await self._on_tools(await protocol.listed(client))
         await protocol.want_log(client)
-        self._is_well()
+        self._condition.connected()
+        self._is_opening = False
         self._up.set()
         _log.info("mcp.connected", extra={"server": self.name, "protocol": self.protocol})
 
@@ -173,9 +186,10 @@ class Session:
 
     async def _follow(self, client: Client) -> None:
         """Read the list again when it has changed, and now and then: that shows whether the server answers at all."""
+        pause_s = self._probe_every_s
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._probe_every_s):
+                async with asyncio.timeout(pause_s):
                     await self._stale.wait()
             self._stale.clear()
             try:
@@ -186,14 +200,18 @@ class Session:
                     # It may be at work on a call and hear nothing meanwhile. A call has a time of its own.
                     continue
                 self._note(error)
+                # Soon, so that it is known soon whether that was the only one.
+                pause_s = min(self._probe_every_s, PROBE_AGAIN_S)
                 if self.health == "offline" or self._is_forgotten or protocol.is_lost(error):
                     self._lost.set()
                 continue
-            self._is_well()
+            pause_s = self._probe_every_s
+            self._condition.well()
+            self._is_forgotten = False
             try:
                 await self._on_tools(tools)
             except Exception as error:  # noqa: BLE001 - whatever it is, the list is read again
-                _log.warning("mcp.tools_not_kept", extra={"server": self.name, "error": self._said(error)})
+                _log.warning("mcp.tools_not_kept", extra={"server": self.name, "error": self._condition.said(error)})
 
     # -- what the server says ------------------------------------------------------------------------------------------
 
@@ -209,29 +227,14 @@ class Session:
         else:
             _log.info("mcp.said", extra={"server": self.name, "level": params.level, "text": text})
 
-    def _is_well(self) -> None:
-        self._failures, self.last_error, self._is_forgotten = 0, "", False
-        self._set_health("ok")
-
     def _note(self, error: BaseException) -> None:
-        self._failures += 1
-        self.last_error = self._said(error)
-        if self._heard:
-            # A command that can't run says why there, and nowhere else.
-            self.last_error += f" (it said: {self.redaction.message(' | '.join(self._heard))[:500]})"
-            self._heard.clear()
-        _log.warning("mcp.failed", extra={"server": self.name, "error": self.last_error, "in_a_row": self._failures})
-        if self._failures >= OFFLINE_AFTER:
-            self._set_health("offline")
+        self._condition.failed(error)
         self._failed.set()
 
-    def _set_health(self, health: ServerHealth) -> None:
-        if health != self.health:
-            self.health = health
-            self._on_health(health)
-
-    def _said(self, error: BaseException) -> str:
-        return self.redaction.message(protocol.said(error))
+    def _end(self, reason: str = "") -> None:
+        """The server has ended, or is not heard any more. ``reason``: why we ended it."""
+        self._condition.ended_for = reason
+        self._lost.set()
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
@@ -255,7 +258,7 @@ class Session:
                             self._let_go(client)
                         # A server that does not know the session any more has not looked at the call either.
                         if is_second or not forgotten:
-                            raise protocol.failure(error, f"{self.name}: {self._said(error)}") from error
+                            raise protocol.failure(error, f"{self.name}: {self._condition.said(error)}") from error
                 raise AssertionError("unreachable")
         except TimeoutError:
             raise Transient("MCP_TIMEOUT", f"{self.name}: {tool} took longer than {timeout_s:g} s") from None
@@ -272,8 +275,8 @@ class Session:
         try:
             return await client.call_tool(tool, arguments, progress_callback=told, meta=meta)
         except (RuntimeError, ValueError) as error:
-            # The SDK holds what came against the protocol and the output schema.
-            raise Bug("TOOL_OUTPUT_INVALID", self._said(error)) from error
+            # The SDK holds what came against the protocol.
+            raise Bug("TOOL_OUTPUT_INVALID", self._condition.said(error)) from error
 
     async def _connected(self) -> Client:
         if self._client is None or not self._up.is_set():

@@ -26,6 +26,7 @@ from mcp.shared.message import SessionMessage
 from mcp_types import jsonrpc_message_adapter
 
 from rayloom.dag.errors import Transient
+from rayloom.tools.mcp.memory import MemoryWatch
 from rayloom.tools.mcp.pipes import LineReader, LineTooLong, Writer
 from rayloom.tools.sandbox.supervisor import Identity, PidFd
 
@@ -35,6 +36,8 @@ MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 STOP_S: Final = 2.0
 """How long a server may take to end by itself, first when its stdin is closed, then when it is asked to."""
 LAST_WORDS_S: Final = 0.5
+PIDS: Final = 256
+"""How many processes and threads a confined server may have."""
 _GUARD: Final = str(Path(__file__).with_name("guard.py"))
 
 Streams = tuple[MemoryObjectReceiveStream[SessionMessage | Exception], MemoryObjectSendStream[SessionMessage]]
@@ -42,7 +45,10 @@ Streams = tuple[MemoryObjectReceiveStream[SessionMessage | Exception], MemoryObj
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """How a server is started. ``env`` is all that it finds in its environment."""
+    """How a server is started. ``env`` is all that it finds in its environment.
+
+    ``memory_mb``: what it may hold with all that it starts, over which it is ended; None for as much as there is.
+    """
 
     command: Sequence[str]
     executable: str
@@ -50,6 +56,7 @@ class Launch:
     cwd: str = "/"
     pass_fds: tuple[int, ...] = ()
     identity: Identity | None = None
+    memory_mb: int | None = None
     close: Callable[[], None] = lambda: None
 
 
@@ -64,9 +71,12 @@ def trusted(command: Sequence[str], env: Mapping[str, str]) -> Launch:
 
 @asynccontextmanager
 async def stdio(
-    launch: Launch, *, on_stderr: Callable[[str], None], on_end: Callable[[], None]
+    launch: Launch, *, on_stderr: Callable[[str], None], on_end: Callable[[str], None]
 ) -> AsyncIterator[Streams]:
-    """Run a server and speak with it. ``on_end`` is called when it ends. Raises Transient (``MCP_START_FAILED``)."""
+    """Run a server and speak with it. Raises Transient (``MCP_START_FAILED``).
+
+    ``on_end`` is called when it ends, with the reason where we ended it.
+    """
     process = _start(launch)
     pidfd = PidFd(process.pid)
     assert process.stdin is not None
@@ -77,7 +87,13 @@ async def stdio(
     told = LineReader(_own(process.stderr), limit=MAX_LINE_BYTES)
     to_session, from_server = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     from_session, to_server = anyio.create_memory_object_stream[SessionMessage](0)
-    reading = asyncio.create_task(_read(incoming, to_session, on_end))
+    memory = None if launch.memory_mb is None else MemoryWatch(process.pid, memory_mb=launch.memory_mb, pids=PIDS)
+    watching = None if memory is None else asyncio.create_task(_hold(process, memory))
+
+    def ended() -> None:
+        on_end("" if memory is None else memory.reason())
+
+    reading = asyncio.create_task(_read(incoming, to_session, ended))
     writing = asyncio.create_task(_write(outgoing, to_server))
     listening = asyncio.create_task(_listen(told, on_stderr))
     # No await before this block: a cancellation between would leave the process behind.
@@ -94,10 +110,13 @@ async def stdio(
             await asyncio.wait({listening}, timeout=LAST_WORDS_S)
         finally:
             _kill(process)
-            for task in (reading, writing, listening):
-                task.cancel()
+            for task in (reading, writing, listening, watching):
+                if task is not None:
+                    task.cancel()
             for end in (from_server, to_session, to_server, outgoing, incoming, told, pidfd):
                 end.close()
+            if memory is not None:
+                await memory.close()
 
 
 async def _stopped(*tasks: asyncio.Task[None]) -> None:
@@ -178,6 +197,12 @@ async def _listen(told: LineReader, on_line: Callable[[str], None]) -> None:
         if not line:
             return
         on_line(line.decode("utf-8", "replace").rstrip()[:2_000])
+
+
+async def _hold(process: subprocess.Popen[bytes], memory: MemoryWatch) -> None:
+    await memory.over()
+    _log.warning("mcp.memory: %s", memory.reason())
+    _signal(process, signal.SIGKILL)
 
 
 async def _ended(process: subprocess.Popen[bytes], pidfd: PidFd) -> None:

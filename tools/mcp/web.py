@@ -5,25 +5,22 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Final
 
 import httpx2
 from mcp.client._transport import TransportStreams
-from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
-from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 
 from rayloom.dag.mcp import McpServer
 from rayloom.tools.addresses import AddressRules, parse_url, resolve
+from rayloom.tools.mcp import oauth
+from rayloom.tools.mcp.way import BODY_MAX_BYTES, EVENTS, SESSION, Bounded, Way
 
-SESSION: Final = "mcp-session-id"
 _UNKNOWN_SESSION: Final = (400, 404)
 CONNECT_S: Final = 10.0
 END_S: Final = 2.0
-EVENT_MAX_BYTES: Final = 64 * 1024 * 1024
-"""As large as a message over stdio may be."""
 # No limit on reading: a call may be silent for long, and one that is over its time is ended by who made it.
 _TIMEOUT: Final = httpx2.Timeout(CONNECT_S, read=None, pool=None)
 # As many as there are calls at a time: a call that waits for a connection would look like a slow server.
@@ -52,6 +49,8 @@ class Pinned(httpx2.AsyncBaseTransport):
             way = self._ways[target.origin] = httpx2.AsyncHTTPTransport(verify=_trust(), limits=_LIMITS, retries=1)
         headers = httpx2.Headers(request.headers)
         headers["host"] = target.authority
+        # What is packed small may be of any size when it is unpacked.
+        headers["accept-encoding"] = "identity"
         # With a DELETE a session is ended: whoever does not answer that must not hold up the next one.
         ending = {"timeout": httpx2.Timeout(END_S).as_dict()} if request.method == "DELETE" else {}
         pinned = httpx2.Request(
@@ -64,7 +63,7 @@ class Pinned(httpx2.AsyncBaseTransport):
         response = await way.handle_async_request(pinned)
         if response.status_code in _UNKNOWN_SESSION and request.method == "POST" and SESSION in request.headers:
             self._on_forgotten()
-        return response
+        return await _bounded(request, response)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -72,41 +71,38 @@ class Pinned(httpx2.AsyncBaseTransport):
             await way.aclose()
 
 
-class _Tokens:
-    """The token of one connection; a new one asks for another."""
-
-    def __init__(self) -> None:
-        self._token: OAuthToken | None = None
-
-    async def get_tokens(self) -> OAuthToken | None:
-        return self._token
-
-    async def set_tokens(self, tokens: OAuthToken) -> None:
-        self._token = tokens
-
-    async def get_client_info(self) -> OAuthClientInformationFull | None:
-        return None
-
-    async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
-        raise NotImplementedError("nobody registers here: the client is given")
+async def _bounded(request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        await response.aclose()
+        raise httpx2.DecodingError(f"the server's answer is in the encoding {encoding[:40]!r}, which nobody asked for")
+    kind = response.headers.get("content-type", "").lower()
+    # A stream of events has no end; each event has a limit of its own.
+    if not (kind.startswith(EVENTS) and EVENTS in request.headers.get("accept", "")):
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        response.stream = Bounded(response.stream, BODY_MAX_BYTES)
+    return response
 
 
 @asynccontextmanager
 async def web(
-    server: McpServer, rules: AddressRules, on_forgotten: Callable[[], None]
+    server: McpServer, rules: AddressRules, on_forgotten: Callable[[], None], on_end: Callable[[str], None]
 ) -> AsyncIterator[TransportStreams]:
     """Connect to a server by streamable HTTP, or by the older SSE where it says so.
 
-    ``on_forgotten`` is called where an answer means, or may mean, that the server does not know the session.
+    ``on_forgotten`` is called where an answer means, or may mean, that the server does not know the session;
+    ``on_end`` where nothing can be sent any more.
     """
-    own, way_in = {"user-agent": "rayloom", **server.headers}, _auth(server)
+    own, way_in = {"user-agent": "rayloom", **server.headers}, oauth.flow(server)
     if (server.auth or {}).get("type") == "bearer":
         own["Authorization"] = f"Bearer {(server.auth or {})['token']}"
 
     def client(
         headers: dict[str, str] | None = None, timeout: httpx2.Timeout | None = None, auth: httpx2.Auth | None = None
     ) -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(
+        return Way(
+            # The SDK's way of the older transport sends nothing more once a request has failed.
+            on_broken=partial(on_end, "") if server.transport == "sse" else None,
             transport=Pinned(rules, on_forgotten),
             headers={**own, **(headers or {})},
             auth=way_in,
@@ -121,21 +117,6 @@ async def web(
     else:
         async with (
             client() as ours,
-            streamable_http_client(server.url, http_client=ours, max_sse_event_size=EVENT_MAX_BYTES) as streams,
+            streamable_http_client(server.url, http_client=ours, max_sse_event_size=BODY_MAX_BYTES) as streams,
         ):
             yield streams
-
-
-def _auth(server: McpServer) -> httpx2.Auth | None:
-    given = server.auth or {}
-    if given.get("type") != "oauth_client_credentials":
-        return None
-    scope, issuer = given.get("scope"), given.get("issuer")
-    return ClientCredentialsOAuthProvider(
-        server_url=server.url,
-        storage=_Tokens(),
-        client_id=str(given["client_id"]),
-        client_secret=str(given["client_secret"]),
-        scope=None if scope is None else str(scope),
-        issuer=None if issuer is None else str(issuer),
-    )

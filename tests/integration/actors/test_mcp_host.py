@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from rayloom.actors.mcp_host import McpHost
-from rayloom.dag.errors import Refused, Transient, UserError
+from rayloom.dag.errors import Bug, Refused, Transient, UserError
 from rayloom.dag.mcp import McpCall, McpServer, ServerHealth
 from rayloom.dag.ports import RegisteredTool
+from rayloom.tools.mcp.session import STOP_S
 from tests.integration.mcp_servers import DEMO, DEMO_COMMAND
 from tests.integration.tools.mcp_rig import GENEROUS_S, SETTINGS, children, until
 
@@ -32,8 +33,11 @@ class Rows:
         self.tools: dict[str, list[str]] = {}
         self.health: list[Mapping[str, ServerHealth]] = []
         self.looks = 0
+        self.is_deaf = False
 
     async def look(self) -> None:
+        if self.is_deaf:
+            raise Transient("ACTOR_UNAVAILABLE", "the registry is between two lives")
         self.looks += 1
 
     async def read(self) -> Mapping[str, McpServer | None]:
@@ -124,6 +128,50 @@ async def test_a_change_of_the_list_reaches_the_rows(host: McpHost, rows: Rows) 
     await until(lambda: rows.looks > looks)
     shown: Any = await host.show("demo")
     assert "demo.fresh" in shown["tools"]
+
+
+async def test_what_is_done_is_done_though_the_registry_can_not_be_told_yet(host: McpHost, rows: Rows) -> None:
+    rows.is_deaf = True
+    assert "demo.add" in await host.register(SERVER)
+    view = await host.change("demo", {"is_active": False})
+    assert view["is_active"] is False
+    await host.step()
+    assert rows.looks == 0
+    rows.is_deaf = False
+    await host.step()
+    assert rows.looks > 0
+    looks = rows.looks
+    await host.step()
+    assert rows.looks == looks
+
+
+async def test_a_server_that_never_answers_keeps_nobody_waiting(host: McpHost, rows: Rows) -> None:
+    # It hears neither the end of its input nor the word to end.
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(3600)"
+    rows.servers["deaf"] = replace(SERVER, name="deaf", command=(sys.executable, "-c", deaf))
+    before = children()
+    await host.step()
+    await until(lambda: len(children() - before) == 1)
+    loop = asyncio.get_running_loop()
+    begun_at = loop.time()
+    removing = asyncio.create_task(host.remove("deaf"))
+    await until(lambda: "deaf" not in rows.servers)
+    await host.step()
+    assert not removing.done()
+    await removing
+    # A connect is given up at once: what takes time is that the process ends.
+    assert loop.time() - begun_at < STOP_S
+    assert children() <= before
+
+
+async def test_a_schema_that_takes_forever_keeps_nobody_waiting(host: McpHost) -> None:
+    await host.register(replace(SERVER, command=(sys.executable, ODD, "slow-schema")))
+    async with asyncio.timeout(20):
+        output = (await host.call(call("slow-schema"), True)).output
+    assert output == {"text": "a" * 60 + "!"}
+    with pytest.raises(Bug) as error:
+        await host.call(call("broken"), True)
+    assert error.value.code == "TOOL_OUTPUT_INVALID"
 
 
 async def test_a_call_is_stopped_for_who_asks_and_for_who_has_died(

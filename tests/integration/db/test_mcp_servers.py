@@ -121,3 +121,28 @@ async def test_the_tools_of_a_server_follow_its_list_and_its_state(kept: McpServ
     assert error.value.code == "TOOL_OF_SERVER"
     await kept.remove("demo")
     assert await seen() == {}
+
+
+async def test_a_tool_that_was_switched_off_stays_off_when_it_comes_back(kept: McpServers, engine: AsyncEngine) -> None:
+    catalogue = Catalogue(engine)
+
+    async def on() -> dict[str, bool]:
+        return {row.tool.name: row.tool.is_active for row in (await catalogue.read()).rows}
+
+    a, b = tool("demo.a"), tool("demo.b")
+    await kept.add(SERVER, [a, b])
+    await catalogue.set_active("demo.a", False)
+    for listed in ([b], [], [b]):
+        await kept.set_tools("demo", listed)
+    await kept.set_tools("demo", [a, b])
+    assert await on() == {"demo.a": False, "demo.b": True}
+    # It is known by what it is called there: here two that are alike may make its name another one.
+    await kept.set_tools("demo", [replace(a, name="demo.a_1"), tool("demo.a", endpoint="mcp:demo/a!"), b])
+    assert await on() == {"demo.a": True, "demo.a_1": False, "demo.b": True}
+    await kept.set_tools("demo", [a, b])
+    assert await on() == {"demo.a": False, "demo.b": True}
+    # Who switches it on switches it on.
+    await catalogue.set_active("demo.a", True)
+    for listed in ([b], [a, b]):
+        await kept.set_tools("demo", listed)
+    assert await on() == {"demo.a": True, "demo.b": True}

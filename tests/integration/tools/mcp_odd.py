@@ -15,6 +15,10 @@ if "bad-schema" in sys.argv:
     TOOLS.append({"name": "bad", "inputSchema": {"type": "object", "properties": {"a": {"type": "any"}}}})
 if "taken" in sys.argv:
     TOOLS.append({"name": "taken", "inputSchema": {"type": "object"}})
+if "slow-schema" in sys.argv:
+    # Each letter more doubles the time that it takes.
+    forever = {"type": "object", "properties": {"text": {"type": "string", "pattern": "^(a+)+$"}}}
+    TOOLS.append({"name": "slow-schema", "inputSchema": {"type": "object"}, "outputSchema": forever})
 
 
 def answer(method: str, params: Any) -> Any:
@@ -29,6 +33,8 @@ def answer(method: str, params: Any) -> Any:
         return page if at + 1 == len(TOOLS) else {**page, "nextCursor": str(at + 1)}
     if method == "tools/call" and params["name"] == "crash":
         raise RuntimeError("Internal error")
+    if method == "tools/call" and params["name"] == "slow-schema":
+        return {"content": [], "structuredContent": {"text": "a" * 60 + "!"}}
     if method == "tools/call":
         return {"content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}
     if method == "ping":

@@ -26,12 +26,12 @@ GENEROUS_S = 120.0
 class Rig:
     """A session, and what it told."""
 
-    def __init__(self, server: McpServer, *, probe_every_s: float = 15.0) -> None:
+    def __init__(self, server: McpServer, *, probe_every_s: float = 15.0, settings: ToolSettings = SETTINGS) -> None:
         self.listed: list[Sequence[Tool]] = []
         self.health: list[ServerHealth] = []
         self.session = Session(
             server.name,
-            opener_of(server, SETTINGS),
+            opener_of(server, settings),
             Redaction(server),
             on_tools=self._take,
             on_health=self.health.append,

@@ -16,7 +16,7 @@ from rayloom.dag.mcp import McpServer
 from rayloom.tools.mcp.opening import check
 from rayloom.tools.sandbox.processes import tree
 from tests.integration.mcp_servers import DEMO, DEMO_COMMAND
-from tests.integration.tools.mcp_rig import Rig, connected
+from tests.integration.tools.mcp_rig import SETTINGS, Rig, connected, until
 from tests.integration.waiting import wait_until
 
 FOLDER = str(Path(DEMO).parent)
@@ -39,8 +39,14 @@ def connect(host: str, port: int) -> str:
 @s.tool()
 def pids() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())
+@s.tool()
+def hold(mb: int) -> str:
+    kept.append(b"x" * mb * 2**20)
+    return "held"
+kept = []
 s.run("stdio")
 """
+SMALL = SETTINGS.model_copy(update={"mcp_memory_mb": 300})
 
 
 def confined(*command: str, **fields: Any) -> McpServer:
@@ -76,6 +82,54 @@ async def test_a_confined_server_may_read_what_it_was_registered_with(tmp_path: 
             await rig.call("look", {"path": str(tmp_path / "hidden.txt")})
         with pytest.raises(UserError):
             await rig.call("write", {"path": str(tmp_path / "shown" / "b.txt")})
+
+
+@pytest.mark.parametrize("kind", ["in a group, where there can be one", "looked at"])
+async def test_a_confined_server_that_takes_too_much_memory_is_ended_and_started_again(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "looked at":
+        monkeypatch.setattr("rayloom.tools.mcp.memory.ControlGroup.create", lambda limits: None)
+    async with connected(confined(sys.executable, "-c", SNOOP), settings=SMALL) as rig:
+        assert await rig.call("hold", {"mb": 20}) == {"result": "held"}
+        for _ in range(2):
+            listed = len(rig.listed)
+            with pytest.raises(Transient, match="more than 300 MiB of memory"):
+                await rig.call("hold", {"mb": 1_000})
+            await until(lambda: len(rig.listed) > listed)  # noqa: B023 - over before the next round
+            # It is there again, and one can read what came in the way.
+            assert await rig.call("hold", {"mb": 20}) == {"result": "held"}
+            assert "more than 300 MiB" in rig.session.last_error
+        assert rig.health == ["ok"]
+
+
+async def test_where_a_folder_leads_is_what_counts(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.txt").write_text("hello")
+    for name, target in (
+        ("ok", tmp_path / "real"),
+        ("up", Path("/")),
+        ("proc", Path("/proc/self")),
+        ("round", "round"),
+    ):
+        (tmp_path / name).symlink_to(target)
+    for name in ("up", "proc", "up/dev/shm", "round"):
+        with pytest.raises(UserError, match=r"can't be (shown|found)"):
+            check(confined("x", readable=(str(tmp_path / name),)))
+    server = confined(sys.executable, "-c", SNOOP, readable=(str(tmp_path / "ok"),))
+    check(server)
+    async with connected(server) as rig:
+        assert await rig.call("look", {"path": str(tmp_path / "ok" / "a.txt")}) == {"result": "hello"}
+    # It leads elsewhere by the time that the server is started.
+    (tmp_path / "ok").unlink()
+    (tmp_path / "ok").symlink_to("/run")
+    rig = Rig(server)
+    rig.session.start()
+    try:
+        with pytest.raises(Transient, match="can't be shown"):
+            await rig.session.first()
+    finally:
+        await rig.session.stop()
 
 
 async def test_the_secrets_of_a_confined_server_are_in_no_command_line() -> None:

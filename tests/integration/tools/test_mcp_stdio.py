@@ -41,7 +41,7 @@ def test_a_server_that_never_stops_to_write_leaves_no_descriptor_behind(run: Any
         before = open_files()
         for program in (FLOOD, SILENT, FLOOD, SILENT):
             launch = trusted([sys.executable, "-c", program], {})
-            async with stdio(launch, on_stderr=lambda _: None, on_end=lambda: None) as (incoming, _):
+            async with stdio(launch, on_stderr=lambda _: None, on_end=lambda _: None) as (incoming, _):
                 if program is FLOOD:
                     await incoming.receive()
         assert open_files() <= before
@@ -52,7 +52,7 @@ def test_a_server_that_never_stops_to_write_leaves_no_descriptor_behind(run: Any
 def test_whoever_is_stopped_while_a_server_ends_leaves_nothing_behind(run: Any) -> None:
     async def hold(started: asyncio.Event) -> None:
         launch = trusted([sys.executable, "-c", FLOOD], {})
-        async with stdio(launch, on_stderr=lambda _: None, on_end=lambda: None):
+        async with stdio(launch, on_stderr=lambda _: None, on_end=lambda _: None):
             started.set()
             await asyncio.sleep(3600)
 

@@ -1,0 +1,44 @@
+"""The official conformance suite for MCP clients, against the session that servers get here."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.integration.conformance import installed, needs_npm, ran
+
+DOCS: Final = Path(__file__).parents[3] / "docs" / "tools.md"
+COMMAND: Final = f"{shlex.quote(sys.executable)} -m tests.integration.tools.mcp_conformance_client"
+SCENARIO_S: Final = 60
+
+
+def written_down() -> tuple[set[str], set[str]]:
+    """The scenarios that pass and those that fail, as docs/tools.md has them."""
+    text = DOCS.read_text(encoding="utf-8").partition("**Conformance.**")[2]
+    passing = re.search(r"these pass: (.*?)\.\s+The others", text, re.DOTALL)
+    rows = re.findall(r"^\| (`.*?) \| [^|]+ \|$", text, re.MULTILINE)
+    assert passing is not None
+    return set(re.findall(r"`(.*?)`", passing[1])), {name for row in rows for name in re.findall(r"`(.*?)`", row)}
+
+
+@needs_npm
+@pytest.mark.timeout(600)
+async def test_the_suite_fails_where_the_docs_say_and_nowhere_else(tmp_path: Path) -> None:
+    suite = await installed(tmp_path)
+    _, listed = await ran(*suite, "list", within_s=SCENARIO_S)
+    scenarios = re.findall(r"^  - (\S+)", listed.partition("Client scenarios")[2], re.MULTILINE)
+    passing, failing = written_down()
+    assert sorted([*passing, *failing]) == sorted(scenarios)
+    wrong: list[str] = []
+    # One after another: some of them look at the clock.
+    for name in scenarios:
+        words = ("client", "--command", COMMAND, "--scenario", name, "--timeout", str(SCENARIO_S * 1_000))
+        _, out = await ran(*suite, *words, within_s=2 * SCENARIO_S)
+        if ("OVERALL: PASSED" in out) != (name in passing):
+            wrong.append(out)
+    assert not wrong, "\n".join(wrong)
