@@ -6,6 +6,7 @@ answer that is none of JSON-RPC, become an error of JSON-RPC to that request her
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from rayloom.tools.mcp import protocol
 SESSION: Final = "mcp-session-id"
 BODY_MAX_BYTES: Final = 64 * 1024 * 1024
 """As large as a message over stdio may be."""
+END_S: Final = 2.0
 EVENTS: Final = "text/event-stream"
 _OPENING: Final = ("server/discover", "initialize")
 """Where there is no session yet, what came in the way of it is told as it is."""
@@ -53,6 +55,12 @@ class Way(httpx2.AsyncClient):
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send a request; an answer in JSON is read here, so that what fails of it is told as well."""
+        if request.method == "DELETE":
+            # With it a session is ended: whoever does not answer that must not hold up the next one.
+            async with asyncio.timeout(END_S):
+                response = await super().send(request, **options)
+                await _read(response)
+                return response
         if request.method != "POST":
             return await super().send(request, **options)
         if self._on_broken is not None:
@@ -91,6 +99,14 @@ class Way(httpx2.AsyncClient):
         code = protocol.REFUSED if status in protocol.AT_FAULT else protocol.NO_ANSWER
         who = ": it wants to know who calls, or does not let us in" if status in (401, 403) else ""
         return _error(request, _message(request), code, f"the server answered with status {status}{who}", status)
+
+
+async def _read(response: httpx2.Response) -> None:
+    try:
+        await response.aread()
+    except BaseException:
+        await response.aclose()
+        raise
 
 
 def _message(request: httpx2.Request) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from rayloom.tools.mcp.way import BODY_MAX_BYTES, EVENTS, SESSION, Bounded, Way
 
 _UNKNOWN_SESSION: Final = (400, 404)
 CONNECT_S: Final = 10.0
-END_S: Final = 2.0
 # No limit on reading: a call may be silent for long, and one that is over its time is ended by who made it.
 _TIMEOUT: Final = httpx2.Timeout(CONNECT_S, read=None, pool=None)
 # As many as there are calls at a time: a call that waits for a connection would look like a slow server.
@@ -51,14 +50,14 @@ class Pinned(httpx2.AsyncBaseTransport):
         headers["host"] = target.authority
         # What is packed small may be of any size when it is unpacked.
         headers["accept-encoding"] = "identity"
-        # With a DELETE a session is ended: whoever does not answer that must not hold up the next one.
-        ending = {"timeout": httpx2.Timeout(END_S).as_dict()} if request.method == "DELETE" else {}
+        # OAuth's own requests come with no limit on their time, and others wait until they are answered.
+        timeout = {"timeout": httpx2.Timeout(CONNECT_S).as_dict()} if "timeout" not in request.extensions else {}
         pinned = httpx2.Request(
             request.method,
             request.url.copy_with(host=str(address)),
             headers=headers,
             stream=request.stream,
-            extensions={**request.extensions, **ending, "sni_hostname": target.host},
+            extensions={**request.extensions, **timeout, "sni_hostname": target.host},
         )
         response = await way.handle_async_request(pinned)
         if response.status_code in _UNKNOWN_SESSION and request.method == "POST" and SESSION in request.headers:
@@ -78,7 +77,8 @@ async def _bounded(request: httpx2.Request, response: httpx2.Response) -> httpx2
         raise httpx2.DecodingError(f"the server's answer is in the encoding {encoding[:40]!r}, which nobody asked for")
     kind = response.headers.get("content-type", "").lower()
     # A stream of events has no end; each event has a limit of its own.
-    if not (kind.startswith(EVENTS) and EVENTS in request.headers.get("accept", "")):
+    is_stream = kind.startswith(EVENTS) and EVENTS in request.headers.get("accept", "")
+    if not (is_stream and response.is_success):
         assert isinstance(response.stream, httpx2.AsyncByteStream)
         response.stream = Bounded(response.stream, BODY_MAX_BYTES)
     return response

@@ -1,11 +1,12 @@
 """An MCP server that wants a token, and the authorization server beside it: `mcp_guarded.py PORT KEY`.
 
 A client is given a token for its id and secret alone (RFC 6749, 4.4), or for what the key signed whose public part
-is in the file KEY (RFC 7523), found by the metadata of RFC 9728 and RFC 8414.
+is in the file KEY (RFC 7523), found by the metadata of RFC 9728 and RFC 8414. What has "never" in it is never answered.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import sys
 from collections.abc import Awaitable, Callable
@@ -79,6 +80,8 @@ async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]
     if request.url.path == "/mcp" and request.headers.get("authorization") != f"Bearer {TOKEN}":
         where = f'Bearer resource_metadata="{HERE}/.well-known/oauth-protected-resource/mcp"'
         return JSONResponse({"error": "unauthorized"}, 401, {"WWW-Authenticate": where})
+    if b"never" in await request.body():
+        await asyncio.Event().wait()
     return await go_on(request)
 
 

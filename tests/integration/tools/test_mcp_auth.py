@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from rayloom.dag.mcp import McpServer
 from rayloom.dag.values import JsonObject
 from tests.integration.mcp_servers import DEMO, serving
 from tests.integration.ports import free_ports
-from tests.integration.tools.mcp_rig import Rig, connected
+from tests.integration.tools.mcp_rig import GENEROUS_S, Rig, connected, until
 
 GUARDED = str(Path(DEMO).with_name("mcp_guarded.py"))
 
@@ -63,6 +64,16 @@ async def test_a_token_goes_with_each_request(address: str) -> None:
 async def test_oauth_gives_a_token_for_the_credentials_of_a_client(address: str) -> None:
     async with connected(guarded(address, credentials(address, "correct-horse"))) as rig:
         assert await rig.call("whoami") == {"result": "you"}
+
+
+async def test_who_has_a_token_of_oauth_waits_for_no_other_request(address: str) -> None:
+    async with connected(guarded(address, credentials(address, "correct-horse"))) as rig:
+        never = asyncio.create_task(rig.call("never", timeout_s=GENEROUS_S))
+        await until(lambda: len(rig.session.calls) == 1)
+        assert await asyncio.gather(*(rig.call("whoami") for _ in range(3))) == [{"result": "you"}] * 3
+        assert not never.done()
+        never.cancel()
+        await asyncio.wait({never})
 
 
 async def test_oauth_gives_a_token_for_what_the_key_of_a_client_signed(
