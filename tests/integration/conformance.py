@@ -12,7 +12,7 @@ import pytest
 SUITE: Final = "@modelcontextprotocol/conformance@0.1.16"
 NODE: Final = "node@22"
 """The suite needs a newer one than distributions have."""
-INSTALL_S: Final = 180
+INSTALL_S: Final = 280
 
 needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="the suite is installed by npm, which is not here")
 

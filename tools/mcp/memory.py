@@ -28,15 +28,17 @@ class MemoryWatch:
 
     async def over(self) -> None:
         """Wait until they hold more."""
-        limit = self._limit_mb * processes.MIB
+        loop = asyncio.get_running_loop()
         while True:
-            found = processes.tree(self._pid)
-            self._take(found)
-            used = processes.memory_bytes(found, enough=limit)
-            if used > limit or (self._group is not None and self._group.oom_kills()):
+            begun_at = loop.time()
+            # With many large processes the kernel takes seconds to tell what they hold: nobody else waits for that,
+            # and it is not asked all the time.
+            room = await asyncio.to_thread(self._room)
+            if room < 0:
                 self._is_over = True
                 return
-            await asyncio.sleep(min(max((limit - used) / FILL_BYTES_PER_S, LOOK_MIN_S), LOOK_MAX_S))
+            pause_s = min(max(room / FILL_BYTES_PER_S, LOOK_MIN_S), LOOK_MAX_S)
+            await asyncio.sleep(max(pause_s, loop.time() - begun_at))
 
     def reason(self) -> str:
         """Why it ended, where that is for its memory; else empty."""
@@ -49,6 +51,15 @@ class MemoryWatch:
         """Let go of the group, when all that was in it has ended."""
         if self._group is not None:
             await self._group.remove()
+
+    def _room(self) -> int:
+        """How many bytes more they may hold."""
+        found = processes.tree(self._pid)
+        self._take(found)
+        if self._group is not None and self._group.oom_kills():
+            return -1
+        limit = self._limit_mb * processes.MIB
+        return limit - processes.memory_bytes(found, enough=limit)
 
     def _take(self, found: list[int]) -> None:
         """Put into the group what is not in it yet; what one that is inside starts is inside as well."""

@@ -15,6 +15,7 @@ from tests.integration.conformance import installed, needs_npm, ran
 DOCS: Final = Path(__file__).parents[3] / "docs" / "tools.md"
 COMMAND: Final = f"{shlex.quote(sys.executable)} -m tests.integration.tools.mcp_conformance_client"
 SCENARIO_S: Final = 60
+TRIES: Final = 3
 
 
 def written_down() -> tuple[set[str], set[str]]:
@@ -35,10 +36,15 @@ async def test_the_suite_fails_where_the_docs_say_and_nowhere_else(tmp_path: Pat
     passing, failing = written_down()
     assert sorted([*passing, *failing]) == sorted(scenarios)
     wrong: list[str] = []
-    # One after another: some of them look at the clock.
+    # One after another, so that none is late because of another.
     for name in scenarios:
         words = ("client", "--command", COMMAND, "--scenario", name, "--timeout", str(SCENARIO_S * 1_000))
-        _, out = await ran(*suite, *words, within_s=2 * SCENARIO_S)
-        if ("OVERALL: PASSED" in out) != (name in passing):
+        # The suite itself judges some of them by the clock: `sse-retry` fails a client that comes back 200 ms late, as
+        # any does on a machine that is busy for so long. What is wrong with a client is so each time.
+        for _ in range(TRIES):
+            _, out = await ran(*suite, *words, within_s=2 * SCENARIO_S)
+            if ("OVERALL: PASSED" in out) == (name in passing):
+                break
+        else:
             wrong.append(out)
     assert not wrong, "\n".join(wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ import pytest
 from rayloom.dag.errors import Transient, UserError
 from rayloom.dag.mcp import McpServer
 from rayloom.tools.mcp.opening import check
-from rayloom.tools.sandbox.processes import tree
+from rayloom.tools.sandbox.processes import memory_bytes, tree
 from tests.integration.mcp_servers import DEMO, DEMO_COMMAND
-from tests.integration.tools.mcp_rig import SETTINGS, Rig, connected, until
+from tests.integration.tools.mcp_rig import GENEROUS_S, SETTINGS, Rig, connected, until
 from tests.integration.waiting import wait_until
 
 FOLDER = str(Path(DEMO).parent)
 SNOOP = f"""
-import os, socket, sys
+import os, socket, sys, time
 sys.path.insert(0, {FOLDER!r})
 from mcp.server.mcpserver import MCPServer
 s = MCPServer("snoop")
@@ -42,6 +43,8 @@ def pids() -> list[int]:
 @s.tool()
 def hold(mb: int) -> str:
     kept.append(b"x" * mb * 2**20)
+    if mb > 500:
+        time.sleep(3600)  # Whoever looks now and then finds it.
     return "held"
 kept = []
 s.run("stdio")
@@ -88,9 +91,18 @@ async def test_a_confined_server_may_read_what_it_was_registered_with(tmp_path: 
 async def test_a_confined_server_that_takes_too_much_memory_is_ended_and_started_again(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lookers: set[int] = set()
+
+    def seen(pids: list[int], *, enough: int) -> int:
+        lookers.add(threading.get_ident())
+        return memory_bytes(pids, enough=enough)
+
+    monkeypatch.setattr("rayloom.tools.mcp.memory.processes.memory_bytes", seen)
     if kind == "looked at":
         monkeypatch.setattr("rayloom.tools.mcp.memory.ControlGroup.create", lambda limits: None)
-    async with connected(confined(sys.executable, "-c", SNOOP), settings=SMALL) as rig:
+    # No probe between: one that is well would take back what came in the way.
+    server = confined(sys.executable, "-c", SNOOP)
+    async with connected(server, settings=SMALL, probe_every_s=GENEROUS_S) as rig:
         assert await rig.call("hold", {"mb": 20}) == {"result": "held"}
         for _ in range(2):
             listed = len(rig.listed)
@@ -101,6 +113,9 @@ async def test_a_confined_server_that_takes_too_much_memory_is_ended_and_started
             assert await rig.call("hold", {"mb": 20}) == {"result": "held"}
             assert "more than 300 MiB" in rig.session.last_error
         assert rig.health == ["ok"]
+    # The loop is all servers'.
+    assert lookers
+    assert threading.get_ident() not in lookers
 
 
 async def test_where_a_folder_leads_is_what_counts(tmp_path: Path) -> None:

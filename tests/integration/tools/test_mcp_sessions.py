@@ -81,14 +81,17 @@ async def test_a_stdio_server_that_dies_in_a_call_is_started_again() -> None:
         call = asyncio.create_task(rig.call("slow", {"seconds": 60}))
         await until(lambda: len(rig.session.calls) == 1)
         await rig.call("add", {"a": 1, "b": 1})
+        listed = len(rig.listed)
         os.kill(first["pid"], signal.SIGKILL)
         with pytest.raises(Transient) as lost:
             await call
         assert lost.value.code == "MCP_CONNECTION_LOST"
+        await until(lambda: len(rig.listed) > listed)
         second: Any = await rig.call("counts")
         assert second["pid"] != first["pid"]
         with pytest.raises(Transient):
             await rig.call("die")
+        await until(lambda: len(rig.listed) > listed + 1)
         assert await rig.call("add", {"a": 1, "b": 2}) == {"result": 3}
     await until(lambda: children() <= before)
 
