@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Final
+
+from mcp.client._transport import TransportStreams
 
 from rayloom.dag.mcp import CallLine
 
 LINES_MAX: Final = 1_000
 """So many lines of one call are kept; of a server that says more, the first ones."""
 
+SLACK_S: Final = 30.0
+"""A call may have begun so long after the server was heard last."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ears:
-    """What the way to a server tells its session: that it has ended, a line of stderr, that the session is unknown.
+    """What the way to a server tells its session: that it has ended, and a line of stderr.
 
     ``ended`` takes why we ended it; empty where it was not us.
     """
 
     ended: Callable[[str], None]
     said: Callable[[str], None]
-    forgotten: Callable[[], None]
+
+
+Opener = Callable[[Ears], AbstractAsyncContextManager[TransportStreams]]
+"""Opens a new way to the server."""
 
 
 class RunningCall:
@@ -32,6 +41,8 @@ class RunningCall:
         self.lines: list[CallLine] = []
         self.asked_at = asyncio.get_running_loop().time()
         self.task: asyncio.Task[Any] | None = None
+        self.patience_s = 0.0
+        """How long it may take; 0 as long as it is not made."""
         self._news = asyncio.Event()
 
     def say(self, line: CallLine) -> None:
@@ -68,6 +79,7 @@ class Calls:
 
     def __init__(self) -> None:
         self._running: dict[str, RunningCall] = {}
+        self._heard_at = 0.0
 
     def __len__(self) -> int:
         return len(self._running)
@@ -86,6 +98,15 @@ class Calls:
     def get(self, id_: str) -> RunningCall | None:
         """A call that runs."""
         return self._running.get(id_)
+
+    def heard(self) -> None:
+        """The server has answered, or told something."""
+        self._heard_at = asyncio.get_running_loop().time()
+
+    def excuse_silence(self) -> bool:
+        """Whether the server may be silent for its work on a call: not much longer than any of them may take."""
+        patience_s = max((call.patience_s for call in self._running.values()), default=-SLACK_S)
+        return asyncio.get_running_loop().time() - self._heard_at < patience_s + SLACK_S
 
     def only(self) -> RunningCall | None:
         """The call that runs, if it is the only one."""

@@ -10,9 +10,8 @@ from mcp.client._transport import TransportStreams
 from rayloom.dag.errors import UserError
 from rayloom.dag.mcp import McpServer
 from rayloom.tools.addresses import AddressRules, parse_url, resolve
-from rayloom.tools.mcp.calls import Ears
+from rayloom.tools.mcp.calls import Ears, Opener
 from rayloom.tools.mcp.confined import check_readable, confined
-from rayloom.tools.mcp.session import Opener
 from rayloom.tools.mcp.stdio import stdio, trusted
 from rayloom.tools.mcp.web import web
 from rayloom.tools.settings import ToolSettings
@@ -35,7 +34,7 @@ def opener_of(server: McpServer, settings: ToolSettings) -> Opener:
             # In words of ours, and before anything is sent.
             target = parse_url(server.url)
             await resolve(target.host, target.port, rules)
-            async with web(server, rules, ears.forgotten, ears.ended) as streams:
+            async with web(server, rules, ears.ended) as streams:
                 yield streams
 
     return opened

@@ -10,10 +10,9 @@ from mcp import Client
 from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
 from mcp_types import (
     CONNECTION_CLOSED,
-    INTERNAL_ERROR,
     INVALID_PARAMS,
-    INVALID_REQUEST,
     METHOD_NOT_FOUND,
+    PARSE_ERROR,
     CallToolResult,
     Tool,
 )
@@ -26,7 +25,9 @@ TOOLS_MAX: Final = 1_000
 NO_ANSWER: Final = 7_100_001
 BAD_ANSWER: Final = 7_100_002
 REFUSED: Final = 7_100_003
-"""Codes of our own: a request over HTTP got no answer, one that can't be read, or a status that refuses it."""
+FORGOTTEN: Final = 7_100_004
+"""Codes of our own: a request over HTTP got no answer, one that can't be read, a status that refuses it, or one that
+says that its session is unknown."""
 AT_FAULT: Final = frozenset({400, 405, 406, 411, 413, 414, 415, 422, 431, 501})
 """Statuses by which a server says that it will never take this request."""
 LINE_CHARS: Final = 2_000
@@ -35,10 +36,10 @@ LINE_CHARS: Final = 2_000
 
 def failure(error: MCPError, text: str) -> RayloomError:
     """The error of a call, as ``text`` tells it: Transient, but where the call or the answer itself is at fault."""
+    if error.code == BAD_ANSWER or _is_unreadable(error):
+        return Bug("TOOL_OUTPUT_INVALID", text)
     if is_lost(error) or error.code in (CONNECTION_CLOSED, NO_ANSWER):
         return Transient("MCP_CONNECTION_LOST", text)
-    if error.code == BAD_ANSWER:
-        return Bug("TOOL_OUTPUT_INVALID", text)
     if error.code in (INVALID_PARAMS, METHOD_NOT_FOUND, REFUSED):
         return UserError("MCP_CALL_INVALID", text)
     return Transient("MCP_ERROR", text)
@@ -52,16 +53,16 @@ def is_lost(error: BaseException) -> bool:
     return (error.code == CONNECTION_CLOSED and error.message == "Connection closed") or is_forgotten(error)
 
 
-def is_forgotten(error: MCPError, *, maybe: bool = False) -> bool:
-    """Whether the server does not know the session: then it has not looked at the request either.
+def is_forgotten(error: MCPError) -> bool:
+    """Whether the server does not know the session: then it has not looked at the request either."""
+    return error.code == FORGOTTEN
 
-    ``maybe``: an answer had a status that may mean so, which the SDK tells as an internal error, or in the server's own
-    words. Those alone mean nothing: a tool may have sessions of another kind.
-    """
-    if maybe and (error.code == INTERNAL_ERROR or "session not found" in error.message.lower()):
-        return True
-    # How the SDK tells of a 404 in a session.
-    return error.code == INVALID_REQUEST and error.message == "Session terminated"
+
+def _is_unreadable(error: MCPError) -> bool:
+    """Whether the SDK could not read the answer: it breaks the protocol, or is too large for an event of a stream."""
+    return (error.code == PARSE_ERROR and error.message.startswith("Failed to parse")) or (
+        error.code == CONNECTION_CLOSED and error.message.startswith("SSE stream failed")
+    )
 
 
 async def listed(client: Client) -> list[Tool]:

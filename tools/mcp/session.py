@@ -11,11 +11,10 @@ import logging
 import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from typing import Any, Final
 
 from mcp import Client
-from mcp.client._transport import TransportStreams
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, Implementation, LoggingMessageNotificationParams, RequestParamsMeta, Tool
@@ -24,7 +23,7 @@ from rayloom.dag.errors import Bug, Transient
 from rayloom.dag.mcp import CallLine, ServerHealth
 from rayloom.dag.values import JsonObject
 from rayloom.tools.mcp import protocol
-from rayloom.tools.mcp.calls import Calls, Ears, RunningCall, any_of
+from rayloom.tools.mcp.calls import Calls, Ears, Opener, RunningCall, any_of
 from rayloom.tools.mcp.condition import Condition
 from rayloom.tools.mcp.redaction import Redaction
 
@@ -44,8 +43,6 @@ LASTING_S: Final = 30.0
 """A session that lasted so long is opened again at once."""
 STOP_S: Final = 15.0
 IDEMPOTENCY_KEY: Final = "rayloom/idempotencyKey"
-Opener = Callable[[Ears], AbstractAsyncContextManager[TransportStreams]]
-"""Opens a new way to the server."""
 
 
 class Session:
@@ -68,7 +65,7 @@ class Session:
         self._on_tools, self._probe_every_s = on_tools, probe_every_s
         self._condition = Condition(name, redaction, on_health)
         self._client: Client | None = None
-        self._is_forgotten, self._is_opening = False, True
+        self._is_opening = True
         self._up, self._lost, self._over, self._stale = (asyncio.Event() for _ in range(4))
         self._failed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -113,7 +110,7 @@ class Session:
             await asyncio.wait({after})
         while not self._over.is_set():
             self._lost.clear()
-            self._is_forgotten, self._is_opening, self._condition.ended_for = False, True, ""
+            self._is_opening, self._condition.ended_for = True, ""
             up_at = math.inf
             try:
                 async with asyncio.timeout(CONNECT_S) as limit, self._made() as client:
@@ -139,7 +136,7 @@ class Session:
 
     def _made(self) -> Client:
         return Client(
-            self._opener(Ears(self._end, self._condition.heard, self._forget)),
+            self._opener(Ears(self._end, self._condition.heard)),
             mode="auto",
             log_level="info",
             logging_callback=self._on_log,
@@ -154,6 +151,7 @@ class Session:
         await self._on_tools(await protocol.listed(client))
         await protocol.want_log(client)
         self._condition.connected()
+        self.calls.heard()
         self._is_opening = False
         self._up.set()
         _log.info("mcp.connected", extra={"server": self.name, "protocol": self.protocol})
@@ -196,18 +194,18 @@ class Session:
                 async with asyncio.timeout(PROBE_S):
                     tools = await protocol.listed(client)
             except Exception as error:  # noqa: BLE001 - whatever it is, the server did not answer well
-                if isinstance(error, TimeoutError) and len(self.calls):
-                    # It may be at work on a call and hear nothing meanwhile. A call has a time of its own.
+                if isinstance(error, TimeoutError) and self.calls.excuse_silence():
+                    # It may be at work on a call and hear nothing meanwhile, for as long as a call may take.
                     continue
                 self._note(error)
                 # Soon, so that it is known soon whether that was the only one.
                 pause_s = min(self._probe_every_s, PROBE_AGAIN_S)
-                if self.health == "offline" or self._is_forgotten or protocol.is_lost(error):
+                if self.health == "offline" or protocol.is_lost(error):
                     self._lost.set()
                 continue
             pause_s = self._probe_every_s
             self._condition.well()
-            self._is_forgotten = False
+            self.calls.heard()
             try:
                 await self._on_tools(tools)
             except Exception as error:  # noqa: BLE001 - whatever it is, the list is read again
@@ -216,6 +214,7 @@ class Session:
     # -- what the server says ------------------------------------------------------------------------------------------
 
     async def _on_message(self, message: Any) -> None:
+        self.calls.heard()
         if getattr(message, "method", None) == "notifications/tools/list_changed":
             self._stale.set()
 
@@ -246,6 +245,7 @@ class Session:
         Raises Transient (``MCP_OFFLINE``, ``MCP_CONNECTION_LOST``, ``MCP_TIMEOUT``, ``MCP_ERROR``), UserError
         (``MCP_CALL_INVALID``) and Bug (``TOOL_OUTPUT_INVALID``).
         """
+        call.patience_s = timeout_s
         try:
             async with asyncio.timeout(timeout_s):
                 for is_second in (False, True):
@@ -253,7 +253,7 @@ class Session:
                     try:
                         return await self._called(client, call, tool, arguments, key)
                     except MCPError as error:
-                        forgotten = protocol.is_forgotten(error, maybe=self._is_forgotten)
+                        forgotten = protocol.is_forgotten(error)
                         if forgotten or protocol.is_lost(error):
                             self._let_go(client)
                         # A server that does not know the session any more has not looked at the call either.
@@ -267,13 +267,16 @@ class Session:
         self, client: Client, call: RunningCall, tool: str, arguments: JsonObject, key: str
     ) -> CallToolResult:
         async def told(progress: float, total: float | None, message: str | None) -> None:
+            self.calls.heard()
             text = self.redaction.message(protocol.progress_text(progress, total, message))
             call.say(CallLine(message=text, fields={"progress": progress, "total": total}))
 
         meta = RequestParamsMeta(**{IDEMPOTENCY_KEY: key})  # type: ignore[typeddict-unknown-key]  # an open map
 
         try:
-            return await client.call_tool(tool, arguments, progress_callback=told, meta=meta)
+            result = await client.call_tool(tool, arguments, progress_callback=told, meta=meta)
+            self.calls.heard()
+            return result
         except (RuntimeError, ValueError) as error:
             # The SDK holds what came against the protocol.
             raise Bug("TOOL_OUTPUT_INVALID", self._condition.said(error)) from error
@@ -288,10 +291,6 @@ class Session:
                 raise Transient("MCP_OFFLINE", said) from None
         assert self._client is not None
         return self._client
-
-    def _forget(self) -> None:
-        """The server may not know the session. (The SDK tells so of a 404 only; some servers answer 400.)"""
-        self._is_forgotten = True
 
     def _let_go(self, client: Client) -> None:
         if self._client is client:

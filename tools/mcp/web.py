@@ -16,9 +16,8 @@ from mcp.client.streamable_http import streamable_http_client
 from rayloom.dag.mcp import McpServer
 from rayloom.tools.addresses import AddressRules, parse_url, resolve
 from rayloom.tools.mcp import oauth
-from rayloom.tools.mcp.way import BODY_MAX_BYTES, EVENTS, SESSION, Bounded, Way
+from rayloom.tools.mcp.way import BODY_MAX_BYTES, EVENTS, Bounded, Way
 
-_UNKNOWN_SESSION: Final = (400, 404)
 CONNECT_S: Final = 10.0
 # No limit on reading: a call may be silent for long, and one that is over its time is ended by who made it.
 _TIMEOUT: Final = httpx2.Timeout(CONNECT_S, read=None, pool=None)
@@ -34,8 +33,8 @@ def _trust() -> ssl.SSLContext:
 class Pinned(httpx2.AsyncBaseTransport):
     """Looks up the host of each request, checks what it finds, and goes there: redirects and OAuth's servers, too."""
 
-    def __init__(self, rules: AddressRules, on_forgotten: Callable[[], None]) -> None:
-        self._rules, self._on_forgotten = rules, on_forgotten
+    def __init__(self, rules: AddressRules) -> None:
+        self._rules = rules
         # One each: connections are kept by address, and two hosts of one address have different certificates.
         self._ways: dict[tuple[str, str, int], httpx2.AsyncHTTPTransport] = {}
 
@@ -59,10 +58,7 @@ class Pinned(httpx2.AsyncBaseTransport):
             stream=request.stream,
             extensions={**request.extensions, **timeout, "sni_hostname": target.host},
         )
-        response = await way.handle_async_request(pinned)
-        if response.status_code in _UNKNOWN_SESSION and request.method == "POST" and SESSION in request.headers:
-            self._on_forgotten()
-        return await _bounded(request, response)
+        return await _bounded(request, await way.handle_async_request(pinned))
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -85,13 +81,10 @@ async def _bounded(request: httpx2.Request, response: httpx2.Response) -> httpx2
 
 
 @asynccontextmanager
-async def web(
-    server: McpServer, rules: AddressRules, on_forgotten: Callable[[], None], on_end: Callable[[str], None]
-) -> AsyncIterator[TransportStreams]:
+async def web(server: McpServer, rules: AddressRules, on_end: Callable[[str], None]) -> AsyncIterator[TransportStreams]:
     """Connect to a server by streamable HTTP, or by the older SSE where it says so.
 
-    ``on_forgotten`` is called where an answer means, or may mean, that the server does not know the session;
-    ``on_end`` where nothing can be sent any more.
+    ``on_end`` is called where nothing can be sent any more.
     """
     own, way_in = {"user-agent": "rayloom", **server.headers}, oauth.flow(server)
     if (server.auth or {}).get("type") == "bearer":
@@ -103,7 +96,7 @@ async def web(
         return Way(
             # The SDK's way of the older transport sends nothing more once a request has failed.
             on_broken=partial(on_end, "") if server.transport == "sse" else None,
-            transport=Pinned(rules, on_forgotten),
+            transport=Pinned(rules),
             headers={**own, **(headers or {})},
             auth=way_in,
             timeout=_TIMEOUT,

@@ -9,7 +9,7 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-TOOLS = ("drop", "half", "huge", "packed", "silent", "status", "well")
+TOOLS = ("drop", "half", "huge", "never", "packed", "silent", "status", "well")
 greeted: list[str] = []
 
 
@@ -29,6 +29,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if request["method"] == "notifications/cancelled":
+            self._wait()
+            return
         if "id" not in request:
             self._send(202, b"")
             return
@@ -56,7 +59,10 @@ class Handler(BaseHTTPRequestHandler):
         if name == "well":
             return str(len(greeted))
         if name == "status":
-            self._send(arguments["status"], b"<p>no</p>", kind="text/html")
+            body = arguments.get("body", "<p>no</p>")
+            self._send(arguments["status"], body.encode(), kind=arguments.get("kind", "text/html"))
+        elif name == "never":
+            self._wait()
         elif name == "huge":
             self._send(200, b'"' + b"x" * arguments["bytes"] + b'"')
         elif name == "packed":
@@ -69,6 +75,11 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._end()
         return None
+
+    def _wait(self) -> None:
+        """Answer nothing, for as long as somebody waits for it."""
+        self.rfile.read(1)
+        self.close_connection = True
 
     def _end(self) -> None:
         self.connection.shutdown(socket.SHUT_RDWR)

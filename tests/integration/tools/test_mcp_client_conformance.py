@@ -39,6 +39,7 @@ async def test_the_suite_fails_where_the_docs_say_and_nowhere_else(tmp_path: Pat
     # One after another, so that none is late because of another.
     for name in scenarios:
         words = ("client", "--command", COMMAND, "--scenario", name, "--timeout", str(SCENARIO_S * 1_000))
+        out = ""
         # The suite itself judges some of them by the clock: `sse-retry` fails a client that comes back 200 ms late, as
         # any does on a machine that is busy for so long. What is wrong with a client is so each time.
         for _ in range(TRIES):

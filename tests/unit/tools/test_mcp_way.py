@@ -1,0 +1,37 @@
+"""What the way to a server over the older HTTP+SSE tells of, and how long a silent server is excused."""
+
+from __future__ import annotations
+
+import httpx2
+import pytest
+
+from rayloom.tools.mcp.calls import SLACK_S, Calls
+from rayloom.tools.mcp.way import Way
+
+
+@pytest.mark.parametrize(
+    ("status", "to", "expected"),
+    [
+        (202, "", 0),
+        (307, "http://here/other", 0),
+        (307, "http://elsewhere/", 1),
+        (302, "http://here/other", 1),
+        (404, "", 1),
+    ],
+)
+async def test_a_message_that_was_not_taken_is_told(status: int, to: str, expected: int) -> None:
+    told: list[str] = []
+    answers = httpx2.MockTransport(lambda _: httpx2.Response(status, headers={"location": to} if to else {}))
+    async with Way(on_broken=lambda: told.append(""), transport=answers) as way:
+        await way.post("http://here/", json={})
+    assert len(told) == expected
+
+
+async def test_a_silent_server_is_excused_for_as_long_as_a_call_may_take() -> None:
+    calls = Calls()
+    calls.heard()
+    assert not calls.excuse_silence()
+    calls.begin("1").patience_s = 300.0
+    assert calls.excuse_silence()
+    calls.get("1").patience_s = -SLACK_S  # type: ignore[union-attr]
+    assert not calls.excuse_silence()
