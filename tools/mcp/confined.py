@@ -45,8 +45,10 @@ async def confined(
     # Looked up once more: what was a folder then may be a link now.
     real = await asyncio.to_thread(lambda: {folder: _real(folder, strict=True) for folder in readable})
     shown = {**{folder: folder for folder in _needed(program)}, **real}
-    host = await asyncio.to_thread(_host, list(shown.values()))
     with ExitStack() as stack:
+        host = await _found_host(list(shown.values()))
+        for fd in host.pass_fds:
+            stack.callback(os.close, fd)
         walls = Walls(host, stack, home=_ENVIRONMENT["HOME"], disk_mb=DISK_MB, shm_mb=DISK_MB)
         for place, folder in shown.items():
             walls.show(folder, place)
@@ -102,6 +104,23 @@ def _is_forbidden(path: Path) -> bool:
     return len(path.parts) < 2 or path.parts[1] in _NEVER
 
 
+async def _found_host(shown: Sequence[str]) -> Host:
+    looking = asyncio.ensure_future(asyncio.to_thread(_host, shown))
+    try:
+        return await asyncio.shield(looking)
+    except asyncio.CancelledError:
+        # A thread goes on to its end, and what it opens then is nobody's.
+        looking.add_done_callback(
+            lambda found: None if found.cancelled() or found.exception() else _close(found.result())
+        )
+        raise
+
+
+def _close(host: Host) -> None:
+    for fd in host.pass_fds:
+        os.close(fd)
+
+
 def _host(shown: Sequence[str]) -> Host:
     """The best way to start bwrap here that may read what has to be shown."""
     # Of lives before this one, which could not do it themselves.
@@ -110,6 +129,7 @@ def _host(shown: Sequence[str]) -> Host:
     for host in find_host(reasons):
         if host.identity is None or all(_is_open(Path(folder)) for folder in shown):
             return host
+        _close(host)
     raise Refused(
         "SANDBOX_UNAVAILABLE",
         f"bubblewrap can't run on this machine: {'; '.join(reasons)}; a server runs outside it with trusted: true",

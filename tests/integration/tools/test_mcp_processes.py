@@ -17,7 +17,7 @@ from rayloom.dag.mcp import McpServer
 from rayloom.tools.mcp.opening import check
 from rayloom.tools.sandbox.processes import memory_bytes, tree
 from tests.integration.mcp_servers import DEMO, DEMO_COMMAND
-from tests.integration.tools.mcp_rig import GENEROUS_S, SETTINGS, Rig, connected, until
+from tests.integration.tools.mcp_rig import GENEROUS_S, SETTINGS, Rig, connected, open_files, until
 from tests.integration.waiting import wait_until
 
 FOLDER = str(Path(DEMO).parent)
@@ -116,6 +116,21 @@ async def test_a_confined_server_that_takes_too_much_memory_is_ended_and_started
     # The loop is all servers'.
     assert lookers
     assert threading.get_ident() not in lookers
+
+
+async def test_a_bwrap_that_nobody_may_open_leaves_no_descriptor_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root becomes somebody else")
+    monkeypatch.setattr("rayloom.tools.sandbox.host._reachable", lambda path: path.name != "bwrap")
+    tmp_path.chmod(0o700)
+    # Nobody may go into the second one, so bwrap is started as root there.
+    for readable in ((), (str(tmp_path),)):
+        files = open_files()
+        async with connected(confined(sys.executable, "-c", SNOOP, readable=readable)) as rig:
+            assert await rig.call("hold", {"mb": 1}) == {"result": "held"}
+        await until(lambda: open_files() <= files)  # noqa: B023 - over before the next round
 
 
 async def test_where_a_folder_leads_is_what_counts(tmp_path: Path) -> None:
