@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
@@ -28,6 +28,7 @@ from mcp_types import jsonrpc_message_adapter
 from rayloom.dag.errors import Transient
 from rayloom.tools.mcp.memory import MemoryWatch
 from rayloom.tools.mcp.pipes import LineReader, LineTooLong, Writer
+from rayloom.tools.sandbox import processes
 from rayloom.tools.sandbox.supervisor import Identity, PidFd
 
 _log = logging.getLogger(__name__)
@@ -36,6 +37,9 @@ MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 STOP_S: Final = 2.0
 """How long a server may take to end by itself, first when its stdin is closed, then when it is asked to."""
 LAST_WORDS_S: Final = 0.5
+REAP_S: Final = 0.2
+KILL_ROUNDS: Final = 10
+"""So often we look for what was started meanwhile."""
 PIDS: Final = 256
 """How many processes and threads a confined server may have."""
 _GUARD: Final = str(Path(__file__).with_name("guard.py"))
@@ -77,46 +81,45 @@ async def stdio(
 
     ``on_end`` is called when it ends, with the reason where we ended it.
     """
-    process = _start(launch)
-    pidfd = PidFd(process.pid)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    outgoing = Writer(_own(process.stdin))
-    incoming = LineReader(_own(process.stdout), limit=MAX_LINE_BYTES)
-    told = LineReader(_own(process.stderr), limit=MAX_LINE_BYTES)
-    to_session, from_server = anyio.create_memory_object_stream[SessionMessage | Exception](0)
-    from_session, to_server = anyio.create_memory_object_stream[SessionMessage](0)
-    memory = None if launch.memory_mb is None else MemoryWatch(process.pid, memory_mb=launch.memory_mb, pids=PIDS)
-    watching = None if memory is None else asyncio.create_task(_hold(process, memory))
+    with ExitStack() as stack:
+        process = _start(launch)
+        stack.callback(_reap, process)
+        pidfd = stack.enter_context(closing(PidFd(process.pid)))
+        outgoing = stack.enter_context(closing(Writer(_own(process.stdin))))
+        incoming = stack.enter_context(closing(LineReader(_own(process.stdout), limit=MAX_LINE_BYTES)))
+        told = stack.enter_context(closing(LineReader(_own(process.stderr), limit=MAX_LINE_BYTES)))
+        to_session, from_server = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+        from_session, to_server = anyio.create_memory_object_stream[SessionMessage](0)
+        for end in (to_session, from_server, from_session, to_server):
+            stack.callback(end.close)
+        memory = None if launch.memory_mb is None else MemoryWatch(process.pid, memory_mb=launch.memory_mb, pids=PIDS)
+        watching = None if memory is None else asyncio.create_task(_hold(process, memory))
 
-    def ended() -> None:
-        on_end("" if memory is None else memory.reason())
+        def ended() -> None:
+            on_end("" if memory is None else memory.reason())
 
-    reading = asyncio.create_task(_read(incoming, to_session, ended))
-    writing = asyncio.create_task(_write(outgoing, to_server))
-    listening = asyncio.create_task(_listen(told, on_stderr))
-    # No await before this block: a cancellation between would leave the process behind.
-    try:
-        yield from_server, from_session
-    finally:
-        # What is still to be written goes out; then the server sees the end of its input.
-        from_session.close()
+        reading = asyncio.create_task(_read(incoming, to_session, ended))
+        writing = asyncio.create_task(_write(outgoing, to_server))
+        listening = asyncio.create_task(_listen(told, on_stderr))
+        # No await before this block: a cancellation between would leave the tasks behind.
         try:
-            await asyncio.wait({writing}, timeout=LAST_WORDS_S)
-            await _stopped(reading, writing)
-            outgoing.close()
-            await _ended(process, pidfd)
-            await asyncio.wait({listening}, timeout=LAST_WORDS_S)
+            yield from_server, from_session
         finally:
-            _kill(process)
-            for task in (reading, writing, listening, watching):
-                if task is not None:
-                    task.cancel()
-            for end in (from_server, to_session, to_server, outgoing, incoming, told, pidfd):
-                end.close()
-            if memory is not None:
-                await memory.close()
+            # What is still to be written goes out; then the server sees the end of its input.
+            from_session.close()
+            try:
+                await asyncio.wait({writing}, timeout=LAST_WORDS_S)
+                await _stopped(reading, writing)
+                outgoing.close()
+                await _ended(process, pidfd, watching)
+                await asyncio.wait({listening}, timeout=LAST_WORDS_S)
+            finally:
+                for task in (reading, writing, listening, watching):
+                    if task is not None:
+                        task.cancel()
+                await _killed(process, pidfd)
+                if memory is not None:
+                    await memory.close()
 
 
 async def _stopped(*tasks: asyncio.Task[None]) -> None:
@@ -125,11 +128,11 @@ async def _stopped(*tasks: asyncio.Task[None]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _own(pipe: IO[bytes]) -> int:
+def _own(pipe: IO[bytes] | None) -> int:
     """A descriptor of our own in the place of a file's."""
-    fd = os.dup(pipe.fileno())
-    pipe.close()
-    return fd
+    assert pipe is not None
+    with pipe:
+        return os.dup(pipe.fileno())
 
 
 def _start(launch: Launch) -> subprocess.Popen[bytes]:
@@ -205,26 +208,58 @@ async def _hold(process: subprocess.Popen[bytes], memory: MemoryWatch) -> None:
     _signal(process, signal.SIGKILL)
 
 
-async def _ended(process: subprocess.Popen[bytes], pidfd: PidFd) -> None:
+async def _ended(process: subprocess.Popen[bytes], pidfd: PidFd, watching: asyncio.Task[None] | None) -> None:
     """As the protocol has it: its input is closed; then it is asked to end; then it has to."""
     for number in (None, signal.SIGTERM, signal.SIGKILL):
         if number is not None:
             _signal(process, number)
-        try:
-            async with asyncio.timeout(STOP_S):
-                await pidfd.ended()
-        except TimeoutError:
-            continue
-        break
+        if await _is_over(pidfd):
+            break
+    if watching is not None:
+        # What it looks at by its number may be somebody else from now on.
+        watching.cancel()
     process.poll()
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+async def _killed(process: subprocess.Popen[bytes], pidfd: PidFd) -> None:
     if process.poll() is None:
         _signal(process, signal.SIGKILL)
-        process.wait()
+        if not await _is_over(pidfd):
+            # It waits for a disk, or the like. Python looks for it again when it starts another one.
+            _log.error("mcp.not_ended: process %d", process.pid)
+        process.poll()
+
+
+async def _is_over(pidfd: PidFd) -> bool:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(STOP_S):
+            await pidfd.ended()
+            return True
+    return False
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    """What is left to do where nobody may wait any more: after an error, or a second cancellation."""
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+    if process.poll() is None:
+        _signal(process, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(REAP_S)
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    if number == signal.SIGKILL:
+        # The signal of a group leaves out who has one of its own, and a guard that is dead ends nobody any more.
+        killed = {process.pid}
+        for _ in range(KILL_ROUNDS):
+            left = set(processes.tree(process.pid)) - killed
+            for pid in left:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
+            killed |= left
+            if not left:
+                break
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)

@@ -124,9 +124,9 @@ async def test_a_bwrap_that_nobody_may_open_leaves_no_descriptor_behind(
     if os.geteuid() != 0:
         pytest.skip("only root becomes somebody else")
     monkeypatch.setattr("rayloom.tools.sandbox.host._reachable", lambda path: path.name != "bwrap")
-    tmp_path.chmod(0o700)
     # Nobody may go into the second one, so bwrap is started as root there.
-    for readable in ((), (str(tmp_path),)):
+    (tmp_path / "ours").mkdir(0o700)
+    for readable in ((), (str(tmp_path / "ours"),)):
         files = open_files()
         async with connected(confined(sys.executable, "-c", SNOOP, readable=readable)) as rig:
             assert await rig.call("hold", {"mb": 1}) == {"result": "held"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sys
 from collections.abc import Coroutine
@@ -13,7 +14,7 @@ import uvloop
 
 from rayloom.tools.mcp.pipes import LineReader, LineTooLong, Writer
 from rayloom.tools.mcp.stdio import stdio, trusted
-from tests.integration.tools.mcp_rig import GENEROUS_S, open_files
+from tests.integration.tools.mcp_rig import GENEROUS_S, children, open_files, until
 
 NOTE = '{"jsonrpc":"2.0","method":"notifications/message"}'
 FLOOD = f"""
@@ -69,6 +70,68 @@ def test_whoever_is_stopped_while_a_server_ends_leaves_nothing_behind(run: Any) 
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert open_files() <= before
+
+    run(work())
+
+
+def test_what_has_a_group_of_its_own_is_ended_where_there_is_no_time_to_ask(run: Any) -> None:
+    child = "import subprocess as s; print(s.Popen(['sleep', '3600'], start_new_session=True).pid, flush=True)"
+    program = f"import os, sys; os.dup2(2, 1); {child}; sys.stdin.read()"
+    heard: list[int] = []
+
+    async def hold() -> None:
+        launch = trusted([sys.executable, "-c", program], {})
+        async with stdio(launch, on_stderr=lambda line: heard.append(int(line)), on_end=lambda _: None):
+            await asyncio.Event().wait()
+
+    async def work() -> None:
+        holder = asyncio.create_task(hold())
+        await until(lambda: heard)
+        for _ in range(2):
+            holder.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait({holder})
+        await until(lambda: state(heard[0]) in ("", "Z"))
+
+    run(work())
+
+
+def state(pid: int) -> str:
+    """How a process is, as the kernel has it; empty where there is none."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize("count", range(1, 5))
+def test_what_comes_in_the_way_of_a_start_leaves_nothing_behind(
+    run: Any, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when this process may open nothing more."""
+    made: list[Any] = []
+
+    def refused(*_: Any) -> Any:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    def dup(fd: int) -> int:
+        made.append(fd)
+        return real(fd) if len(made) < count else refused()
+
+    real = os.dup
+    if count > 3:
+        monkeypatch.setattr("rayloom.tools.mcp.stdio.PidFd", refused)
+    else:
+        monkeypatch.setattr("os.dup", dup)
+
+    async def work() -> None:
+        files, processes = open_files(), children()
+        with pytest.raises(OSError, match="too many open files"):
+            async with stdio(trusted(["sleep", "3600"], {}), on_stderr=lambda _: None, on_end=lambda _: None):
+                raise AssertionError("unreachable")
+        assert open_files() <= files
+        assert children() <= processes
 
     run(work())
 
