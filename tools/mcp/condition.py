@@ -15,6 +15,7 @@ _log = logging.getLogger(__name__)
 
 OFFLINE_AFTER: Final = 3
 TAIL_LINES: Final = 5
+TAIL_CHARS: Final = 500
 
 
 class Condition:
@@ -31,7 +32,7 @@ class Condition:
 
     def heard(self, line: str) -> None:
         """A line that it wrote for people to read."""
-        self._heard.append(line)
+        self._heard.append(self._redaction.message(line, TAIL_CHARS))
 
     def connected(self) -> None:
         """It answers. What ended it before can still be read, until it has been well for a while."""
@@ -49,7 +50,7 @@ class Condition:
         self.last_error = self.said(error)
         if self._heard:
             # A command that can't run says why there, and nowhere else.
-            self.last_error += f" (it said: {self._redaction.message(' | '.join(self._heard))[:500]})"
+            self.last_error += f" (it said: {' | '.join(self._heard)[:TAIL_CHARS]})"
             self._heard.clear()
         _log.warning("mcp.failed", extra={"server": self._name, "error": self.last_error, "in_a_row": self._failures})
         if self._failures >= OFFLINE_AFTER:

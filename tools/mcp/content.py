@@ -9,7 +9,6 @@ from mcp_types import CallToolResult, TextContent
 from rayloom.dag.errors import Bug, UserError
 from rayloom.dag.values import Json, JsonObject
 
-MAX_ERROR_CHARS: Final = 2_000
 TOOL_FAILED: Final = "MCP_TOOL_FAILED"
 
 
@@ -17,10 +16,10 @@ def output_of(result: CallToolResult, *, structured: bool) -> Json:
     """The structured content where there is some; else the text of a result that is one text; else all its items.
 
     ``structured``: the tool declares what it gives, so null may be meant. Raises UserError (``MCP_TOOL_FAILED``) where
-    the tool says that it failed.
+    the tool says that it failed, with all that it says.
     """
     if result.is_error:
-        raise UserError(TOOL_FAILED, _text(result)[:MAX_ERROR_CHARS] or "the tool failed and did not say why")
+        raise UserError(TOOL_FAILED, _text(result) or "the tool failed and did not say why")
     if result.structured_content is not None or (structured and "structured_content" in result.model_fields_set):
         content: Json = result.structured_content
         return content

@@ -30,8 +30,6 @@ FORGOTTEN: Final = 7_100_004
 says that its session is unknown."""
 AT_FAULT: Final = frozenset({400, 405, 406, 411, 413, 414, 415, 422, 431, 501})
 """Statuses by which a server says that it will never take this request."""
-LINE_CHARS: Final = 2_000
-"""A longer line is cut."""
 
 
 def failure(error: MCPError, text: str) -> RayloomError:
@@ -123,9 +121,4 @@ def level_of(level: str) -> Level:
 def progress_text(progress: float, total: float | None, message: str | None) -> str:
     """A notification of progress as a line of a log."""
     of = f" of {total:g}" if total is not None else ""
-    return f"progress {progress:g}{of}{f': {message}' if message else ''}"[:LINE_CHARS]
-
-
-def log_text(data: object) -> str:
-    """A message of a log, which may be any JSON, as a line of ours."""
-    return (data if isinstance(data, str) else repr(data))[:LINE_CHARS]
+    return f"progress {progress:g}{of}{f': {message}' if message else ''}"

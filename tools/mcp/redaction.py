@@ -7,11 +7,14 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
+import orjson
+
 from rayloom.dag.mcp import HIDDEN, McpServer
 from rayloom.dag.values import Json
 
 MIN_CHARS: Final = 6
 """Shorter values are no secrets worth the name, and would be found in every other word."""
+MESSAGE_CHARS: Final = 2_000
 _TELLING: Final = re.compile(r"key|token|secret|passw|credential|auth|cookie|private", re.IGNORECASE)
 
 
@@ -31,11 +34,29 @@ class Redaction:
         secret += [value for name, value in server.env.items() if _TELLING.search(name)]
         self._in_outputs = _pattern(secret)
         query = [value for _, value in parse_qsl(urlsplit(server.url or "").query)]
-        self._in_messages = _pattern([*secret, *query, *server.env.values()])
+        hidden = [*secret, *query, *server.env.values()]
+        self._in_messages = _pattern(hidden)
+        self._longest = max(map(len, hidden), default=0)
 
-    def message(self, text: str) -> str:
-        """A message for a log or an error."""
-        return text if self._in_messages is None else self._in_messages.sub(HIDDEN, text)
+    def message(self, text: str, limit: int = MESSAGE_CHARS) -> str:
+        """A message for a log or an error, with no more than its first characters up to a limit."""
+        if self._in_messages is None:
+            return text[:limit]
+        # What is cut first might end with the first part of a secret. What lies far behind nobody has to look through.
+        made, at = [], 0
+        for found in self._in_messages.finditer(text[: limit + self._longest]):
+            if found.start() >= limit:
+                break
+            made += [text[at : found.start()], HIDDEN]
+            at = found.end()
+        return "".join(made) + text[at:limit]
+
+    def line(self, data: Json) -> str:
+        """A message that may be any JSON."""
+        if self._in_messages is None or isinstance(data, str):
+            return self.message(data if isinstance(data, str) else _json(data))
+        # In JSON some characters are written otherwise. A secret that is a number is found in the text.
+        return self.message(_json(_hidden(data, self._in_messages)))
 
     def output(self, value: Json) -> Json:
         """What a tool gave."""
@@ -46,6 +67,14 @@ def _pattern(secrets: Iterable[str]) -> re.Pattern[str] | None:
     # "Bearer abc" may come back as "abc".
     parts = {part for secret in secrets for part in (secret, *secret.split()) if len(part) >= MIN_CHARS}
     return re.compile("|".join(map(re.escape, sorted(parts, key=len, reverse=True)))) if parts else None
+
+
+def _json(data: Json) -> str:
+    try:
+        return orjson.dumps(data).decode()
+    except orjson.JSONEncodeError:
+        # A number that is too large for it, say.
+        return str(data)
 
 
 def _hidden(value: Json, pattern: re.Pattern[str]) -> Json:

@@ -219,7 +219,7 @@ class Session:
             self._stale.set()
 
     async def _on_log(self, params: LoggingMessageNotificationParams) -> None:
-        text = self.redaction.message(protocol.log_text(params.data))
+        text = self.redaction.line(params.data)
         # It does not say which call it is about. With several, it could be told to somebody whom it is not for.
         if (call := self.calls.only()) is not None:
             call.say(CallLine(message=text, level=protocol.level_of(params.level)))

@@ -199,7 +199,7 @@ async def _listen(told: LineReader, on_line: Callable[[str], None]) -> None:
             continue
         if not line:
             return
-        on_line(line.decode("utf-8", "replace").rstrip()[:2_000])
+        on_line(line.decode("utf-8", "replace").rstrip())
 
 
 async def _hold(process: subprocess.Popen[bytes], memory: MemoryWatch) -> None:

@@ -149,3 +149,21 @@ def test_secrets_are_hidden_in_messages_and_in_outputs() -> None:
 def test_a_server_that_can_not_be_meant_is_refused(server: McpServer) -> None:
     with pytest.raises(UserError):
         check(server)
+
+
+@pytest.mark.parametrize("before", range(1_990, 2_003))
+def test_a_message_is_cut_after_its_secrets_are_hidden(before: int) -> None:
+    redaction = Redaction(McpServer(name="s", transport="stdio", command=("x",), env={"API_KEY": "key-of-mine"}))
+    said = redaction.message("." * before + "key-of-mine" * 2 + "." * 100)
+    assert said.strip(".").replace("***", "") == ""
+    assert len(said) <= 2_003
+
+
+def test_a_line_of_a_log_may_be_any_json() -> None:
+    redaction = Redaction(
+        McpServer(name="s", transport="stdio", command=("x",), env={"API_KEY": 'a"b\\c\nd', "N": "123456"})
+    )
+    assert redaction.line('said a"b\\c\nd') == "said ***"
+    assert redaction.line({"text": ['a"b\\c\nd', 123456]}) == '{"text":["***",***]}'
+    assert redaction.line(2**70) == str(2**70)
+    assert Redaction(SERVER).line({"a": None}) == '{"a":null}'
