@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from mcp_types import Tool
 
 from rayloom.actors.mcp_leaving import Leaving
+from rayloom.actors.mcp_telling import Telling
 from rayloom.actors.mcp_view import changed, shown
 from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
 from rayloom.dag.mcp import CallLine, McpAnswer, McpCall, McpServer, ServerHealth
@@ -31,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 STEP_S: Final = 5.0
 START_PATIENCE_S: Final = 10.0
+CHECK_S: Final = 5.0
 LINES_WITHIN_S: Final = 5.0
 """A question for lines of a call is answered after so long, lines or not."""
 FORSAKEN_S: Final = 45.0
@@ -63,7 +65,7 @@ class McpHost:
     """Implements ``McpPort``, and what workers ask. ``look``: makes the registry read its rows anew."""
 
     def __init__(self, rows: ServerRows, look: Callable[[], Awaitable[None]], settings: ToolSettings) -> None:
-        self._rows, self._look, self._settings = rows, look, settings
+        self._rows, self._telling, self._settings = rows, Telling(look), settings
         self._servers: dict[str, McpServer] = {}
         self._sessions: dict[str, Session] = {}
         self._tools: dict[str, tuple[RegisteredTool, ...]] = {}
@@ -72,7 +74,7 @@ class McpHost:
         self._health: dict[str, ServerHealth] = {}
         self._leaving = Leaving()
         self._unreadable: set[str] = set()
-        self._started, self._turn, self._is_untold = asyncio.Event(), asyncio.Lock(), False
+        self._started, self._turn = asyncio.Event(), asyncio.Lock()
 
     # -- its life ------------------------------------------------------------------------------------------------------
 
@@ -90,8 +92,7 @@ class McpHost:
                 self._drop(name)
         self._started.set()
         await self._tell_health()
-        if self._is_untold:
-            await self._tell()
+        await self._telling.again()
         since = asyncio.get_running_loop().time() - FORSAKEN_S
         for session in self._sessions.values():
             for call in session.calls.forsaken(since):
@@ -112,13 +113,13 @@ class McpHost:
         name = server.name
         if not SERVER_NAME.fullmatch(name) or name == "skill":
             raise UserError("TOOL_NAME_INVALID", "a server's name has up to 64 letters, digits, '_' and '-', no dots")
-        check(server)
+        await self._checked(server)
         if name in self._servers or name in self._coming:
             raise UserError("TOOL_EXISTS", f"there is a server {name!r} already")
         self._coming[name] = ()
         session = self._made(server)
         try:
-            session.start()
+            session.start(after=self._leaving.get(name))
             await self._arrived(session)
             found = described(server, self._coming[name], session.server_version)
             if found.faults:
@@ -132,7 +133,7 @@ class McpHost:
             raise
         finally:
             del self._coming[name]
-        await self._tell()
+        await self._telling.tell()
         return sorted(self._names[name])
 
     async def show(self, name: str) -> JsonObject:
@@ -145,11 +146,11 @@ class McpHost:
         await self._ready()
         async with self._turn:
             server = changed(self._known(name), changes)
-            check(server)
+            await self._checked(server)
             await self._rows.keep(server)
             self._replace(server)
         await self._leaving.over(name)
-        await self._tell()
+        await self._telling.tell()
         return await self.show(name)
 
     async def remove(self, name: str) -> None:
@@ -159,7 +160,7 @@ class McpHost:
             await self._rows.remove(name)
             self._drop(name)
         await self._leaving.over(name)
-        await self._tell()
+        await self._telling.tell()
 
     async def health(self) -> Health:
         """Alive, with counts of what it holds. Touches no lock: it is asked from another event loop."""
@@ -223,6 +224,14 @@ class McpHost:
             raise UserError("TOOL_UNKNOWN", f"there is no MCP server {name!r}")
         return server
 
+    async def _checked(self, server: McpServer) -> None:
+        try:
+            async with asyncio.timeout(CHECK_S):
+                # One that is switched off need not be able to run.
+                await asyncio.to_thread(check, server, folders=server.is_active)
+        except TimeoutError:
+            raise UserError("MCP_INVALID", f"readable: the folders were not found within {CHECK_S:g} s") from None
+
     def _made(self, server: McpServer) -> Session:
         return Session(
             server.name,
@@ -249,12 +258,12 @@ class McpHost:
         if server is None or session is None:
             return
         found = described(server, tools, session.server_version)
-        for fault in found.faults:
+        for fault in (*found.faults, *found.repeats):
             _log.warning("mcp.tool_left_out", extra={"server": name, "where": fault.pointer, "reason": fault.message})
         if found.tools != self._tools.get(name):
             self._names[name] = await self._rows.set_tools(name, found.tools)
             self._tools[name] = found.tools
-            await self._tell()
+            await self._telling.tell()
 
     def _replace(self, server: McpServer) -> None:
         self._drop(server.name)
@@ -272,21 +281,11 @@ class McpHost:
         if session is not None:
             self._leaving.begin(name, session)
 
-    async def _tell(self) -> None:
-        """Let the registry look. What is done is done: if it does not answer, it is asked again."""
-        self._is_untold = True
-        try:
-            await self._look()
-        except RayloomError as error:
-            _log.warning("mcp.registry_not_told: %s", error.message)
-        else:
-            self._is_untold = False
-
     async def _tell_health(self) -> None:
         untold = {name: health for name, health in self._health.items() if name in self._servers}
         if untold:
             await self._rows.set_health(untold)
-            self._is_untold = True
+            self._telling.changed()
             for name, health in untold.items():
                 if self._health.get(name) == health:
                     del self._health[name]

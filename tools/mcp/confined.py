@@ -92,8 +92,8 @@ def _real(folder: str, *, strict: bool) -> str:
         raise refused
     try:
         real = path.resolve(strict=strict)
-    except (OSError, RuntimeError) as error:
-        # The second is how a circle of links is told.
+    except (OSError, RuntimeError, ValueError) as error:
+        # The second is how a circle of links is told, the third how a name that can't be one.
         raise UserError("MCP_INVALID", f"readable: {folder!r} can't be found: {error}") from error
     if _is_forbidden(real):
         raise refused

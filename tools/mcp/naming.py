@@ -31,17 +31,30 @@ _ODD: Final = re.compile(r"[^A-Za-z0-9_.-]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
-    """The tools of a server, and what is wrong with those that are not among them."""
+    """The tools of a server, and what is wrong with those that are not among them.
+
+    ``repeats``: those left out since one before has the same name.
+    """
 
     tools: tuple[RegisteredTool, ...]
     faults: tuple[Fault, ...]
+    repeats: tuple[Fault, ...] = ()
 
 
 def described(server: McpServer, listed: Sequence[Tool], version: str) -> Described:
     """The tools that a server lists, by the names that they get here. ``version``: that of the server."""
     tools: list[RegisteredTool] = []
     faults: list[Fault] = []
-    for at, (tool, name) in enumerate(zip(listed, names(server.name, [each.name for each in listed]), strict=True)):
+    first: dict[str, int] = {}
+    for at, tool in enumerate(listed):
+        first.setdefault(tool.name, at)
+    repeats = [
+        Fault(f"/tools/{at}", f"the tool {tool.name!r} is listed before")
+        for at, tool in enumerate(listed)
+        if first[tool.name] != at
+    ]
+    for at, name in zip(first.values(), names(server.name, list(first)), strict=True):
+        tool = listed[at]
         pointer = f"/tools/{at}"
         try:
             schema = _checked(tool.input_schema, f"{pointer}/inputSchema")
@@ -68,7 +81,7 @@ def described(server: McpServer, listed: Sequence[Tool], version: str) -> Descri
                 is_active=True,
             )
         )
-    return Described(tools=tuple(tools), faults=tuple(faults))
+    return Described(tools=tuple(tools), faults=tuple(faults), repeats=tuple(repeats))
 
 
 def names(server: str, listed: Sequence[str]) -> list[str]:

@@ -40,12 +40,16 @@ def opener_of(server: McpServer, settings: ToolSettings) -> Opener:
     return opened
 
 
-def check(server: McpServer) -> None:
-    """Raise UserError for a server that can't be meant: ``MCP_INVALID``, ``URL_INVALID``."""
+def check(server: McpServer, *, folders: bool = True) -> None:
+    """Raise UserError for a server that can't be meant: ``MCP_INVALID``, ``URL_INVALID``.
+
+    ``folders``: look also where those that it may read lead now, which may take its time.
+    """
     if server.transport == "stdio":
         if not server.command or server.url or server.headers or server.auth:
             raise UserError("MCP_INVALID", "a stdio server has a command, and neither url, headers nor auth")
-        check_readable(server.readable)
+        if folders:
+            check_readable(server.readable)
     elif server.command or server.env or server.readable or server.trusted:
         raise UserError("MCP_INVALID", "a server over HTTP has a url, and neither command, env, readable nor trusted")
     else:

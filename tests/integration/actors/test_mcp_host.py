@@ -164,6 +164,32 @@ async def test_a_server_that_never_answers_keeps_nobody_waiting(host: McpHost, r
     assert children() <= before
 
 
+async def test_a_server_of_a_name_whose_last_one_has_not_ended_waits_for_that(host: McpHost, rows: Rows) -> None:
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(3600)"
+    rows.servers["demo"] = replace(SERVER, command=(sys.executable, "-c", deaf))
+    before = children()
+    await host.step()
+    await until(lambda: len(children() - before) == 1)
+    last = children() - before
+    # Somebody else removed the row: nobody waits for the server to end.
+    del rows.servers["demo"]
+    await host.step()
+    assert "demo.add" in await host.register(SERVER)
+    assert not children() & last
+
+
+async def test_a_server_whose_folders_went_bad_can_be_switched_off(host: McpHost, tmp_path: Path) -> None:
+    (tmp_path / "shown").mkdir()
+    await host.register(replace(SERVER, readable=(str(tmp_path / "shown"),)))
+    (tmp_path / "shown").rmdir()
+    (tmp_path / "shown").symlink_to("/run")
+    with pytest.raises(UserError, match="can't be shown"):
+        await host.change("demo", {"timeout_s": 10.0})
+    assert (await host.change("demo", {"is_active": False}))["is_active"] is False
+    with pytest.raises(UserError, match="can't be shown"):
+        await host.change("demo", {"is_active": True})
+
+
 async def test_a_schema_that_takes_forever_keeps_nobody_waiting(host: McpHost) -> None:
     await host.register(replace(SERVER, command=(sys.executable, ODD, "slow-schema")))
     async with asyncio.timeout(20):

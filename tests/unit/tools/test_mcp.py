@@ -86,6 +86,14 @@ def test_a_schema_that_is_invalid_is_told_with_its_place() -> None:
     assert described(SERVER, [Tool(name="deep", input_schema=deep)], "").tools == ()
 
 
+def test_of_tools_with_the_same_name_the_first_one_is_taken() -> None:
+    tools = [Tool(name=name, input_schema=ANY, description=str(at)) for at, name in enumerate(("a", "b", "a", "a/b"))]
+    found = described(SERVER, tools, "")
+    assert [(tool.name, tool.description) for tool in found.tools] == [("s.a", "0"), ("s.b", "1"), ("s.a_b", "3")]
+    assert [fault.pointer for fault in found.repeats] == ["/tools/2"]
+    assert found.faults == ()
+
+
 def test_a_schema_of_draft_7_is_read_as_one_of_today() -> None:
     old = {"$schema": "http://json-schema.org/draft-07/schema#", "items": [ANY, ANY], "additionalItems": False}
     assert modern({"properties": {"a": old}, **old}) == {  # type: ignore[dict-item]
@@ -140,6 +148,7 @@ def test_secrets_are_hidden_in_messages_and_in_outputs() -> None:
     [
         McpServer(name="s", transport="stdio"),
         McpServer(name="s", transport="stdio", command=("x",), headers={"a": "b"}),
+        McpServer(name="s", transport="stdio", command=("x",), readable=("/a\0b",)),
         McpServer(name="s", transport="http", url="http://x/", command=("x",)),
         McpServer(name="s", transport="http", url="http://x/", trusted=True),
         McpServer(name="s", transport="http", url="ftp://x/"),
