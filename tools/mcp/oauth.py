@@ -64,7 +64,7 @@ class Unhurried(httpx2.Auth):
                 if asked is not request:
                     is_aside = True
                     answer = yield asked
-                elif is_told or self._token() != token:
+                elif is_told or self._token() not in (None, token):
                     # There is another one: it was asked for here, or by another request while this one waited.
                     break
                 else:
