@@ -58,6 +58,8 @@ async def files(request: Request) -> Response:
         except OSError:
             return problem(404, f"path '{path}' does not exist")
     if "full" in faults:
+        # Read to its end: who answers before that may cut the connection before the answer is read.
+        await request.body()
         return problem(507, "not enough disk space available")
     written = []
     async with request.form() as form:

@@ -25,7 +25,7 @@ from tests.integration.tools.e2b_machine import Machine
 
 KEY: Final = "e2b_" + "0f" * 20
 VERSION: Final = "0.6.2"
-TEMPLATES: Final = ("base", "empty")
+TEMPLATES: Final = ("base", "empty", "loose", "small")
 LONGEST_S: Final = 3_600
 PAGE: Final = 100
 
