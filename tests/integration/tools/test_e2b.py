@@ -88,6 +88,9 @@ async def test_a_service_that_does_not_understand_about_the_network_runs_nothing
     named = replace(HELLO, hosts={"example.com": "93.184.215.14"})
     with misbehaving(forgets_name_servers=True), pytest.raises(Refused, match="from the network as it was asked"):
         await e2b.run(named)
+    for spec in (HELLO, named):
+        with misbehaving(forgets_public_traffic=True), pytest.raises(Refused, match="as it was asked"):
+            await e2b.run(spec)
 
 
 async def test_a_profile_that_talks_is_not_the_program(e2b: E2b) -> None:
