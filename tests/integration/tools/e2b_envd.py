@@ -53,6 +53,8 @@ async def files(request: Request) -> Response:
     if request.method == "GET":
         if "lies" in faults and path.endswith("/out"):
             return Response(base64.b64decode(faults["lies"]), media_type="application/octet-stream")
+        if "holds files back" in faults:
+            await machine.gone.wait()
         try:
             return Response(machine.path(path).read_bytes(), media_type="application/octet-stream")
         except OSError:

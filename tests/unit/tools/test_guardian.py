@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from rayloom.tools.paths import workspace_path
 from rayloom.tools.sandbox import guardian, remote_run
+from rayloom.tools.sandbox.leftovers import MAX_HEAD_BYTES, Leftovers
 
 MIB = 1024 * 1024
 
@@ -43,6 +47,25 @@ def test_where_the_kernel_is_not_ours_alone_the_folders_count(tmp_path: Path, mo
     monkeypatch.setattr(guardian, "FOLDERS", (str(tmp_path),))
     memory = guardian.Memory(MIB, "")
     assert memory.before > 0
+
+
+def test_a_path_that_takes_more_room_than_any_may_is_left_out(tmp_path: Path) -> None:
+    longest = "/".join(["\U0001f333" * 63] * 8)
+    assert workspace_path(longest) == longest
+    for path in (longest, b"/".join([b"\xff" * 200] * 10).decode(errors="surrogateescape")):
+        place = tmp_path / path
+        place.parent.mkdir(parents=True)
+        place.write_bytes(b"here")
+    heads: list[bytes] = []
+    finds = Leftovers(lambda letter, data: heads.append(data) if letter == b"f" else None, {}, 9, 99)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        finds.walk(folder, "", 1)
+    finally:
+        os.close(folder)
+    assert [json.loads(head)["path"] for head in heads] == [longest]
+    assert len(heads[0]) <= MAX_HEAD_BYTES
+    assert len(finds.left_out) == 1
 
 
 _LATE = """
