@@ -172,7 +172,7 @@ class Installer:
         if "No space left on device" in log or "File too large" in log:
             return self._too_large()
         lines = [line.partition(" ")[2].strip() if line[:4].isdigit() else line for line in log.splitlines()]
-        said = next((line for line in lines if line.startswith("ERROR")), "pip gave no reason")
+        said = next((line for line in lines if line.upper().startswith("ERROR")), "pip gave no reason")
         if self.index:
             said = re.sub(r"\S*://\S+", "(address)", said)
         return Refused("PACKAGES_REFUSED", f"{self.source()} does not give {', '.join(wanted)}: {said[:500]}")

@@ -44,6 +44,12 @@ def test_what_may_pass_is_told_from_what_does_not(log: str, index: str, code: st
     assert make(index)._failure(["a"], log).code == code
 
 
+def test_the_reason_is_what_pip_says() -> None:
+    for said in ("ERROR: no such thing", "error: no such thing"):
+        error = make("")._failure(["a"], f"2026-11-26T03:00:00,000 looking\n2026-11-26T03:00:00,000 {said}\n")
+        assert error.message.endswith(f"does not give a: {said}")
+
+
 def test_the_password_of_an_index_is_in_no_text() -> None:
     assert "s3cret" not in repr(make())
     assert "s3cret" not in str(make()._failure(["a"], f"ERROR: nothing at {INDEX}"))
