@@ -78,7 +78,9 @@ class NodeSweeper:
             return
         except RayError as error:
             # It died, or its worker did; the next one that comes by sees to it.
-            _log.info("node.not_swept", extra={"node": node, "reason": str(error).splitlines()[0][:200]})
+            # Ray tells where it was first, and what it was last.
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            _log.info("node.not_swept", extra={"node": node, "reason": said[-1][:200]})
             return
         if found:
             _log.warning("node.swept", extra={"node": node, "found": dict(found)})

@@ -95,13 +95,13 @@ class Container:
 async def start(engine: Engine, shape: Shape) -> Container:
     """A container that waits for its run.
 
-    Raises Refused (``SANDBOX_UNAVAILABLE``) and Transient (``SANDBOX_START_FAILED``).
+    Raises Refused (``SANDBOX_UNAVAILABLE``), Transient (``SANDBOX_START_FAILED``) and UserError (``LIMITS_TOO_SMALL``).
     """
     name = f"rayloom-{uuid4().hex}"
     try:
         made = await engine.ask("POST", "/containers/create", query={"name": name}, body=_request(shape))
     except EngineError as error:
-        raise _cant_start(error) from error
+        raise _cant_start(error, shape) from error
     except BaseException:
         # Nobody heard whether it was made.
         await asyncio.shield(asyncio.ensure_future(remove(engine, name)))
@@ -119,14 +119,17 @@ async def start(engine: Engine, shape: Shape) -> Container:
         if isinstance(error, EngineError):
             if error.status in (404, 409):
                 raise Transient("SANDBOX_START_FAILED", f"the container is gone: {error.message}") from error
-            raise _cant_start(error) from error
+            raise _cant_start(error, shape) from error
         raise
     return container
 
 
-def _cant_start(error: EngineError) -> Refused | Transient:
+def _cant_start(error: EngineError, shape: Shape) -> Refused | Transient | UserError:
     """What it means that the engine won't: that it can't now, unless it says what is wrong with the container."""
     said = f"the container engine starts no sandbox: {error.message}"
+    if "init was OOM-killed" in error.message:
+        # The runtime itself had no room in the container's memory.
+        return too_little_memory(shape.memory_mb)
     # Not "runtime" alone: whatever fails in one says "OCI runtime create failed".
     hopeless = ("executable file not found", "unknown or invalid runtime", "unknown runtime")
     if error.status < 500 or any(each in error.message for each in hopeless):

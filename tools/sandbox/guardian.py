@@ -5,11 +5,16 @@ order of the run; both need nothing but the standard library of 3.8. The program
 rights, so that it can neither signal this nor look into it. What it prints goes straight into our own streams. What is
 for us alone, its end and its files, is written as frames (see `warden`) to a file that it can't reach; what we are told
 comes through standard input: any byte, or its end, means to stop.
+
+A template may let anybody write to its interpreter, so before the program begins all but its own folders is made
+read-only, and whatever is needed after that has been loaded.
 """
 
 from __future__ import annotations
 
+import codecs
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -34,10 +39,17 @@ GONE_S = 5.0
 SHM_MB = 64
 INODES = 16384
 MIB = 1024 * 1024
-MS_NOSUID, MS_NODEV = 2, 4
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
+CLONE_NEWNS = 0x20000
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 36, 38
 FOLDERS = (WORKSPACE, "/tmp", "/dev/shm")
+# The kernel's own places are left as they are.
+AS_IT_IS = (*FOLDERS, "/proc", "/sys", "/dev")
 LIBC = ctypes.CDLL(None, use_errno=True)
+# What is loaded late is loaded now: those of files below /proc, of names of files, and of text.
+for encoding in ("latin-1", "ascii", "utf-8"):
+    codecs.lookup(encoding)
 
 
 def mount(place: str, size_mb: int, mode: str) -> None:
@@ -46,6 +58,32 @@ def mount(place: str, size_mb: int, mode: str) -> None:
     options = f"size={size_mb}m,nr_inodes={INODES},{mode}"
     if LIBC.mount(b"none", place.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, options.encode()) != 0:
         raise OSError(ctypes.get_errno(), "can't mount " + place)
+
+
+def close_files() -> None:
+    """Let nothing here be written to any more but by files that are open, and in `FOLDERS`.
+
+    Raises OSError: then nothing may run.
+    """
+    if LIBC.unshare(CLONE_NEWNS) != 0 or LIBC.mount(None, b"/", None, MS_REC | MS_PRIVATE, None) != 0:
+        raise OSError(ctypes.get_errno(), "can't have mounts of its own")
+    with open("/proc/self/mountinfo", "rb") as file:
+        named = [line.split()[4] for line in file]
+    places = ["/", *(os.fsdecode(re.sub(rb"\\([0-7]{3})", _plain, name)) for name in named)]
+    places = [each for each in places if not f"{each}/".startswith(tuple(f"{ours}/" for ours in AS_IT_IS))]
+    # One that lies below another mount has no way to it, for the program neither.
+    for place in places:
+        with suppress(OSError):
+            flags = os.statvfs(place).f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
+            LIBC.mount(None, os.fsencode(place), None, MS_REMOUNT | MS_BIND | MS_RDONLY | flags, None)
+    for place in places:
+        with suppress(FileNotFoundError, PermissionError):
+            if not os.statvfs(place).f_flag & MS_RDONLY:
+                raise OSError(errno.EROFS, "can't be made read-only", place)
+
+
+def _plain(code: re.Match[bytes]) -> bytes:
+    return bytes([int(code.group(1), 8)])
 
 
 def write(path: str, data: bytes) -> None:
@@ -114,26 +152,43 @@ def theirs() -> list[int]:
     return found
 
 
-def sizes(pid: int, file: str, names: str) -> int:
-    """The sum of the named sizes in a file of a process, in bytes; 0 when it has ended meanwhile."""
+def sizes(path: str, names: str) -> int:
+    """The sum of the named sizes in a file of the kernel's, in bytes; 0 when its process has ended meanwhile."""
     try:
-        with open(f"/proc/{pid}/{file}", encoding="latin-1") as opened:
+        with open(path, encoding="latin-1") as opened:
             return sum(map(int, re.findall(rf"^(?:{names}):\s+(\d+) kB", opened.read(), re.MULTILINE))) * 1024
     except OSError:
         return 0
 
 
-def memory_bytes(enough: int) -> int:
-    """What nobody's processes and files in memory hold; pages that forks share count once when it comes to it."""
-    files = 0
-    for folder in FOLDERS:
-        status = os.statvfs(folder)
-        files += (status.f_blocks - status.f_bfree) * status.f_frsize
-    pids = theirs()
-    rough = sum(sizes(pid, "status", "RssAnon") for pid in pids)
-    if files + rough > enough:
-        rough = sum(sizes(pid, "smaps_rollup", "Pss_Anon") for pid in pids)
-    return files + rough
+class Memory:
+    """What nobody's processes hold, together, from now on, and may hold. ``meminfo``: where the kernel counts all of
+    this machine's; empty where others share that kernel, so that only files in our own folders can be counted."""
+
+    def __init__(self, most: int, meminfo: str) -> None:
+        self.most, self.meminfo = most, meminfo
+        self.before = self.shared()
+
+    def shared(self) -> int:
+        """Files in memory; with the kernel's count also those without a name, and whatever else processes share."""
+        if self.meminfo:
+            return sizes(self.meminfo, "Shmem")
+        found = [os.statvfs(folder) for folder in FOLDERS]
+        return sum((status.f_blocks - status.f_bfree) * status.f_frsize for status in found)
+
+    def is_over(self) -> bool:
+        """Whether it is too much; pages that forks share count once when it comes to it."""
+        room = self.most - (self.shared() - self.before)
+        pids = theirs()
+        if sum(sizes(f"/proc/{pid}/status", "RssAnon") for pid in pids) <= room:
+            return False
+        return sum(sizes(f"/proc/{pid}/smaps_rollup", "Pss_Anon") for pid in pids) > room
+
+
+def kernel_count() -> str:
+    """Where the kernel counts what this machine holds, if it is this machine's alone: no user namespace is around."""
+    with open("/proc/self/uid_map") as file:
+        return "/proc/meminfo" if file.read().split() == ["0", "0", "4294967295"] else ""
 
 
 def kernel_kills() -> int:
@@ -144,7 +199,7 @@ def kernel_kills() -> int:
     return 0
 
 
-def watch(program: int, memory: int, until: float) -> tuple[int, bool]:
+def watch(program: int, memory: Memory, until: float) -> tuple[int, bool]:
     """Until it ends, has used too much memory, or is to be stopped; its exit code, and whether it was memory."""
     before = kernel_kills()
     while True:
@@ -160,7 +215,7 @@ def watch(program: int, memory: int, until: float) -> tuple[int, bool]:
                 return code, killed and code == 137 and kernel_kills() > before
             if pid == 0:
                 break
-        if memory_bytes(memory) > memory:
+        if memory.is_over():
             return 137, True
         if told or time.monotonic() > until:
             return 137, False
@@ -209,18 +264,20 @@ def main() -> None:
         is_python = head["program"] == "python"
         main_file = CODE + ("/main.py" if is_python else "/main.sh")
         source, stdin = head["source"], head["stdin"]
-        write(main_file, bytes(rest[:source]))
-        write(CODE + "/stdin", bytes(rest[source : source + stdin]))
         try:
+            write(main_file, bytes(rest[:source]))
+            write(CODE + "/stdin", bytes(rest[source : source + stdin]))
+            memory = Memory(head["memory"], kernel_count())
             digests = put_files(head["files"], rest[source + stdin :])
         except OSError as error:
             send(b"n", str(error).encode())
             return
+        close_files()
         argv = ["python3" if is_python else "/bin/sh", main_file]
         limits = [(getattr(resource, name), most) for name, most in head["limits"].items()]
         for stream in (1, 2):
             os.write(stream, BEGUN)
-        code, oom = watch(start(argv, head["env"], limits), head["memory"], time.monotonic() + head["until_s"])
+        code, oom = watch(start(argv, head["env"], limits), memory, time.monotonic() + head["until_s"])
         end()
         finds = Leftovers(send, digests, head["max_count"], head["max_bytes"])
         finds.walk(folder, "", 1)

@@ -1,7 +1,7 @@
 """pip, as what makes a set of packages: wheels only, so that no code of a package runs, bounded in size and time.
 
 It runs as the worker does. It takes wheels from a folder, or from a package index that whoever runs rayloom has named,
-and from nowhere else.
+and from nowhere else: its own option for wheels only leaves out what a wheel asks for by an address.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -34,7 +34,39 @@ MAX_LOG_BYTES: Final = 4 * 1024 * 1024
 MAX_REPORT_BYTES: Final = 32 * 1024 * 1024
 _SHELL: Final = 'ulimit -c 0; ulimit -f "$1" || exit 125; ulimit -v "$2" || exit 125; shift 2; exec "$@"'
 _PASSED: Final = ("http_proxy", "https_proxy", "no_proxy", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "PIP_CERT")
-_UNANSWERED: Final = re.compile(r"Could not fetch URL \S+: (?!(?:401|403|404|410) )", re.MULTILINE)
+_UNANSWERED: Final = re.compile(
+    r"Could not fetch URL \S+: (?!(?:401|403|404|410) )"
+    r"|HTTP error (?:5\d\d|408|429) while getting|Max retries exceeded with url"
+    r"|ERROR: Exception:\n[\s\S]*pip\._vendor\.(?:urllib3|requests)\.exceptions\."
+)
+_OTHER_PIP: Final = 64
+_PIP: Final = f"""
+import signal, sys
+signal.alarm(int(sys.argv.pop(1)))
+try:
+    from pip._internal.cli.main import main
+    from pip._internal.distributions.sdist import SourceDistribution
+    from pip._internal.exceptions import InstallationError
+    from pip._internal.req.req_install import InstallRequirement
+    begin = InstallRequirement.__init__
+    SourceDistribution.prepare_distribution_metadata
+except (ImportError, AttributeError):
+    sys.exit({_OTHER_PIP})
+
+def begin_by_name(self, req, comes_from, editable=False, link=None, *args, **kwargs):
+    if editable or getattr(req, "url", None) or (link is not None and req is None):
+        asks, asked = getattr(comes_from, "name", None), getattr(req, "name", None)
+        raise InstallationError(f"{{asks}} wants {{asked}} from an address of its own, which is not gone to")
+    begin(self, req, comes_from, editable, link, *args, **kwargs)
+
+def build(self, *args, **kwargs):
+    raise InstallationError(f"{{self.req.name}} is no wheel, and nothing is built")
+
+InstallRequirement.__init__ = begin_by_name
+SourceDistribution.prepare_distribution_metadata = build
+sys.exit(main(sys.argv[1:]))
+"""
+"""pip, which follows no address that a package names, builds nothing, and ends by itself, should we be killed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +74,7 @@ class Installer:
     """Where wheels come from, a folder or an index or both, and how large a set may become."""
 
     wheels: Path | None
-    index: str
+    index: str = field(repr=False)
     max_bytes: int
 
     def source(self) -> str:
@@ -62,7 +94,8 @@ class Installer:
         scratch.mkdir()
         command = [
             *("/bin/sh", "-c", _SHELL, "sh", str(self.max_bytes // 512), str(MEMORY_MB * 1024)),
-            *(sys.executable, "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"),
+            *(sys.executable, "-I", "-c", _PIP, str(int(INSTALL_S) + 30), "install", "--quiet"),
+            *("--disable-pip-version-check", "--no-input"),
             *("--log", str(log), "--report", str(report), "--timeout", "15", "--retries", "2"),
             *([] if self.index else ["--no-index"]),
             *(["--find-links", str(self.wheels)] if self.wheels else []),
@@ -70,6 +103,8 @@ class Installer:
             *("--python-version", python_version(), "--implementation", "cp", "--target", str(target), "--", *wanted),
         ]
         code = self._run(command, self._environment(folder, scratch), folder, lock, stop)
+        if code == _OTHER_PIP:
+            raise Refused("PACKAGES_REFUSED", "there is no pip beside rayloom that can be kept from building packages")
         if code != 0 or not target.is_dir():
             raise self._failure(wanted, _last_words(log))
         told = _told(report)
@@ -137,7 +172,7 @@ class Installer:
         if "No space left on device" in log or "File too large" in log:
             return self._too_large()
         lines = [line.partition(" ")[2].strip() if line[:4].isdigit() else line for line in log.splitlines()]
-        said = next((line for line in lines if line.startswith("ERROR")), "pip gave no reason")
+        said = next((line for line in lines if line.upper().startswith("ERROR")), "pip gave no reason")
         if self.index:
             said = re.sub(r"\S*://\S+", "(address)", said)
         return Refused("PACKAGES_REFUSED", f"{self.source()} does not give {', '.join(wanted)}: {said[:500]}")
@@ -159,12 +194,18 @@ def _told(report: Path) -> list[str]:
             raise ValueError("too much")
         items = orjson.loads(report.read_bytes())["install"]
         return sorted(
-            f"{item['metadata']['name']}=={item['metadata']['version']} "
-            f"sha256:{item['download_info']['archive_info']['hashes']['sha256']}"
+            f"{item['metadata']['name']}=={item['metadata']['version']}"
+            + _digest(item["download_info"]["archive_info"].get("hashes") or {})
             for item in items
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Transient("PACKAGES_FAILED", f"pip did not say what it took: {error!r}") from error
+
+
+def _digest(hashes: Mapping[str, str]) -> str:
+    """The SHA-256, or what the index has given in its place."""
+    kind = "sha256" if "sha256" in hashes else min(hashes, default="")
+    return f" {kind}:{hashes[kind]}" if kind else ""
 
 
 def _let_all_read(target: Path) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 CHUNK = 65536
 MAX_ENTRIES = 20000
 MAX_PARTS = 32
+# No more is told of one file beside its content: who has a longer path is left out. No path that may come back is.
+MAX_HEAD_BYTES = 8192
 
 Send = Callable[[bytes, bytes], None]
 
@@ -58,6 +60,10 @@ class Leftovers:
             return
         with os.fdopen(handle, "rb") as file:
             size = os.fstat(handle).st_size
+            head = json.dumps({"path": path, "size": size}).encode()
+            if len(head) > MAX_HEAD_BYTES:
+                self.left_out.append(path)
+                return
             known = self.digests.get(path)
             if known is None and (self.count <= 0 or size > self.room):
                 self.left_out.append(path)
@@ -74,7 +80,7 @@ class Leftovers:
                 file.seek(0)
             self.count -= 1
             self.room -= size
-            self.send(b"f", json.dumps({"path": path, "size": size}).encode())
+            self.send(b"f", head)
             sent = 0
             while sent < size:
                 part = file.read(min(CHUNK, size - sent))

@@ -72,18 +72,24 @@ class PackageStore:
         while not stop.is_set():
             if time.monotonic() > until:
                 raise Transient("PACKAGES_FAILED", f"another run still makes the same packages after {within_s:g} s")
-            lock = _locked(self._folder, key, fcntl.LOCK_SH if place.is_dir() else fcntl.LOCK_EX)
+            is_there = _packages(place) is not None
+            lock = _locked(self._folder, key, fcntl.LOCK_SH if is_there else fcntl.LOCK_EX)
             if lock is None:
                 stop.wait(LOOK_S)
                 continue
             try:
-                if not place.is_dir():
+                if _packages(place) is None:
+                    if is_there:
+                        # It was removed before it was locked, and who makes it wants the lock alone.
+                        raise BlockingIOError
                     self._make(key, make, lock)
                 # Nobody removes what was used just now, so that nothing can come between this and the shared lock.
                 os.utime(lock)
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                told = orjson.loads(place.with_suffix(".json").read_bytes())
-                return PackageSet(folder=place, packages=tuple(told["packages"]), lock=lock)
+                packages = _packages(place)
+                if packages is None:
+                    raise Transient("PACKAGES_FAILED", f"{place} was changed by somebody else")
+                return PackageSet(folder=place, packages=packages, lock=lock)
             except BlockingIOError:
                 os.close(lock)
             except BaseException:
@@ -99,6 +105,9 @@ class PackageStore:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
         try:
+            # One whose contents nobody can tell any more is made anew.
+            with suppress(FileNotFoundError):
+                place.rename(new / "damaged")
             made, told = make(new, lock)
             about = {"packages": told, "size_bytes": size_of(made)}
             (new / "about").write_bytes(orjson.dumps(about))
@@ -134,7 +143,7 @@ def store_folder() -> Path:
 
 
 def tidy() -> int:
-    """Remove what killed makers have left half-made; how many there were."""
+    """Remove what killed makers have left half-made, how many there were; and locks of sets that there are none of."""
     count = 0
     try:
         folder = store_folder()
@@ -146,7 +155,23 @@ def tidy() -> int:
             shutil.rmtree(new, ignore_errors=True)
             os.close(lock)
             count += 1
+    for path in folder.glob("*.lock"):
+        if _is_idle(path):
+            lock = _locked(folder, path.stem, fcntl.LOCK_EX)
+            if lock is not None:
+                # Not if it was made meanwhile.
+                if _is_idle(path):
+                    path.unlink()
+                os.close(lock)
     return count
+
+
+def _is_idle(lock: Path) -> bool:
+    """Whether a lock is that of no set, and nobody has wanted that for long."""
+    with suppress(FileNotFoundError):
+        is_old = time.time() - lock.stat().st_mtime > KEPT_S
+        return is_old and not any(lock.with_suffix(suffix).exists() for suffix in ("", ".json", ".new"))
+    return False
 
 
 def size_of(folder: Path) -> int:
@@ -178,11 +203,20 @@ def _locked(folder: Path, key: str, mode: int) -> int | None:
     return None
 
 
+def _packages(place: Path) -> tuple[str, ...] | None:
+    """What a set holds; None where it is not there, or not whole."""
+    if not place.is_dir():
+        return None
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return tuple(map(str, orjson.loads(place.with_suffix(".json").read_bytes())["packages"]))
+    return None
+
+
 def _kept(folder: Path) -> Iterator[tuple[str, float, int]]:
     """Each set as (its key, when it was last used, its bytes)."""
     for path in folder.iterdir():
         if match := _LOCK.fullmatch(path.name):
-            with suppress(OSError, ValueError, KeyError):
+            with suppress(OSError, ValueError, KeyError, TypeError):
                 about = orjson.loads((folder / f"{match[1]}.json").read_bytes())
                 yield match[1], path.stat().st_mtime, int(about["size_bytes"])
 
@@ -198,8 +232,9 @@ def _remove(folder: Path, key: str) -> bool:
         with suppress(FileNotFoundError):
             (folder / key).rename(gone)
         (folder / f"{key}.json").unlink(missing_ok=True)
-        (folder / f"{key}.lock").unlink(missing_ok=True)
         shutil.rmtree(gone, ignore_errors=True)
+        # Last: without it, whoever wants the set makes another lock, and writes where this one removes.
+        (folder / f"{key}.lock").unlink(missing_ok=True)
     finally:
         os.close(lock)
     return True

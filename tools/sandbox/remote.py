@@ -118,7 +118,7 @@ class Service:
             holds = denied and set(network.get("allow_out") or ()) == set(hosts) and network.get("dns_servers") == []
         else:
             holds = not network.get("allow_out") and (denied or found.allow_internet_access is False)
-        if not holds or network.get("allow_public_traffic") is True:
+        if not holds or network.get("allow_public_traffic") is not False:
             said = f"{self.api_url} does not keep a sandbox from the network as it was asked to"
             raise Refused("SANDBOX_UNAVAILABLE", said)
 

@@ -22,6 +22,7 @@ from rayloom.dag.values import Json
 from rayloom.tools.sandbox.capture import Kept
 from rayloom.tools.sandbox.conversation import Finds, as_object
 from rayloom.tools.sandbox.guardian import BEGUN, PLACE
+from rayloom.tools.sandbox.leftovers import MAX_HEAD_BYTES
 from rayloom.tools.sandbox.processes import MIB, OPEN_FILES
 from rayloom.tools.sandbox.remote import MARGIN_S, REQUEST_S, Service
 from rayloom.tools.sandbox.result import result_of
@@ -35,8 +36,6 @@ START_S: Final = 30.0
 LAST_WORDS_S: Final = 10.0
 """What a stopped program has left is brought out within so long, or not at all."""
 SLOWEST_BYTES_PER_S: Final = 256 * 1024
-HEAD_BYTES: Final = 4_096
-"""No more than this is said of one file beside its content."""
 MAX_PREAMBLE_CHARS: Final = 65_536
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 ROOT: Final = "root"
@@ -128,11 +127,12 @@ class RemoteRun:
             verdict = "flood" if self._flooded.is_set() else "timed_out"
             # How it ended is certain: we ended it. What it left comes out soon, or not at all.
             with suppress(RayloomError), self._service.errors("SANDBOX_LOST"):
-                await handle.send_stdin(b"k", request_timeout=LAST_WORDS_S)
-                await _first(over, within_s=LAST_WORDS_S)
-                if over.done():
-                    over.result()
-                    await self._bring(finds)
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await handle.send_stdin(b"k", request_timeout=LAST_WORDS_S)
+                    await _first(over, within_s=LAST_WORDS_S)
+                    if over.done():
+                        over.result()
+                        await self._bring(finds)
         self.stdout.finish()
         self.stderr.finish()
         files, left_out = finds.whole(self._ended)
@@ -177,7 +177,7 @@ class RemoteRun:
 
     async def _frames(self) -> AsyncGenerator[tuple[bytes, bytes], None]:
         spec = self._spec
-        most = spec.files_max_bytes + (spec.files_max_count + 2) * HEAD_BYTES + spec.files_max_bytes // 1024
+        most = spec.files_max_bytes + (spec.files_max_count + 2) * MAX_HEAD_BYTES + spec.files_max_bytes // 1024
         within_s = REQUEST_S + most / SLOWEST_BYTES_PER_S
         stream = await self._box.files.read(f"{PLACE}/out", format="stream", user=ROOT, request_timeout=within_s)
         data = bytearray()

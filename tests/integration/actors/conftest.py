@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,19 +52,21 @@ async def engine(database: DatabaseSettings) -> AsyncIterator[AsyncEngine]:
 
 
 @pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """A Ray of one CPU."""
+def local_ray() -> Iterator[Path]:
+    """A Ray of one CPU; the folder for its temporary files, and those of what runs on it."""
     folder = tempfile.mkdtemp(prefix="rlr")
     try:
-        ray.init(
-            address="local",
-            num_cpus=1,
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=80 * 1024 * 1024,
-            _temp_dir=folder,
-        )
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TMPDIR", folder)
+            ray.init(
+                address="local",
+                num_cpus=1,
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=80 * 1024 * 1024,
+                _temp_dir=folder,
+            )
+        yield Path(folder)
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
@@ -79,7 +82,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def settings(local_ray: None) -> Iterator[EngineSettings]:
+def settings(local_ray: Path) -> Iterator[EngineSettings]:
     """Settings with a namespace that no other test uses; its actors are removed afterwards."""
     settings = EngineSettings(namespace=f"test-{uuid7().hex}")
     yield settings

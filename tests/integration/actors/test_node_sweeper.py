@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 from uuid_utils.compat import uuid7
 
 from rayloom.actors import node_sweeper
@@ -14,9 +15,13 @@ from rayloom.actors.node_sweeper import NodeSweeper
 from rayloom.tools.sandbox.package_store import store_folder
 from rayloom.tools.settings import ToolSettings
 
-pytestmark = pytest.mark.usefixtures("local_ray")
-
 SETTINGS = ToolSettings(sandbox="bubblewrap")
+
+
+@pytest.fixture(autouse=True)
+def store(local_ray: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is swept is what Ray's own workers see, and nobody else on this host."""
+    monkeypatch.setattr("tempfile.tempdir", str(local_ray))
 
 
 def half_made() -> Path:
@@ -44,6 +49,19 @@ async def test_a_node_is_seen_to_when_it_is_new_and_when_it_is_due(caplog: pytes
         left = half_made()
         await often.step()
         assert not left.exists()
+
+
+async def test_why_a_node_was_not_swept_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger=node_sweeper.__name__)
+
+    def fails(_settings: ToolSettings) -> None:
+        raise ValueError("the disk is full")
+
+    sweeper = NodeSweeper(SETTINGS)
+    sweeper._task = ray.remote(num_cpus=0, max_retries=0)(fails)
+    await sweeper.step()
+    (told,) = caplog.records
+    assert (told.message, getattr(told, "reason", "")) == ("node.not_swept", "ValueError: the disk is full")
 
 
 async def test_a_node_that_is_gone_keeps_nobody_waiting(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ class _Parser:
 
 
 @pytest.fixture(scope="module")
-def serving(local_ray: None) -> Iterator[None]:
+def serving(local_ray: Path) -> Iterator[None]:
     serve.start(proxy_location="Disabled")
     yield
     serve.shutdown()  # type: ignore[no-untyped-call]

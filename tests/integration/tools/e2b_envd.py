@@ -53,11 +53,15 @@ async def files(request: Request) -> Response:
     if request.method == "GET":
         if "lies" in faults and path.endswith("/out"):
             return Response(base64.b64decode(faults["lies"]), media_type="application/octet-stream")
+        if "holds files back" in faults:
+            await machine.gone.wait()
         try:
             return Response(machine.path(path).read_bytes(), media_type="application/octet-stream")
         except OSError:
             return problem(404, f"path '{path}' does not exist")
     if "full" in faults:
+        # Read to its end: who answers before that may cut the connection before the answer is read.
+        await request.body()
         return problem(507, "not enough disk space available")
     written = []
     async with request.form() as form:

@@ -12,6 +12,7 @@ import itertools
 import os
 import secrets
 import shutil
+import subprocess
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -24,10 +25,13 @@ FIRST_ID: Final = 10_000_000
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _numbers: Final = itertools.count()
 _BOX: Final = r"""set -e
+mount --bind "$1" "$1"
 cd "$1"; shift
 mkdir -p usr proc dev etc tmp run var/lib home/user
 for name in bin sbin lib lib64; do [ -e $name ] || ln -s usr/$name $name; done
 mount --rbind /usr usr
+[ ! -d local ] || mount --bind local usr/local
+[ ! -e small ] || mount -t tmpfs -o size=64k none run
 mount -t proc proc proc
 mount -t tmpfs -o mode=755 none dev
 for name in null zero full random urandom; do : >dev/$name; mount --bind /dev/$name dev/$name; done
@@ -59,6 +63,10 @@ class Machine:
         self.root.chmod(0o755)
         os.chown(self.root, self._first, self._first)
         self._users = _namespace(self._first)
+        if self.asked["templateID"] == "loose":
+            _give_away_python(self.root / "local", self._first)
+        elif self.asked["templateID"] == "small":
+            (self.root / "small").touch()
 
     @property
     def ends_at(self) -> float:
@@ -117,6 +125,24 @@ class Machine:
         os.setgroups([])
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
+
+
+def _give_away_python(prefix: Path, owner: int) -> None:
+    """An interpreter of root's that anybody may write to, as /usr/local is in E2B's own templates."""
+    found = shutil.which("python3", path="/usr/local/bin:/usr/bin")
+    assert found is not None
+    asked = [found, "-I", "-S", "-c", "import os; print(os.__file__)"]
+    library = Path(subprocess.check_output(asked, text=True)).parent
+    unneeded = shutil.ignore_patterns("*-packages", "__pycache__", "test*", "idlelib", "ensurepip", "config-*")
+    shutil.copytree(library, prefix / "lib" / library.name, ignore=unneeded)
+    for each in library.parent.glob("libpython*"):
+        shutil.copy2(each, prefix / "lib")
+    (prefix / "bin").mkdir()
+    shutil.copy2(Path(found).resolve(), prefix / "bin" / "python3")
+    for place, _, names in os.walk(prefix):
+        for path in (place, *(os.path.join(place, name) for name in names)):
+            os.chown(path, owner, owner)
+            os.chmod(path, 0o777)
 
 
 def _namespace(first: int) -> int:

@@ -25,7 +25,7 @@ from tests.integration.tools.e2b_machine import Machine
 
 KEY: Final = "e2b_" + "0f" * 20
 VERSION: Final = "0.6.2"
-TEMPLATES: Final = ("base", "empty")
+TEMPLATES: Final = ("base", "empty", "loose", "small")
 LONGEST_S: Final = 3_600
 PAGE: Final = 100
 
@@ -64,9 +64,13 @@ def about(machine: Machine) -> dict[str, Any]:
         "metadata": asked.get("metadata") or {},
     }
     if "forgets the network" not in faults:
-        shown |= {"allowInternetAccess": asked.get("allow_internet_access"), "network": asked.get("network") or {}}
-    if "forgets name servers" in faults:
-        shown["network"] = {k: v for k, v in shown["network"].items() if k != "dnsServers"}
+        shown |= {
+            "allowInternetAccess": asked.get("allow_internet_access"),
+            "network": dict(asked.get("network") or {}),
+        }
+    for fault, name in (("forgets name servers", "dnsServers"), ("forgets public traffic", "allowPublicTraffic")):
+        if fault in faults:
+            shown["network"].pop(name, None)
     return shown
 
 

@@ -23,6 +23,7 @@ from rayloom.tools.sandbox.select import Auto
 from rayloom.tools.sandbox.tidy import tidy
 from rayloom.tools.settings import DockerSettings, SandboxLimits, ToolSettings
 from tests.integration.tools.sandboxes import DOCKER, docker_only
+from tests.integration.tools.wheels import store_of_its_own
 
 pytestmark = docker_only
 
@@ -52,6 +53,8 @@ async def test_auto_goes_to_bubblewrap_while_the_engine_is_lost(
 ) -> None:
     caplog.set_level(logging.INFO, logger=select.__name__)
     await Docker(DOCKER).probe()  # makes the image where it is missing
+    # One that is busy is not lost yet.
+    monkeypatch.setattr(docker, "PING_S", 30)
     auto = Auto(DockerSettings(address=f"unix://{way}", warm=0))
 
     async def backends(count: int) -> list[str]:
@@ -118,11 +121,13 @@ async def test_orphans_are_removed_by_whoever_comes_by() -> None:
     # Made, and never started: nothing ends such a one, and no engine removes it.
     body: Json = {"Image": image.NAME, "Cmd": ["true"], "Labels": dict[str, Json](labels)}
     made = await engine.ask("POST", "/containers/create", body=body)
-    assert await tidy(ToolSettings(sandbox="bubblewrap", docker=DOCKER)) == {}
-    assert (await tidy(ToolSettings(sandbox="auto", docker=DOCKER)))["containers"] == 1
+    with store_of_its_own():
+        assert await tidy(ToolSettings(sandbox="bubblewrap", docker=DOCKER)) == {}
+        assert (await tidy(ToolSettings(sandbox="auto", docker=DOCKER)))["containers"] == 1
     with pytest.raises(EngineError, match="404"):
         await engine.ask("GET", f"/containers/{made['Id']}/json")
     nowhere = DockerSettings(address="unix:///nowhere/docker.sock")
-    assert await tidy(ToolSettings(sandbox="docker", docker=nowhere)) == {}
+    with store_of_its_own():
+        assert await tidy(ToolSettings(sandbox="docker", docker=nowhere)) == {}
     with pytest.raises(Refused):
         await Docker(nowhere).probe()

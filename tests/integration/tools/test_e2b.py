@@ -22,13 +22,14 @@ from rayloom.dag.values import Json
 from rayloom.tools import addresses
 from rayloom.tools.sandbox import measures, owner
 from rayloom.tools.sandbox.e2b import E2b
-from rayloom.tools.sandbox.remote import MARGIN_S, Service
+from rayloom.tools.sandbox.remote import MARGIN_S, REQUEST_S, Service
 from rayloom.tools.sandbox.sandbox import RunResult, RunSpec
 from rayloom.tools.sandbox.tidy import tidy
 from rayloom.tools.settings import SandboxLimits, ToolSettings
 from tests.integration.tools import e2b_rig
 from tests.integration.tools.e2b_rig import misbehaving
 from tests.integration.tools.sandboxes import eventually, ids_only, run
+from tests.integration.tools.wheels import store_of_its_own
 
 pytestmark = ids_only
 
@@ -88,6 +89,9 @@ async def test_a_service_that_does_not_understand_about_the_network_runs_nothing
     named = replace(HELLO, hosts={"example.com": "93.184.215.14"})
     with misbehaving(forgets_name_servers=True), pytest.raises(Refused, match="from the network as it was asked"):
         await e2b.run(named)
+    for spec in (HELLO, named):
+        with misbehaving(forgets_public_traffic=True), pytest.raises(Refused, match="as it was asked"):
+            await e2b.run(spec)
 
 
 async def test_a_profile_that_talks_is_not_the_program(e2b: E2b) -> None:
@@ -125,7 +129,7 @@ async def test_what_passes_is_tried_again_within_bounds(e2b: E2b) -> None:
         began = time.monotonic()
         with pytest.raises(Transient):
             await e2b.run(HELLO)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 2 * REQUEST_S
 
 
 async def test_nobody_there_is_no_endless_wait() -> None:
@@ -185,7 +189,7 @@ async def test_a_stopped_run_has_no_machine(e2b: E2b) -> None:
     began = time.monotonic()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < FOR_EVER.limits.wall_s
     assert e2b_rig.machines() == {}
 
 
@@ -203,7 +207,7 @@ async def test_a_machine_that_comes_after_its_run_was_stopped_is_killed(e2b: E2b
 
 async def test_a_machine_that_hears_no_word_is_stopped_all_the_same(e2b: E2b, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rayloom.tools.sandbox.remote_run.LAST_WORDS_S", 0.5)
-    spec = RunSpec(program="shell", source=FOR_EVER.source, limits=SandboxLimits(wall_s=0.5))
+    spec = RunSpec(program="shell", source=FOR_EVER.source, limits=SandboxLimits(wall_s=5))
     with misbehaving(deaf=True):
         result = await e2b.run(spec)
     assert (result.timed_out, result.exit_code, result.stdout, result.files) == (True, 137, "up\n", {})
@@ -245,8 +249,9 @@ async def test_machines_of_a_killed_worker_are_found_and_removed_and_no_others(e
     worker.send_signal(signal.SIGKILL)
     await worker.wait()
     assert len(e2b_rig.machines()) == 2
-    assert await tidy(ToolSettings(sandbox="e2b")) == {}, "there is no key to look with"
-    assert await tidy(ToolSettings(sandbox="e2b", e2b=e2b_rig.settings())) == {"machines elsewhere": 1}
+    with store_of_its_own():
+        assert await tidy(ToolSettings(sandbox="e2b")) == {}, "there is no key to look with"
+        assert await tidy(ToolSettings(sandbox="e2b", e2b=e2b_rig.settings())) == {"machines elsewhere": 1}
     (left,) = e2b_rig.machines().values()
     assert left[owner.PROCESS] == owner.labels()[owner.PROCESS]
     running.cancel()

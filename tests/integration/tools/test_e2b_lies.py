@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import struct
@@ -11,6 +12,7 @@ import pytest
 
 from rayloom.dag.errors import Transient, UserError
 from rayloom.tools.sandbox.e2b import E2b
+from rayloom.tools.sandbox.remote import REQUEST_S
 from rayloom.tools.sandbox.sandbox import RunResult, RunSpec
 from rayloom.tools.settings import SandboxLimits
 from tests.integration.tools import e2b_rig
@@ -103,6 +105,17 @@ async def test_output_without_end_is_stopped_here() -> None:
     assert (result.exit_code, result.truncated, result.timed_out) == (137, True, False)
     assert len(result.stdout) <= 16 * 1024
     assert "printed without end" in result.stderr
+
+
+async def test_files_of_a_stopped_program_that_do_not_come_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayloom.tools.sandbox.remote_run.LAST_WORDS_S", 2.0)
+    spec = replace(HELLO, source=b"while True: pass", limits=SandboxLimits(wall_s=2))
+    with e2b_rig.misbehaving(holds_files_back=True):
+        # A request for them may itself take longer.
+        async with asyncio.timeout(REQUEST_S):
+            result = await E2b(e2b_rig.settings()).run(spec)
+    assert (result.timed_out, result.files) == (True, {})
+    assert e2b_rig.machines() == {}
 
 
 async def test_a_message_longer_than_any_can_be_is_not_waited_for() -> None:

@@ -16,7 +16,7 @@ from rayloom.dag.errors import RayloomError
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.catalogue import BUILTINS
 from rayloom.tools.call import call_tool
-from tests.integration.tools.sandboxes import DOCKER, Kind, eventually
+from tests.integration.tools.sandboxes import DOCKER, Kind, eventually, here
 from tests.integration.tools.wheels import Index, make_source, make_wheel, serving, store_of_its_own
 from tests.unit.tools.context import KeptLog, make_context
 
@@ -53,6 +53,7 @@ async def run(
     return output, [line for stream, line in log.lines if stream == "tool"]
 
 
+@here
 async def test_a_program_imports_what_the_index_gives_and_is_told_what_that_was(kind: Kind, index: Index) -> None:
     output, lines = await run(index, ["raytree"], "import raytree; print(raytree.value)", kind=kind)
     assert output["stdout"] == "tree of old\n", output
@@ -78,6 +79,34 @@ async def test_nothing_is_built(index: Index) -> None:
     assert not (index.folder.parent / "built").exists()
 
 
+@pytest.mark.parametrize("place", ["index", "folder"])
+@pytest.mark.parametrize("way", ["file", "http", "git", "wheel"])
+async def test_what_a_wheel_names_by_an_address_is_neither_fetched_nor_built(
+    place: str, way: str, index: Index
+) -> None:
+    addresses = {
+        "file": f"file://{index.folder}/raysource-1.0.tar.gz",
+        "http": index.url.replace("/simple", "/files/raysource-1.0.tar.gz"),
+        "git": "git+" + index.url.replace("/simple", "/files/raysource"),
+        "wheel": index.url.replace("/simple", "/files/raysource-1.0-py3-none-any.whl"),
+    }
+    folder = index.folder.parent / "own"
+    folder.mkdir()
+    make_wheel(index.folder, "raysource", "1.0", "")
+    needs = ("rayleaf", f"raysource @ {addresses[way]}")
+    make_wheel(folder if place == "folder" else index.folder, "rayevil", "1.0", "", *needs)
+    own: dict[str, Any] = (
+        {"sandbox_packages_dir": folder, "sandbox_packages_index_url": SecretStr("")} if place == "folder" else {}
+    )
+    make_wheel(folder, "rayleaf", "1.0", "")
+    with pytest.raises(RayloomError, match="rayevil wants raysource from an address of its own") as error:
+        await run(index, ["rayevil"], **own)
+    assert error.value.code == "PACKAGES_REFUSED"
+    assert not [path for path in index.asked if path.startswith("/files/raysource")]
+    assert not (index.folder.parent / "built").exists()
+    assert not left_half_made(index)
+
+
 async def test_wheels_of_the_folder_are_taken_beside_those_of_the_index(index: Index, tmp_path: Path) -> None:
     folder = tmp_path / "own"
     folder.mkdir()
@@ -98,6 +127,27 @@ async def test_an_index_that_fails_is_not_a_package_that_is_not_there(
         await run(index, ["rayleaf"])
     assert (error.value.code, error.value.retryable) == (code, retryable), error.value
     assert not left_half_made(index)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(503, "PACKAGES_FAILED"), (502, "PACKAGES_FAILED"), (429, "PACKAGES_FAILED"),
+                         (403, "PACKAGES_REFUSED"), (404, "PACKAGES_REFUSED")],
+)  # fmt: skip
+async def test_a_wheel_that_does_not_come_is_asked_for_again_later(status: int, code: str, index: Index) -> None:
+    index.status, index.failing = status, "/files/"
+    with pytest.raises(RayloomError) as error:
+        await run(index, ["rayleaf"])
+    assert error.value.code == code, error.value
+    assert not left_half_made(index)
+
+
+@pytest.mark.parametrize("digest", ["md5", "sha512", ""])
+async def test_another_digest_than_ours_is_told_as_what_it_is(digest: str, index: Index) -> None:
+    index.digest = digest
+    _, lines = await run(index, ["rayleaf==1.0"])
+    data = (index.folder / "rayleaf-1.0-py3-none-any.whl").read_bytes()
+    known = digest or "sha256"
+    assert lines == [f"package rayleaf==1.0 {known}:{hashlib.new(known, data).hexdigest()}"]
 
 
 async def test_an_index_that_is_away_is_asked_again_later(index: Index) -> None:
@@ -130,6 +180,7 @@ async def test_what_is_too_large_is_refused_and_leaves_nothing(index: Index) -> 
     assert not left_half_made(index)
 
 
+@here
 async def test_who_gives_up_leaves_nothing_behind(kind: Kind, index: Index) -> None:
     index.hold = threading.Event()
     running = asyncio.ensure_future(run(index, ["rayleaf"], kind=kind))

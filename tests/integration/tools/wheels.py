@@ -58,13 +58,16 @@ def make_source(folder: Path, name: str, version: str, build: str) -> None:
 
 @dataclass
 class Index:
-    """A simple index (PEP 503) of a folder. ``asked``: the paths of all requests. ``status``: what it answers, if not
-    what it has. ``hold``: files come when this is set. ``password``: who has none gets nothing."""
+    """A simple index (PEP 503) of a folder. ``asked``: the paths of all requests. ``status``: what it answers to those
+    that begin with ``failing``, if not what it has. ``hold``: files come when this is set. ``password``: who has none
+    gets nothing. ``digest``: what it tells of each file; nothing when empty."""
 
     folder: Path
     url: str = ""
     asked: list[str] = field(default_factory=list)
     status: int = 0
+    failing: str = "/"
+    digest: str = "sha256"
     password: str = ""
     hold: threading.Event | None = None
 
@@ -73,7 +76,7 @@ class Index:
         self.asked.append(path)
         if self.password and authorization != "Basic " + base64.b64encode(f"x:{self.password}".encode()).decode():
             return 401, b""
-        if self.status:
+        if self.status and path.startswith(self.failing):
             return self.status, b""
         if path.startswith("/files/"):
             if self.hold is not None:
@@ -81,11 +84,11 @@ class Index:
             return 200, (self.folder / path.removeprefix("/files/")).read_bytes()
         project = path.removeprefix("/simple/").strip("/")
         files = sorted(each for each in self.folder.iterdir() if each.name.startswith(f"{project}-"))
-        links = (
-            f'<a href="/files/{each.name}#sha256={hashlib.sha256(each.read_bytes()).hexdigest()}">{each.name}</a>'
-            for each in files
-        )
+        links = (f'<a href="/files/{each.name}{self._told(each)}">{each.name}</a>' for each in files)
         return (200, "".join(links).encode()) if files else (404, b"")
+
+    def _told(self, file: Path) -> str:
+        return f"#{self.digest}={hashlib.new(self.digest, file.read_bytes()).hexdigest()}" if self.digest else ""
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from rayloom.dag.errors import Refused, Transient
+from rayloom.dag.errors import Refused, Transient, UserError
 from rayloom.dag.values import Json
 from rayloom.tools.sandbox import container, image, owner
 from rayloom.tools.sandbox.container import Shape
@@ -189,6 +189,7 @@ async def test_answers_of_an_engine(answer: bytes, expected: object, tmp_path: o
         (400, 'exec: "python3": executable file not found in $PATH', Refused),
         (500, 'exec: "python3": executable file not found in $PATH', Refused),
         (500, "context deadline exceeded", Transient),
+        (500, "runc create failed: container init was OOM-killed (memory limit too low?)", UserError),
     ],
 )
 async def test_an_engine_that_makes_no_container(
@@ -197,7 +198,7 @@ async def test_an_engine_that_makes_no_container(
     path = f"{tmp_path}/engine.sock"
     answer = b'HTTP/1.0 %d X\r\n\r\n{"message": "%s"}' % (status, message.replace('"', '\\"').encode())
     async with await _engine(answer, path):
-        with pytest.raises(expected, match="starts no sandbox"):
+        with pytest.raises(expected, match=r"starts no sandbox|512 MiB are too few"):
             await container.start(Engine(f"unix://{path}"), Shape.of("any", "", SandboxLimits()))
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,6 +121,78 @@ def test_what_a_killed_maker_left_is_removed_and_not_before(tmp_path: Path, plac
     _killed_while_it_makes(tmp_path, lambda: None)
     held(1).let_go()
     assert not list(place.glob("*.new"))
+
+
+@pytest.mark.parametrize("about", [None, b"", b"{", b"[]", b"{}", b'{"packages": 1}'])
+def test_a_set_whose_contents_nobody_can_tell_is_made_anew(about: bytes | None, place: Path) -> None:
+    old = held(1)
+    old.let_go()
+    (old.folder / "old").touch()
+    told = old.folder.with_suffix(".json")
+    told.unlink() if about is None else told.write_bytes(about)
+    new = held(1)
+    new.let_go()
+    assert new == replace(old, lock=new.lock)
+    assert [each.name for each in new.folder.iterdir()] == ["x"]
+    assert not list(place.glob("*.new"))
+
+
+def test_a_damaged_set_is_not_made_anew_while_somebody_has_it() -> None:
+    in_use = held(1)
+    in_use.folder.with_suffix(".json").unlink()
+    with pytest.raises(Transient, match="still makes"):
+        held(1, within_s=0.1)
+    assert in_use.folder.is_dir()
+    in_use.let_go()
+
+
+def test_a_set_that_goes_before_it_is_locked_is_made_under_a_lock_of_its_own(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held(1).let_go()
+    locked, modes = package_store._locked, list[int]()
+
+    def too_late(folder: Path, key: str, mode: int) -> int | None:
+        if not modes:
+            monkeypatch.setattr(package_store, "_locked", locked)
+            assert package_store._remove(folder, key)
+            monkeypatch.setattr(package_store, "_locked", too_late)
+        modes.append(mode)
+        return locked(folder, key, mode)
+
+    monkeypatch.setattr(package_store, "_locked", too_late)
+    held(1).let_go()
+    assert modes == [fcntl.LOCK_SH, fcntl.LOCK_EX]
+    assert (place / f"{1:032x}").is_dir()
+
+
+def test_a_set_is_removed_before_its_lock_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = held(1)
+    made.let_go()
+    rmtree, locks = shutil.rmtree, list[bool]()
+
+    def seen(path: Path, *, ignore_errors: bool) -> None:
+        locks.append((place / f"{1:032x}.lock").exists())
+        rmtree(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr("shutil.rmtree", seen)
+    assert package_store._remove(place, f"{1:032x}")
+    assert locks == [True, True]
+    assert not list(place.iterdir())
+
+
+def test_locks_of_no_set_go_and_no_others(place: Path) -> None:
+    held(1).let_go()
+    for key in (2, 3, 4):
+        (place / f"{key:032x}.lock").touch()
+    for key in (1, 2, 4):
+        age(place, key)
+    with (place / f"{4:032x}.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert package_store.tidy() == 0
+        assert {int(each.stem, 16) for each in place.glob("*.lock")} == {1, 3, 4}
+    package_store.tidy()
+    assert {int(each.stem, 16) for each in place.glob("*.lock")} == {1, 3}
 
 
 def test_nobody_waits_who_was_told_to_stop() -> None:

@@ -38,6 +38,13 @@ ESCAPES: Final = (
         6,
     ),
     _all_refused(
+        "files of its own interpreter",
+        "import encodings, json\n"
+        "for path in (encodings.__file__, json.__file__, os.path.realpath(sys.executable), sys.prefix + '/lib/x'):\n"
+        "    attempt(lambda: open(path, 'a').write('x'), path)",
+        4,
+    ),
+    _all_refused(
         "settings of the kernel",
         "for path in ('/proc/sys/kernel/core_pattern', '/proc/sysrq-trigger', '/proc/sys/vm/drop_caches',\n"
         "             '/proc/sys/kernel/hostname', '/proc/self/uid_map', '/proc/irq/0/smp_affinity'):\n"

@@ -29,6 +29,7 @@ ELSEWHERE = {
     "environments of all processes",
     "canary of the host by its path",
     "files written where all is read-only",
+    "files of its own interpreter",
     "rights of root",
     "tracing the first process",
     "memory of the first process",
