@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Awaitable, Mapping
@@ -266,9 +267,15 @@ class _Interrupts:
         self._loop = loop
         self._stop = stop
         self._asked = False
+        # The kernel may give a signal to any thread; Python calls the handler in this one, which may sleep in its loop.
+        self._woken, self._wakes = socket.socketpair()
+        for end in (self._woken, self._wakes):
+            end.setblocking(False)
+        loop.add_reader(self._woken, self._woken.recv, 4096)
 
     def install(self) -> None:
         """Take the signals, also from a library that has taken them since."""
+        signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGINT, self._on_signal)
         signal.signal(signal.SIGTERM, self._on_signal)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -277,6 +284,10 @@ class _Interrupts:
 
     def release(self) -> None:
         """Give the signals back to Python."""
+        signal.set_wakeup_fd(-1)
+        self._loop.remove_reader(self._woken)
+        self._woken.close()
+        self._wakes.close()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:

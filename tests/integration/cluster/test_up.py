@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 from urllib.parse import urlsplit
@@ -19,65 +19,10 @@ import pytest
 
 from rayloom.cluster.home import Home
 from tests.integration.cluster.owner import Owner, me
+from tests.integration.cluster.up import Up
 from tests.integration.cluster.waiting import has_ended, until_gone
 from tests.integration.ports import free_ports
 from tests.integration.waiting import wait_until
-
-PROGRAM = Path(__file__).with_name("upping.py")
-
-
-class Up:
-    """A `rayloom up` that a test can talk to."""
-
-    stdout: int = subprocess.PIPE
-
-    def __init__(self, home: Path, how: str = "serve", **environ: str) -> None:
-        self.home = home
-        port, dashboard = free_ports(2)
-        self.process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), how],
-            stdout=self.stdout,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=home.parent,
-            env={
-                "PATH": os.environ["PATH"],
-                "RAYLOOM_HOME": str(home),
-                "RAYLOOM_PORT": str(port),
-                "RAYLOOM_RAY_DASHBOARD_PORT": str(dashboard),
-                **environ,
-            },
-            # Whoever runs the tests may be ignoring it, and what is ignored is inherited.
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-        )
-
-    def until(self, text: str) -> list[str]:
-        """What it says, up to a line with ``text`` in it."""
-        assert self.process.stdout is not None
-        lines: list[str] = []
-        for line in self.process.stdout:
-            lines.append(line.rstrip())
-            if text in line:
-                return lines
-        _, errors = self.process.communicate()
-        raise AssertionError(f"it never said {text!r} but {lines}; {errors}")
-
-    def end(self) -> tuple[int, list[str], list[str]]:
-        """Exit code and the rest of what it says on both streams."""
-        out, errors = self.process.communicate(timeout=120)
-        return self.process.returncode, (out or "").splitlines(), errors.splitlines()
-
-    def servers(self) -> list[int]:
-        """The processes of PostgreSQL and Redis."""
-        postmaster = int((self.home / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
-        found: set[int] = set()
-        for children in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
-            # A thread may end meanwhile.
-            with suppress(OSError):
-                found |= {int(pid) for pid in children.read_text().split()}
-        assert postmaster in found
-        assert len(found) == 2
-        return sorted(found)
 
 
 @pytest.fixture
@@ -256,6 +201,15 @@ async def test_a_killed_one_takes_its_servers_with_it_and_the_next_recovers(home
         await until_gone(pid)
     following.process.terminate()
     assert following.end()[0] == 0
+
+
+def test_a_signal_is_heard_whichever_thread_the_kernel_gives_it_to(home: Path) -> None:
+    up = Up(home)
+    up.until("serving until")
+    pid = up.process.pid
+    other = max(int(name) for name in os.listdir(f"/proc/{pid}/task") if name != str(pid))
+    assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
+    assert up.end()[0] == 0
 
 
 async def test_a_second_signal_ends_it_at_once(home: Path) -> None:
