@@ -20,7 +20,7 @@ from rayloom.dag.values import Json
 from rayloom.tools.sandbox import egress, owner, packages
 from rayloom.tools.sandbox.engine import Engine, EngineError
 from rayloom.tools.sandbox.frames import Frames
-from rayloom.tools.sandbox.processes import MIB, OPEN_FILES
+from rayloom.tools.sandbox.processes import MIB, resource_limits
 from rayloom.tools.sandbox.sandbox import ENVIRONMENT, PATH
 from rayloom.tools.settings import SandboxLimits
 
@@ -211,12 +211,7 @@ def _request(shape: Shape) -> Json:
         "env": dict[str, Json]({**ENVIRONMENT, **proxied, **more}),
         "wrapper": ["/bin/sh", "-c", egress.WRAPPER, "sh"] if shape.egress else [],
         "lifetime_s": LIFETIME_S,
-        "limits": {
-            "RLIMIT_CORE": 0,
-            "RLIMIT_FSIZE": shape.disk_mb * MIB,
-            "RLIMIT_NOFILE": OPEN_FILES,
-            "RLIMIT_MEMLOCK": 65_536,
-        },
+        "limits": dict[str, Json](resource_limits(shape.disk_mb)),
     }
     mounts: dict[str, Json] = {
         place: f"rw,exec,nosuid,nodev,size={size_mb}m,nr_inodes={INODES},{who}"

@@ -51,8 +51,7 @@ class Conversation:
     @property
     def exit_code(self) -> int | None:
         """The program's exit code, as the container says; None where it says none that there can be."""
-        code = (self._ended or {}).get("exit_code")
-        return code if isinstance(code, int) and 0 <= code <= 255 else None
+        return exit_code_of(self._ended)
 
     async def hold(self) -> RunResult:
         """Hand over the run, and listen to its end.
@@ -60,7 +59,7 @@ class Conversation:
         Raises Transient (``SANDBOX_START_FAILED``) when the container ends before the program begins, and UserError
         (``FILES_TOO_LARGE``, ``LIMITS_TOO_SMALL``).
         """
-        sending = asyncio.ensure_future(self._send(_order(self._spec)))
+        sending = asyncio.ensure_future(self._send(order_of(self._spec)))
         frames = self._container.frames.read()
         try:
             await self._listen(frames)
@@ -105,9 +104,7 @@ class Conversation:
                 self._began_at = time.monotonic()
                 until = self._began_at + self._spec.limits.wall_s
             elif letter == b"n":
-                raise UserError(
-                    "FILES_TOO_LARGE", "/files: they don't fit into the workspace, or /stdin doesn't fit beside it"
-                )
+                raise no_room()
             elif letter == b"x":
                 self._ended = as_object(content)
                 return
@@ -203,7 +200,22 @@ def as_object(content: bytes) -> dict[str, Json]:
     return {}
 
 
-def _order(spec: RunSpec) -> bytes:
+def exit_code_of(ended: Mapping[str, Json] | None) -> int | None:
+    """The exit code in a guardian's last word; None where it says none that there can be."""
+    code = (ended or {}).get("exit_code")
+    return code if isinstance(code, int) and 0 <= code <= 255 else None
+
+
+def no_room() -> UserError:
+    """The error of a run whose guardian found no room for what it was handed."""
+    return UserError("FILES_TOO_LARGE", "/files: they don't fit into the workspace, or /stdin doesn't fit beside it")
+
+
+def order_of(spec: RunSpec, **more: Json) -> bytes:
+    """A run as it is handed to its guardian: the length of a head in JSON, the head, and what that tells the sizes of.
+
+    ``more``: what this guardian has to know beside that.
+    """
     head = orjson.dumps(
         {
             "program": spec.program,
@@ -212,6 +224,7 @@ def _order(spec: RunSpec) -> bytes:
             "files": [[path, len(data)] for path, data in spec.files.items()],
             "max_count": spec.files_max_count,
             "max_bytes": spec.files_max_bytes,
+            **more,
         }
     )
     return b"".join((struct.pack(">I", len(head)), head, spec.source, spec.stdin, *spec.files.values()))

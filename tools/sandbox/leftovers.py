@@ -52,6 +52,11 @@ class Leftovers:
                 self.walk(below, path + "/", depth + 1)
                 os.close(below)
 
+    def last_word(self, code: int, oom: bool) -> None:
+        """Tell how the program ended, and what was left out."""
+        left_out = {"count": len(self.left_out), "first": [path[:200] for path in self.left_out[:1]]}
+        self.send(b"x", json.dumps({"exit_code": code, "oom": oom, "left_out": left_out}).encode())
+
     def file(self, folder: int, name: str, path: str) -> None:
         """Tell one file, unless it is as it was given, or past a cap."""
         handle = opened(folder, name, 0)

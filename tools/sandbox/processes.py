@@ -76,6 +76,16 @@ def counts_processes_per_namespace() -> bool:
     return match is not None and (int(match[1]), int(match[2])) >= (5, 14)
 
 
+def resource_limits(disk_mb: int) -> dict[str, int]:
+    """The limits of the system, by the names of the module ``resource``, that every program has elsewhere than here."""
+    return {
+        "RLIMIT_CORE": 0,
+        "RLIMIT_FSIZE": disk_mb * MIB,
+        "RLIMIT_NOFILE": OPEN_FILES,
+        "RLIMIT_MEMLOCK": 65_536,
+    }
+
+
 def limits_script(limits: SandboxLimits, *, address_space: bool, processes: bool) -> str:
     """POSIX shell commands that put resource limits on the shell and on all it starts; nobody inside can raise them.
 

@@ -9,21 +9,19 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
-from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
+from rayloom.dag.errors import RayloomError, Refused, Transient
 from rayloom.dag.values import Json
 from rayloom.tools.sandbox.capture import Kept
-from rayloom.tools.sandbox.conversation import Finds, as_object
+from rayloom.tools.sandbox.conversation import Finds, as_object, exit_code_of, no_room, order_of
 from rayloom.tools.sandbox.guardian import BEGUN, PLACE
 from rayloom.tools.sandbox.leftovers import MAX_HEAD_BYTES
-from rayloom.tools.sandbox.processes import MIB, OPEN_FILES
+from rayloom.tools.sandbox.processes import MIB, resource_limits
 from rayloom.tools.sandbox.remote import MARGIN_S, REQUEST_S, Service
 from rayloom.tools.sandbox.result import result_of
 from rayloom.tools.sandbox.sandbox import ENVIRONMENT, Output, RunResult, RunSpec
@@ -61,8 +59,7 @@ class RemoteRun:
     @property
     def exit_code(self) -> int | None:
         """The program's exit code, as its guardian says; None where it says none that there can be."""
-        code = (self._ended or {}).get("exit_code")
-        return code if isinstance(code, int) and 0 <= code <= 255 else None
+        return exit_code_of(self._ended)
 
     async def hold(self) -> RunResult:
         """Hand over the run, and listen to its end.
@@ -158,8 +155,7 @@ class RemoteRun:
             async with aclosing(self._frames()) as frames:
                 is_full = any([letter == b"n" async for letter, _ in frames])
         if is_full:
-            said = "/files: they don't fit into the workspace, or /stdin doesn't fit beside it"
-            raise UserError("FILES_TOO_LARGE", said)
+            raise no_room()
         said = (self._preambles.get("stderr") or self.stderr.text()).strip()[-500:]
         raise Refused("SANDBOX_UNAVAILABLE", f"the template does not start the program's guardian: {said or 'no word'}")
 
@@ -253,30 +249,19 @@ def _guardian() -> str:
 
 def _order(spec: RunSpec) -> bytes:
     limits = spec.limits
-    caps: Mapping[str, int] = {
-        "RLIMIT_CORE": 0,
-        "RLIMIT_FSIZE": limits.disk_mb * MIB,
-        "RLIMIT_NOFILE": OPEN_FILES,
-        "RLIMIT_MEMLOCK": 65_536,
+    caps: dict[str, Json] = {
+        **resource_limits(limits.disk_mb),
         "RLIMIT_NPROC": limits.pids,
         # A backstop behind the sampling of memory: programs reserve more than they use.
         "RLIMIT_AS": (4 * limits.memory_mb + 1_024) * MIB,
     }
-    head = orjson.dumps(
-        {
-            "program": spec.program,
-            "source": len(spec.source),
-            "stdin": len(spec.stdin),
-            "files": [[path, len(data)] for path, data in spec.files.items()],
-            "env": dict(ENVIRONMENT),
-            "hosts": list(spec.hosts.items()),
-            "limits": caps,
-            "memory": limits.memory_mb * MIB,
-            "disk_mb": limits.disk_mb,
-            # Its own end, should we be gone by then.
-            "until_s": limits.wall_s + LAST_WORDS_S,
-            "max_count": spec.files_max_count,
-            "max_bytes": spec.files_max_bytes,
-        }
+    return order_of(
+        spec,
+        env=dict[str, Json](ENVIRONMENT),
+        hosts=[[name, address] for name, address in spec.hosts.items()],
+        limits=caps,
+        memory=limits.memory_mb * MIB,
+        disk_mb=limits.disk_mb,
+        # Its own end, should we be gone by then.
+        until_s=limits.wall_s + LAST_WORDS_S,
     )
-    return b"".join((struct.pack(">I", len(head)), head, spec.source, spec.stdin, *spec.files.values()))

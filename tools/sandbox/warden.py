@@ -253,8 +253,7 @@ def main() -> None:
     end(program)
     finds = Leftovers(send, digests, ask["max_count"], ask["max_bytes"])
     finds.walk(folder, "", 1)
-    left_out = {"count": len(finds.left_out), "first": [path[:200] for path in finds.left_out[:1]]}
-    send(b"x", json.dumps({"exit_code": code, "oom": oom, "left_out": left_out}).encode())
+    finds.last_word(code, oom)
 
 
 if __name__ == "__main__":
