@@ -204,7 +204,10 @@ def _sources() -> list[str]:
 
 def _request(shape: Shape) -> Json:
     seen = ((shape.egress, egress.INSIDE), (shape.packages, packages.INSIDE))
-    binds: list[Json] = [f"{folder}:{place}:ro" for folder, place in seen if folder]
+    # Not as "Binds": for those an engine makes what is not there any more, as an empty folder that is root's.
+    binds: list[Json] = [
+        {"Type": "bind", "Source": folder, "Target": place, "ReadOnly": True} for folder, place in seen if folder
+    ]
     more = {"PYTHONPATH": f"/workspace:{packages.INSIDE}"} if shape.packages else {}
     proxied = {**egress.ENVIRONMENT, "RELAY": egress.RELAY} if shape.egress else {}
     start: Json = {
@@ -255,7 +258,7 @@ def _request(shape: Shape) -> Json:
             "ShmSize": min(shape.disk_mb, SHM_MB) * MIB,
             "IpcMode": "private",
             "LogConfig": {"Type": "none"},
-            **({"Binds": binds} if binds else {}),
+            **({"Mounts": binds} if binds else {}),
             **({"Runtime": shape.runtime} if shape.runtime else {}),
         },
     }
