@@ -83,6 +83,15 @@ class Transient(RayloomError):
         self.retry_after_s = retry_after_s
 
 
+class AnswerInvalid(Transient):
+    """A model's answer that is not what was asked for: ``text`` is what it said, ``faults`` what is wrong with it."""
+
+    def __init__(self, message: str, *, text: str, faults: Sequence[str]) -> None:
+        super().__init__("ANSWER_INVALID", message)
+        self.text = text
+        self.faults = tuple(faults)
+
+
 class Stale(RayloomError):
     """Somebody was faster: the row is no longer in the state that the write expected."""
 

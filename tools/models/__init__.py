@@ -1,0 +1,1 @@
+"""Models behind OpenAI-compatible endpoints: calls, answers, tokens, and what they cost."""
