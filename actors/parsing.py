@@ -11,7 +11,7 @@ from ray.serve.exceptions import RayServeException
 
 from rayloom.dag.answer import opened
 from rayloom.dag.errors import Bug, Transient
-from rayloom.dag.ports import PARSER_BROKE, Planned, PlanRequest
+from rayloom.dag.parser_port import PARSER_BROKE, Planned, PlanRequest, ReplanRequest
 
 APPLICATION: Final = "rayloom"
 DEPLOYMENT: Final = "Parser"
@@ -22,7 +22,7 @@ ANSWER_S: Final = 120.0
 
 
 class ServeParser:
-    """``ParserPort`` over a deployment handle. Belongs to one event loop."""
+    """``PlannerPort`` over a deployment handle. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._handle: Any = None
@@ -33,12 +33,19 @@ class ServeParser:
         Raises UserError when it can't be planned, Bug (``PARSER_FAILED``), and Transient: ``PARSER_UNAVAILABLE`` when
         no replica takes the prompt, ``PARSER_BROKE`` when one took it and died or was silent.
         """
+        return await self._call("plan", request)
+
+    async def replan(self, request: ReplanRequest) -> Planned:
+        """What to add to the plan of a running task. Raises as ``plan``."""
+        return await self._call("replan", request)
+
+    async def _call(self, method: str, request: PlanRequest | ReplanRequest) -> Planned:
         response: Any = None
         taken = False
         try:
             if self._handle is None:
                 self._handle = await asyncio.to_thread(_find)
-            response = self._handle.plan.remote(request)
+            response = getattr(self._handle, method).remote(request)
             async with asyncio.timeout(TAKEN_S):
                 await response._to_object_ref()  # waits until a replica has taken it
             taken = True

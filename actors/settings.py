@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+)
 
 from rayloom.dag.breaker import BreakerPolicy
 from rayloom.dag.resources import NodeShape
@@ -54,6 +63,7 @@ class EngineSettings(BaseModel):
     batch_max: PositiveInt = Field(default=256, description="outcomes or claims in one commit, at most")
     stop_grace_s: NonNegativeFloat = Field(default=0.8, description="how long a cancelled attempt may clean up")
     timeout_grace_s: NonNegativeFloat = Field(default=3.0, description="over timeout_s, before the worker is killed")
+    max_replans: NonNegativeInt = Field(default=2, description="so often a plan of a model may be added to")
     output_max_bytes: PositiveInt = Field(default=64 * 1024 * 1024, description="a larger output fails its attempt")
     output_text_chars: PositiveInt = Field(
         default=256 * 1024, description="stdout and stderr kept in the attempt's row"

@@ -13,10 +13,12 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.actors.backlog import Backlog
+from rayloom.actors.jobs import Jobs
 from rayloom.dag.errors import Bug, ErrorInfo, InvalidPlan, RayloomError, Stale, Transient
 from rayloom.dag.log_line import LogLine
+from rayloom.dag.parser_port import PARSER_BROKE, ParserPort, Planned, PlanRequest
 from rayloom.dag.plan import parse_plan
-from rayloom.dag.ports import PARSER_BROKE, ParserPort, Planned, PlanRequest, ToolSnapshot
+from rayloom.dag.ports import ToolSnapshot
 from rayloom.dag.resources import NodeShape
 from rayloom.dag.tool_scope import ToolScope
 from rayloom.dag.tool_view import ToolView
@@ -42,12 +44,13 @@ class _Made:
 
     plan: VerifiedPlan
     meta: JsonObject
+    replans: int
 
 
 class Splitting:
     """The tasks that this incarnation is splitting. They are rows; losing this object loses nothing.
 
-    ``levels``: permission levels of tools that want approval.
+    ``levels``: permission levels of tools that want approval. ``replans``: how often what a model planned may grow.
     """
 
     def __init__(
@@ -59,11 +62,12 @@ class Splitting:
         *,
         on_room: Callable[[], None],
         levels: Collection[str] = (),
+        replans: int = 0,
     ) -> None:
         self._engine, self._blobs = engine, blobs
-        self._backlog, self._parser, self._on_room = backlog, parser, on_room
-        self._levels = levels
-        self._busy: dict[asyncio.Task[None], UUID] = {}
+        self._backlog, self._parser = backlog, parser
+        self._levels, self._replans = levels, replans
+        self._jobs = Jobs(at_once=AT_ONCE, on_room=on_room)
         self._suspected = asyncio.Lock()
         self.tools = ToolSnapshot(version=-1, tools={})
         self.nodes: tuple[NodeShape, ...] = ()
@@ -76,32 +80,23 @@ class Splitting:
         """
         if self.tools.version < 0 or not self.nodes:
             return
-        room = AT_ONCE - len(self._busy)
-        if room <= 0:
+        if self._jobs.room <= 0:
             return
         dead = await incarnations.dead_with_leases(self._engine)
-        busy = tuple(self._busy.values())
-        taken = await task_moves.claim_tasks(self._engine, incarnation=incarnation, dead=dead, limit=room, busy=busy)
+        taken = await task_moves.claim_tasks(
+            self._engine, incarnation=incarnation, dead=dead, limit=self._jobs.room, busy=self._jobs.busy
+        )
         for task in taken:
-            job = asyncio.get_running_loop().create_task(self._split(task, incarnation))
-            self._busy[job] = task.task_id
-            job.add_done_callback(self._done)
-
-    def _done(self, job: asyncio.Task[None]) -> None:
-        self._busy.pop(job, None)
-        self._on_room()
+            self._jobs.start(task.task_id, self._split(task, incarnation))
 
     async def close(self) -> None:
         """Stop; what was being split is taken over by the next incarnation."""
-        for job in self._busy:
-            job.cancel()
-        if self._busy:
-            await asyncio.wait(self._busy)
+        await self._jobs.close()
 
     @property
     def count(self) -> int:
         """How many tasks are being split."""
-        return len(self._busy)
+        return len(self._jobs.busy)
 
     async def _split(self, task: TaskToSplit, incarnation: UUID) -> None:
         broken: list[Exception] = []
@@ -146,7 +141,7 @@ class Splitting:
                     task_id=str(task.task_id),
                     prompt=task.prompt,
                     context=task.context,
-                    tools=_usable(self.tools, _scope(task)),
+                    tools=usable(self.tools, scope_of(task.options)),
                 )
             )
             verified = await asyncio.to_thread(self._verify, planned, task)
@@ -168,16 +163,20 @@ class Splitting:
             "parsed_s": planned.parsed_s,
             "split_s": planned.split_s,
         }
-        return _Made(verified, meta)
+        if planned.joiner:
+            meta["joiner"] = planned.joiner
+        # What its author wrote down is not second-guessed; what a model made may be.
+        return _Made(verified, meta, replans=self._replans if planned.source == "model" else 0)
 
     async def _store(self, task: TaskToSplit, made: _Made, incarnation: UUID) -> None:
         queued = await accept_plan(
-            self._engine, self._blobs, task.task_id, made.plan, meta=made.meta, incarnation=incarnation
-        )
+            self._engine, self._blobs, task.task_id, made.plan, meta=made.meta, incarnation=incarnation,
+            replans=made.replans,
+        )  # fmt: skip
         await self._backlog.add(queued, tasks=[str(task.task_id)])
 
     def _verify(self, planned: Planned, task: TaskToSplit) -> VerifiedPlan:
-        scope = _scope(task)
+        scope = scope_of(task.options)
         return verify(
             parse_plan(planned.plan),
             tools=self.tools.views(),
@@ -201,11 +200,13 @@ class Splitting:
         await self._backlog.add((), tasks=[str(task.task_id)])
 
 
-def _scope(task: TaskToSplit) -> ToolScope:
-    return ToolScope.of(task.options.get("tools"))
+def scope_of(options: JsonObject) -> ToolScope:
+    """Which tools a task may use, by its options."""
+    return ToolScope.of(options.get("tools"))
 
 
-def _usable(snapshot: ToolSnapshot, scope: ToolScope) -> dict[str, ToolView]:
+def usable(snapshot: ToolSnapshot, scope: ToolScope) -> dict[str, ToolView]:
+    """The tools that a plan within this scope may use."""
     return {
         name: view
         for name, view in snapshot.views().items()

@@ -18,7 +18,6 @@ from rayloom.dag.values import Json, JsonObject
 
 Health = Mapping[str, Json]
 
-PARSER_BROKE: Final = "PARSER_BROKE"
 BreakerWish = Literal["closed", "open", "off"]
 """``open``: until it is closed by hand. ``closed``: and it counts from now on. ``off``: closed, and it never opens."""
 LONG_POLL_S: Final = 20.0
@@ -180,28 +179,6 @@ class Quota:
     max_concurrent: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanRequest:
-    """What the parser needs to plan a prompt. ``tools``: those that the task may use, by name."""
-
-    task_id: str
-    prompt: str
-    context: JsonObject
-    tools: Mapping[str, ToolView]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """A plan as the parser proposes it, not yet verified; ``parsed_s`` and ``split_s`` are how long each took."""
-
-    plan: JsonObject
-    source: Literal["outline", "model"]
-    notes: tuple[str, ...]
-    language: str
-    parsed_s: float
-    split_s: float
-
-
 class SchedulerPort(Protocol):
     """The scheduler, as the API sees it."""
 
@@ -287,14 +264,3 @@ class TokenPort(Protocol):
 
     async def health(self) -> Health:
         """Alive, with counts of what it holds."""
-
-
-class ParserPort(Protocol):
-    """The parser deployment, as the scheduler sees it."""
-
-    async def plan(self, request: PlanRequest) -> Planned:
-        """Parse a prompt and split it into a plan.
-
-        Raises UserError when it can't be planned, and Transient when it was not: with the code ``PARSER_BROKE`` when a
-        parser took the prompt and never answered, with any other when there was none to take it.
-        """

@@ -11,7 +11,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 
 from rayloom.dag.answer import Answer, as_value
-from rayloom.dag.ports import Planned, PlanRequest
+from rayloom.dag.parser_port import Planned, PlanRequest
 from rayloom.db.settings import BlobSettings, DatabaseSettings, RedisSettings
 from rayloom.serve.app import build_app
 from rayloom.serve.deps import Ports, open_deps

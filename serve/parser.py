@@ -6,7 +6,7 @@ import asyncio
 from time import perf_counter
 
 from rayloom.dag.outline import split
-from rayloom.dag.ports import Planned, PlanRequest
+from rayloom.dag.parser_port import Planned, PlanRequest
 
 
 class Parser:

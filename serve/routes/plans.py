@@ -10,8 +10,8 @@ from pydantic import Field, StringConstraints
 from starlette.responses import Response
 
 from rayloom.dag.errors import Fault, InvalidPlan
+from rayloom.dag.parser_port import PlanRequest
 from rayloom.dag.plan import Budget
-from rayloom.dag.ports import PlanRequest
 from rayloom.serve.auth import Me
 from rayloom.serve.bodies import Body, read_body, schema_of
 from rayloom.serve.deps import ask, deps_of

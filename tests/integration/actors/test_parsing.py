@@ -15,7 +15,7 @@ from rayloom.actors import parsing
 from rayloom.actors.parsing import APPLICATION, DEPLOYMENT, ServeParser
 from rayloom.dag.answer import Answer
 from rayloom.dag.errors import Transient
-from rayloom.dag.ports import PARSER_BROKE, Planned, PlanRequest
+from rayloom.dag.parser_port import PARSER_BROKE, Planned, PlanRequest
 
 
 class _Parser:

@@ -16,7 +16,8 @@ from rayloom.actors.backlog import Backlog
 from rayloom.actors.described import describe
 from rayloom.actors.splitting import AT_ONCE, Splitting
 from rayloom.dag.errors import Transient, UserError
-from rayloom.dag.ports import PARSER_BROKE, Planned, PlanRequest, ToolSnapshot
+from rayloom.dag.parser_port import PARSER_BROKE, Planned, PlanRequest
+from rayloom.dag.ports import ToolSnapshot
 from rayloom.dag.values import JsonObject
 from rayloom.db.blobs import Blob, BlobStore
 from rayloom.db.incarnations import begin_incarnation, end_incarnation
