@@ -61,7 +61,9 @@ class ModelSettings(BaseModel):
     max_concurrent: PositiveInt | None = None
 
     @model_validator(mode="after")
-    def _answers_fit(self) -> Self:
+    def _is_sound(self) -> Self:
+        if "@" in urlsplit(self.base_url).netloc:
+            raise ValueError(f"base_url of model {self.name} must hold no password: that is what api_key is for")
         if self.answer_tokens is not None and self.answer_tokens >= self.context_tokens:
             raise ValueError(f"answer_tokens of model {self.name} must be less than its context_tokens")
         return self

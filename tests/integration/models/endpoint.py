@@ -103,7 +103,10 @@ def refusing(options: Sequence[str], reply: Script | Reply = Reply()) -> Script:
 
 
 class Endpoint:
-    """Listens while it is entered. ``asked``: the requests for completions so far, in the order they came."""
+    """Listens while it is entered. ``asked``: the requests for completions so far, in the order they came.
+
+    ``looks``: the paths of all others, such as that of the list of ``models``, which are answered ``look_status``.
+    """
 
     def __init__(self, script: Script | Sequence[Reply] = lambda asked: Reply(), *, port: int = 0) -> None:
         self._script = script if callable(script) else _in_turn(iter(script))
@@ -116,6 +119,7 @@ class Endpoint:
         self.models: tuple[str, ...] = ("scripted",)
         self.asked: list[Asked] = []
         self.looks: list[str] = []
+        self.look_status = 200
         self._news = threading.Condition()
 
     @property
@@ -183,7 +187,7 @@ class Endpoint:
         path = asked.path.rstrip("/")
         if not path.endswith("/chat/completions"):
             self.looks.append(path)
-            writer.write(_whole(200, self._told(path), {}))
+            writer.write(_whole(self.look_status, self._told(path) if self.look_status == 200 else {}, {}))
             await writer.drain()
             return True
         with self._news:
