@@ -32,7 +32,7 @@ _ADVICE: Final[Mapping[int, str]] = {
     403: "its api_key may not use this model",
     404: "it has no such model, or its base_url is another (they usually end in /v1)",
 }
-_SPAN: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+_SPAN: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?", re.A)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
