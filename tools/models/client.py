@@ -155,7 +155,7 @@ class ModelCall:
                 max_bytes=min(settings.answer_max_bytes, self.max_tokens * _TOKEN_BYTES_MAX),
                 on_text=self._on_text,
             )
-        except (APIError, ValueError, RecursionError) as error:
+        except APIError as error:
             if not self.heard.finish:
                 raise self._broken_off(error, stream.response.headers) from None
         finally:
@@ -204,13 +204,11 @@ class ModelCall:
         if limits is not None and self._on_limits is not None:
             self._on_limits(limits)
 
-    def _broken_off(self, error: Exception, headers: Mapping[str, str]) -> RayloomError:
+    def _broken_off(self, error: APIError, headers: Mapping[str, str]) -> RayloomError:
         settings = self.client.settings
         if isinstance(error, APIConnectionError):
             return Transient(BROKE_OFF, f"the connection to {settings.shown} broke: {_cause(error)}")
-        if isinstance(error, APIError):
-            return Failure.read(error.body, status=0, headers=headers, fallback=error.message).error(settings)
-        return Transient(BROKE_OFF, f"{settings.shown} sent what is no event: {type(error).__name__}")
+        return Failure.read(error.body, status=0, headers=headers, fallback=error.message).error(settings)
 
     def _unfinished(self, media_type: str) -> RayloomError:
         settings = self.client.settings

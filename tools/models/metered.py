@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from uuid_utils.compat import uuid7
 
@@ -26,9 +26,11 @@ from rayloom.dag.model import (
     Role,
 )
 from rayloom.dag.values import JsonObject
-from rayloom.tools.models.client import ModelCall, OnText
 from rayloom.tools.models.clients import ModelClients
 from rayloom.tools.models.tokens import count
+
+if TYPE_CHECKING:
+    from rayloom.tools.models.client import ModelCall, OnText
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +125,7 @@ class MeteredModels:
 
     def view(self, role: Role) -> ModelView:
         """The model that takes a role. Raises Refused (``MODEL_MISSING``)."""
-        return self._clients.for_role(role).view
+        return self._clients.view(role)
 
     def count(self, text: str) -> int:
         """How many tokens a text has, by the reference encoding."""
@@ -131,7 +133,7 @@ class MeteredModels:
 
     async def complete(self, request: ModelRequest, *, on_text: OnText | None = None) -> Completion:
         """See `ModelPort.complete`. Whatever becomes of the call, what it has used is settled when this ends."""
-        client = self._clients.for_role(request.role)
+        client = await self._clients.for_role(request.role)
         learning = _Learning(self._account, client.view.name)
         call = await client.prepare(request, on_text=on_text, on_limits=learning.start)
         view = client.view
@@ -231,7 +233,7 @@ class MeteredModels:
             try:
                 await self._account.settle(reservation, use)
                 return True
-            except Transient as error:
+            except RayloomError as error:
                 if turn + 1 == _SETTLE_TRIES:
                     log.warning("model.unsettled", extra={"reservation": reservation.id, "error": error.code})
                 else:
@@ -255,7 +257,7 @@ class _Learning:
 
     async def _tell(self, limits: ProviderLimits) -> None:
         # It is advice: who does not hear it is told by the endpoint itself.
-        with suppress(Transient):
+        with suppress(RayloomError):
             await self._account.learn(self._model, limits)
 
 

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 
 from rayloom.dag.errors import Transient
-from rayloom.tools.models.failures import SILENT
+from rayloom.tools.models.failures import BROKE_OFF, SILENT
 from rayloom.tools.models.settings import ModelSettings
 from rayloom.tools.models.tokens import without_surrogates
 
@@ -61,13 +61,13 @@ async def listen(
 ) -> None:
     """Hear an answer to its end, or until it has ``max_bytes``.
 
-    ``first_by``: when its first piece is due, by the monotonic clock. Raises Transient (``MODEL_SILENT``), and what the
-    SDK raises.
+    ``first_by``: when its first piece is due, by the monotonic clock. Raises Transient (``MODEL_SILENT``,
+    ``MODEL_BROKE_OFF``), and what the SDK and ``on_text`` raise.
     """
     due = first_by
     while not heard.is_cut:
         try:
-            event = await within(anext(events, _END), due, settings, is_first=heard.first_text_at is None)
+            event = await _next(events, due, settings, is_first=heard.first_text_at is None)
         except Transient:
             if heard.finish:
                 return
@@ -81,6 +81,13 @@ async def listen(
         if heard.finish:
             # The answer is whole. What it has used is still to come, or not.
             due = min(due, monotonic() + _AFTERWARDS_S)
+
+
+async def _next(events: AsyncIterator[Any], due: float, settings: ModelSettings, *, is_first: bool) -> Any:
+    try:
+        return await within(anext(events, _END), due, settings, is_first=is_first)
+    except (ValueError, RecursionError) as error:
+        raise Transient(BROKE_OFF, f"{settings.shown} sent what is no event: {type(error).__name__}") from None
 
 
 async def within(wanted: Awaitable[T], due: float, settings: ModelSettings, *, is_first: bool) -> T:

@@ -451,6 +451,16 @@ async def test_a_cancelled_call_leaves_at_once(serve: Serve, client: Client, han
     assert used.tokens_in == call.tokens_in
 
 
+async def test_who_is_told_may_stop_it(serve: Serve, client: Client) -> None:
+    def stop(_: str) -> None:
+        raise ValueError("enough")
+
+    endpoint = serve([Reply(text="one two three four", hang="within")])
+    with pytest.raises(ValueError, match="enough"):
+        await client(endpoint).complete(question(), on_text=stop)
+    assert await asyncio.to_thread(endpoint.asked[0].left.wait, PATIENCE_S)
+
+
 async def test_lone_surrogates_are_mended(serve: Serve, client: Client) -> None:
     reply = Reply(raw=b'data: {"choices": [{"delta": {"content": "a\\ud800b"}, "finish_reason": "stop"}]}\n\n')
     assert (await client(serve([reply])).complete(question())).text == "a\N{REPLACEMENT CHARACTER}b"
