@@ -15,7 +15,7 @@ from rayloom.tools.call import schema_faults
 
 # What a model thinks aloud first; of some, the template says the opening itself.
 _THOUGHT: Final = re.compile(r"\A.*?</think(?:ing)?>", re.S)
-_FENCE: Final = re.compile(r"```[a-zA-Z0-9_-]*[ \t]*\n(.*?)```", re.S)
+_FENCE: Final = re.compile(r"```[a-zA-Z0-9_-]*[ \t]*\n(.*?)\n[ \t]*```", re.S)
 _OPENING: Final = re.compile(r"[\[{]")
 _MAX_OPENINGS: Final = 64
 """So many places are tried as the beginning of a JSON text: one is found at the first, or not at all."""
