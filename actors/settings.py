@@ -18,6 +18,7 @@ from pydantic import (
 from rayloom.dag.breaker import BreakerPolicy
 from rayloom.dag.resources import NodeShape
 from rayloom.db.settings import BlobSettings, DatabaseSettings, RedisSettings
+from rayloom.tools.models.settings import ModelsSettings
 from rayloom.tools.settings import ToolSettings
 
 
@@ -95,6 +96,7 @@ class WorkerSettings(BaseModel):
     database: DatabaseSettings
     redis: RedisSettings
     tools: ToolSettings
+    models: ModelsSettings = ModelsSettings()
     blobs: BlobSettings = BlobSettings()
     webhooks: WebhookSettings | None = Field(default=None, description="None where nobody tells any")
 
