@@ -82,9 +82,7 @@ class Scheduler:
         self._dispatch = Dispatch(self._line, self._backlog, self._commits, self._flight, tokens, self._passing, engine)
         letters = LetterKeeper(self._engine, self._redis, retention_s=engine.dead_letter_retention_s)
         self._reaper = Reaper(self._engine, self._backlog, self._flight, self._commits, letters, engine)
-        self._splitting = Splitting(
-            self._engine, blobs, self._backlog, parser, on_room=self._split_awake.set, levels=engine.approval_levels
-        )
+        self._splitting = Splitting(self._engine, blobs, self._backlog, parser, engine, on_room=self._split_awake.set)
         grace_s = settings.blobs.grace_s
         self._collector = BlobCollector(self._engine, blobs, grace_s=grace_s, every_s=engine.sweep_s)
         self._webhooks = Webhooks.of(settings, self._engine, blobs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,10 +13,13 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.actors.backlog import Backlog
+from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import Bug, ErrorInfo, InvalidPlan, RayloomError, Stale, Transient
 from rayloom.dag.log_line import LogLine
+from rayloom.dag.model import Payer
 from rayloom.dag.plan import parse_plan
-from rayloom.dag.ports import PARSER_BROKE, ParserPort, Planned, PlanRequest, ToolSnapshot
+from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.ports import PARSER_BROKE, ParserPort, ToolSnapshot
 from rayloom.dag.resources import NodeShape
 from rayloom.dag.tool_scope import ToolScope
 from rayloom.dag.tool_view import ToolView
@@ -28,12 +31,20 @@ from rayloom.db.blobs import BlobStore
 from rayloom.db.log_lines import append
 from rayloom.db.submit import accept_plan
 from rayloom.db.task_moves import TaskToSplit
+from rayloom.db.usage import tool_stats
 
 _log = logging.getLogger(__name__)
 
 AT_ONCE = 8
 AGAIN_S = 1.0
+AGAIN_MAX_S = 30.0
 BROKEN_MAX = 3
+AWAY_MAX_S = 3600.0
+"""How long a model that does not answer is waited for; a quota is waited for as long as the task may live."""
+WAITING_MAX = 200
+"""How many tasks may wait for a model or a quota beside those that are being split."""
+_WAITED_FOR = ("MODEL_", "QUOTA_")
+"""How the codes begin of what nobody but a model, or who sets its limits, can end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +53,12 @@ class _Made:
 
     plan: VerifiedPlan
     meta: JsonObject
+    hold: str
+    """Why it must not start before somebody approves; empty where it may."""
 
 
 class Splitting:
-    """The tasks that this incarnation is splitting. They are rows; losing this object loses nothing.
-
-    ``levels``: permission levels of tools that want approval.
-    """
+    """The tasks that this incarnation is splitting. They are rows; losing this object loses nothing."""
 
     def __init__(
         self,
@@ -56,14 +66,15 @@ class Splitting:
         blobs: BlobStore,
         backlog: Backlog,
         parser: ParserPort,
+        settings: EngineSettings,
         *,
         on_room: Callable[[], None],
-        levels: Collection[str] = (),
     ) -> None:
         self._engine, self._blobs = engine, blobs
         self._backlog, self._parser, self._on_room = backlog, parser, on_room
-        self._levels = levels
+        self._levels, self._with_models = settings.approval_levels, settings.with_models
         self._busy: dict[asyncio.Task[None], UUID] = {}
+        self._waiting: set[UUID] = set()
         self._suspected = asyncio.Lock()
         self.tools = ToolSnapshot(version=-1, tools={})
         self.nodes: tuple[NodeShape, ...] = ()
@@ -76,7 +87,8 @@ class Splitting:
         """
         if self.tools.version < 0 or not self.nodes:
             return
-        room = AT_ONCE - len(self._busy)
+        # What waits for a model keeps no other prompt from being split, up to a point.
+        room = AT_ONCE - len(self._busy) + min(len(self._waiting), WAITING_MAX)
         if room <= 0:
             return
         dead = await incarnations.dead_with_leases(self._engine)
@@ -105,6 +117,7 @@ class Splitting:
 
     async def _split(self, task: TaskToSplit, incarnation: UUID) -> None:
         broken: list[Exception] = []
+        away = _Away()
         made: _Made | None = None
         while True:
             try:
@@ -122,6 +135,13 @@ class Splitting:
                 return
             except Transient as error:
                 _log.warning("split.again", extra={"task_id": str(task.task_id), "error": error.message})
+                if error.code.startswith(_WAITED_FOR):
+                    pause_s = away.pause_s(error, asyncio.get_running_loop().time())
+                    if pause_s is None:
+                        await self._fail(task, incarnation, error)
+                        return
+                    await self._wait(task, error, pause_s)
+                    continue
                 if error.code == PARSER_BROKE:
                     broken.append(
                         Bug(
@@ -137,6 +157,17 @@ class Splitting:
                 broken.append(error)
             await asyncio.sleep(AGAIN_S)
 
+    async def _wait(self, task: TaskToSplit, error: Transient, pause_s: float) -> None:
+        """Wait for a model or a quota. Others are split meanwhile."""
+        said = f"not planned yet: {error.message}; tried again in {pause_s:.0f} s"
+        await append(self._engine, [LogLine(at=datetime.now(UTC), task_id=str(task.task_id), message=said)])
+        self._waiting.add(task.task_id)
+        self._on_room()
+        try:
+            await asyncio.sleep(pause_s)
+        finally:
+            self._waiting.discard(task.task_id)
+
     async def _plan(self, task: TaskToSplit, incarnation: UUID) -> _Made | None:
         """What the parser and the rules make of it; None where the task has ended over that."""
         await self._backlog.add((), tasks=[str(task.task_id)])
@@ -147,6 +178,10 @@ class Splitting:
                     prompt=task.prompt,
                     context=task.context,
                     tools=_usable(self.tools, _scope(task)),
+                    nodes=self.nodes,
+                    payer=Payer(user_id=str(task.user_id), key_id=str(task.key_id or ""), task_id=str(task.task_id)),
+                    budget=_budget(task),
+                    p50_s=await self._p50_s(),
                 )
             )
             verified = await asyncio.to_thread(self._verify, planned, task)
@@ -161,29 +196,39 @@ class Splitting:
             for note in planned.notes
         ]
         await append(self._engine, lines)
-        meta: JsonObject = {
-            "source": planned.source,
-            "language": planned.language,
-            "notes": list(planned.notes),
-            "parsed_s": planned.parsed_s,
-            "split_s": planned.split_s,
-        }
-        return _Made(verified, meta)
+        hold = "; ".join(planned.over_budget)
+        return _Made(verified, planned.meta(), f"over budget: {hold}" if hold else "")
+
+    async def _p50_s(self) -> dict[str, float]:
+        """What the tools took lately; nothing where nobody estimates."""
+        if not self._with_models:
+            return {}
+        stats = await tool_stats(self._engine)
+        return {name: each.p50_ms / 1000 for name, each in stats.items() if each.p50_ms is not None}
 
     async def _store(self, task: TaskToSplit, made: _Made, incarnation: UUID) -> None:
         queued = await accept_plan(
-            self._engine, self._blobs, task.task_id, made.plan, meta=made.meta, incarnation=incarnation
+            self._engine,
+            self._blobs,
+            task.task_id,
+            made.plan,
+            meta=made.meta,
+            incarnation=incarnation,
+            hold=made.hold,
         )
         await self._backlog.add(queued, tasks=[str(task.task_id)])
 
     def _verify(self, planned: Planned, task: TaskToSplit) -> VerifiedPlan:
-        scope = _scope(task)
+        scope, views = _scope(task), self.tools.views()
+        # Its key may be allowed less than its own rules say, and a parser may name any tool.
+        beyond = [name for name, view in views.items() if not _admits(scope, view)]
         return verify(
             parse_plan(planned.plan),
-            tools=self.tools.views(),
+            tools=views,
             nodes=self.nodes,
             allow=scope.allow,
-            deny=scope.deny,
+            deny=[*scope.deny, *beyond],
+            model_available=self._with_models,
             approval_levels=self._levels,
         )
 
@@ -201,13 +246,35 @@ class Splitting:
         await self._backlog.add((), tasks=[str(task.task_id)])
 
 
+@dataclass(slots=True)
+class _Away:
+    """Since when a task's models are away, and how often they were asked."""
+
+    since: float | None = None
+    count: int = 0
+
+    def pause_s(self, error: Transient, now: float) -> float | None:
+        """How long to wait before they are asked again; None where that has been long enough."""
+        self.since = now if self.since is None else self.since
+        if now - self.since > AWAY_MAX_S and not error.code.startswith("QUOTA_"):
+            return None
+        self.count += 1
+        pause_s: float = min(AGAIN_MAX_S, AGAIN_S * 2.0 ** min(self.count, 10))
+        return max(pause_s, min(error.retry_after_s or 0.0, AWAY_MAX_S))
+
+
+def _budget(task: TaskToSplit) -> JsonObject:
+    budget = task.options.get("budget")
+    return budget if isinstance(budget, dict) else {}
+
+
+def _admits(scope: ToolScope, view: ToolView) -> bool:
+    return scope.takes(view.name) and scope.admits(view.permission_level)
+
+
 def _scope(task: TaskToSplit) -> ToolScope:
     return ToolScope.of(task.options.get("tools"))
 
 
 def _usable(snapshot: ToolSnapshot, scope: ToolScope) -> dict[str, ToolView]:
-    return {
-        name: view
-        for name, view in snapshot.views().items()
-        if view.is_active and scope.takes(name) and scope.admits(view.permission_level)
-    }
+    return {name: view for name, view in snapshot.views().items() if view.is_active and _admits(scope, view)}

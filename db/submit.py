@@ -132,7 +132,13 @@ async def _submit(engine: AsyncEngine, new: NewTask, inputs: Sequence[KeptInput]
             source, how = ("given", "was given") if new.taken_over is None else ("fork", "is that of another task")
             events.append((task_id, "task", None, TaskStatus.PENDING, status, f"the plan {how}", now))
             target = _Target(
-                task_id, new.user_id, new.priority, now, inputs, is_held=new.require_approval, taken_over=new.taken_over
+                task_id,
+                new.user_id,
+                new.priority,
+                now,
+                inputs,
+                hold="asked" * new.require_approval,
+                taken_over=new.taken_over,
             )
             queued = await _write_plan(connection, target, new.plan, {"source": source}, events, now)
         await connection.copy_records_to_table("task_events", records=events, columns=EVENT_COLUMNS)
@@ -140,11 +146,18 @@ async def _submit(engine: AsyncEngine, new: NewTask, inputs: Sequence[KeptInput]
 
 
 async def accept_plan(
-    engine: AsyncEngine, blobs: BlobStore, task_id: UUID, plan: VerifiedPlan, *, meta: JsonObject, incarnation: UUID
+    engine: AsyncEngine,
+    blobs: BlobStore,
+    task_id: UUID,
+    plan: VerifiedPlan,
+    *,
+    meta: JsonObject,
+    incarnation: UUID,
+    hold: str = "",
 ) -> tuple[Queued, ...]:
     """Store the plan of a task that ``incarnation`` is splitting. ``meta``: how the plan was made.
 
-    It is started, unless the task wants approval.
+    It is started, unless the task wants approval, or ``hold`` says why it has to have one.
 
     Raises Stale (``TASK_MOVED_ON``) when the task is no longer SPLITTING by that incarnation.
     """
@@ -153,7 +166,8 @@ async def accept_plan(
     async with driver(engine) as connection, connection.transaction():
         row = await must_be_splitting(connection, task_id, incarnation, TaskEvent.PLAN_ACCEPTED)
         events: list[tuple[Any, ...]] = []
-        target = _Target(task_id, row["user_id"], row["priority"], row["created_at"], inputs, is_held=row["is_held"])
+        hold = hold or "asked" * row["is_held"]
+        target = _Target(task_id, row["user_id"], row["priority"], row["created_at"], inputs, hold=hold)
         queued = await _write_plan(connection, target, plan, meta, events, now)
         await connection.copy_records_to_table("task_events", records=events, columns=EVENT_COLUMNS)
     return queued
@@ -178,8 +192,8 @@ class _Target:
     created_at: datetime
     inputs: Sequence[KeptInput]
     """Those of the plan, in its order."""
-    is_held: bool
-    """The plan waits for approval."""
+    hold: str
+    """Why the plan waits for approval; empty where it doesn't."""
     taken_over: TakenOver | None = None
 
 
@@ -210,7 +224,7 @@ async def _write_plan(
     freed_events: list[tuple[Any, ...]] = []
     events.append((task_id, "plan", None, None, None, f"{len(ids)} subtasks, width {plan.width}", now))
     for subtask, id_, given in zip(plan.subtasks, ids, target.inputs, strict=True):
-        spec, status = subtask.spec, SubtaskStatus.PENDING if target.is_held else accepted
+        spec, status = subtask.spec, SubtaskStatus.PENDING if target.hold else accepted
         shape = dump_sorted(subtask.shape.as_json())
         score = queue_score(priority=target.priority, created_ms=created_ms, rank=subtask.rank)
         dependents = [ids[ordinal] for ordinal in subtask.dependents]
@@ -222,7 +236,7 @@ async def _write_plan(
             continue
         keys: list[str] = [plan.subtasks[ordinal].spec.id for ordinal in subtask.dependencies]
         pending = sum(key not in done for key in keys)
-        if not target.is_held:
+        if not target.hold:
             events.append((task_id, "subtask", spec.id, SubtaskStatus.PENDING, accepted, None, now))
             if not pending:
                 status = move_subtask(accepted, SubtaskEvent.HELD if subtask.needs_approval else SubtaskEvent.FREED)
@@ -253,11 +267,11 @@ async def _write_plan(
         "incarnation = NULL, held_at = $7 WHERE id = $1",
         task_id, ready, dump(plan.plan.model_dump(mode="json", exclude_unset=True)),
         dump(meta | {"width": plan.width, "critical_path": list(plan.critical_path)}), len(ids), len(rows),
-        now if target.is_held else None,
+        now if target.hold else None,
     )  # fmt: skip
     events.append((task_id, "task", None, TaskStatus.SPLITTING, ready, None, now))
-    if target.is_held:
-        events.append((task_id, "approval", None, TaskStatus.SPLITTING, ready, "asked", now))
+    if target.hold:
+        events.append((task_id, "approval", None, TaskStatus.SPLITTING, ready, target.hold, now))
         return ()
     processing = move_task(ready, TaskEvent.STARTED)
     await connection.execute("UPDATE tasks SET status = $2 WHERE id = $1", task_id, processing)

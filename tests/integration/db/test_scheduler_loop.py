@@ -21,7 +21,8 @@ from rayloom.actors.settings import EngineSettings, WebhookSettings, WorkerSetti
 from rayloom.dag.breaker import BreakerView
 from rayloom.dag.errors import ErrorInfo, Transient
 from rayloom.dag.outcome import Outcome
-from rayloom.dag.ports import Planned, PlanRequest, RegistryPort, ToolSnapshot
+from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.ports import RegistryPort, ToolSnapshot
 from rayloom.dag.values import JsonObject
 from rayloom.db import incarnations, usage
 from rayloom.db.cipher import Cipher
