@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -16,16 +16,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.jobs import Jobs
-from rayloom.actors.splitting import AGAIN_S, BROKEN_MAX, scope_of, usable
-from rayloom.dag.errors import Bug, RayloomError, Stale, Transient
+from rayloom.actors.judge import Judge
+from rayloom.actors.splitting import AGAIN_S, BROKEN_MAX, WAITED_FOR, Away
+from rayloom.dag.errors import RayloomError, Stale, Transient
 from rayloom.dag.log_line import LogLine
-from rayloom.dag.parser_port import PARSER_BROKE, Planned, PlannerPort, PlanRequest, Reached, ReplanRequest
-from rayloom.dag.plan import parse_plan
-from rayloom.dag.ports import ToolSnapshot
-from rayloom.dag.resources import NodeShape
+from rayloom.dag.planned import Planned
+from rayloom.dag.ports import PARSER_BROKE
+from rayloom.dag.replan import PlannerPort, Reached, ReplanRequest
 from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.verified import VerifiedPlan
-from rayloom.dag.verify import verify
 from rayloom.db import growth, incarnations
 from rayloom.db.attempts import Committed
 from rayloom.db.blobs import BlobStore
@@ -40,10 +39,7 @@ OUTPUT_CHARS = 2_000
 
 
 class Growing:
-    """The tasks whose growth this incarnation sees to. ``on_grown`` is told what each growth has changed.
-
-    ``levels``: permission levels of tools that want approval.
-    """
+    """The tasks whose growth this incarnation sees to. ``on_closed`` is told when one has ended by it."""
 
     def __init__(
         self,
@@ -51,20 +47,18 @@ class Growing:
         blobs: BlobStore,
         backlog: Backlog,
         parser: PlannerPort,
+        judge: Judge,
         *,
         on_room: Callable[[], None],
         on_closed: Callable[[], None],
-        levels: Collection[str] = (),
     ) -> None:
         self._engine, self._blobs, self._backlog, self._parser = engine, blobs, backlog, parser
-        self._on_closed, self._levels = on_closed, levels
+        self._judge, self._on_closed = judge, on_closed
         self._jobs = Jobs(at_once=AT_ONCE, on_room=on_room)
-        self.tools = ToolSnapshot(version=-1, tools={})
-        self.nodes: tuple[NodeShape, ...] = ()
 
     async def turn(self, incarnation: UUID) -> None:
         """Take as many tasks as there is room for, once tools and nodes are known."""
-        if self.tools.version < 0 or not self.nodes or self._jobs.room <= 0:
+        if not self._judge.is_ready or self._jobs.room <= 0:
             return
         dead = await incarnations.dead_with_leases(self._engine)
         taken = await growth.claim_growths(
@@ -83,8 +77,9 @@ class Growing:
         return len(self._jobs.busy)
 
     async def _grow(self, task: GrowingTask, incarnation: UUID) -> None:
-        broken = 0
+        broken, away = 0, Away()
         while True:
+            pause_s: float | None = AGAIN_S
             try:
                 await self._add(task, incarnation)
                 return
@@ -94,23 +89,25 @@ class Growing:
             except Transient as error:
                 _log.warning("growth.again", extra={"task_id": str(task.task_id), "error": error.message})
                 broken += error.code == PARSER_BROKE
-                failure: Exception = Bug("PARSER_FAILED", error.message)
+                if error.code.startswith(WAITED_FOR):
+                    pause_s = away.pause_s(error, asyncio.get_running_loop().time())
+                failure: Exception = error
             except Exception as error:  # noqa: BLE001 - what breaks us must end this growth, and nothing else
                 if not isinstance(error, RayloomError):
                     _log.exception("growth.failed", extra={"task_id": str(task.task_id)})
                 broken, failure = BROKEN_MAX, error
-            if broken >= BROKEN_MAX:
+            if broken >= BROKEN_MAX or pause_s is None:
                 await self._give_up(task, incarnation, failure)
                 return
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(pause_s)
 
     async def _add(self, task: GrowingTask, incarnation: UUID) -> None:
         subtasks = await growth.subtasks_so_far(self._engine, task.task_id, output_chars=OUTPUT_CHARS)
         reached = tuple(_reached(each) for each in subtasks)
-        scope = scope_of(task.options)
-        request = PlanRequest(
-            task_id=str(task.task_id), prompt=task.prompt, context=task.context, tools=usable(self.tools, scope)
-        )
+        request = self._judge.request(
+            task_id=task.task_id, user_id=task.user_id, key_id=task.api_key_id, prompt=task.prompt,
+            context=task.context, options=task.options, p50_s={},
+        )  # fmt: skip
         blocked = [each for each in reached if each.status == "BLOCKED" and not each.is_done]
         planned = await self._parser.replan(
             ReplanRequest(request=request, plan=task.plan, reached=reached, reason=_reason(blocked))
@@ -136,17 +133,8 @@ class Growing:
             return None
         before = growth.plan_so_far(task)
         whole: JsonObject = {"subtasks": [*before, *added]}
-        scope, known = scope_of(task.options), frozenset(str(each["id"]) for each in before)
-        return verify(
-            parse_plan(whole),
-            tools=self.tools.views(),
-            nodes=self.nodes,
-            allow=scope.allow,
-            deny=scope.deny,
-            approval_levels=self._levels,
-            done=known,
-            unusable=known - done,
-        )
+        known = frozenset(str(each["id"]) for each in before)
+        return self._judge.verify(whole, task.options, done=known, unusable=known - done)
 
     async def _give_up(self, task: GrowingTask, incarnation: UUID, error: Exception) -> None:
         why = error.message if isinstance(error, RayloomError) else type(error).__name__

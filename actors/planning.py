@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.growing import Growing
+from rayloom.actors.judge import Judge
+from rayloom.actors.settings import EngineSettings
 from rayloom.actors.splitting import Splitting
-from rayloom.dag.parser_port import PlannerPort
-from rayloom.dag.ports import ToolSnapshot
-from rayloom.dag.resources import NodeShape
+from rayloom.dag.replan import PlannerPort
 from rayloom.db.blobs import BlobStore
 
 
 class Planning:
     """Splitting and growing of one incarnation at a time. ``on_closed`` is told when tasks have ended by it.
 
-    ``levels``: permission levels of tools that want approval. ``replans``: how often what a model planned may grow.
+    ``judge``: to be told of tools and nodes.
     """
 
     def __init__(
@@ -28,27 +28,15 @@ class Planning:
         blobs: BlobStore,
         backlog: Backlog,
         parser: PlannerPort,
+        settings: EngineSettings,
         *,
         on_room: Callable[[], None],
         on_closed: Callable[[], None],
-        levels: Collection[str],
-        replans: int,
     ) -> None:
-        self._splitting = Splitting(engine, blobs, backlog, parser, on_room=on_room, levels=levels, replans=replans)
-        self._growing = Growing(engine, blobs, backlog, parser, on_room=on_room, on_closed=on_closed, levels=levels)
-
-    @property
-    def tools(self) -> ToolSnapshot:
-        """The tools that plans are made with."""
-        return self._splitting.tools
-
-    def know_tools(self, tools: ToolSnapshot) -> None:
-        """These are the tools from now on."""
-        self._splitting.tools = self._growing.tools = tools
-
-    def know_nodes(self, nodes: Sequence[NodeShape]) -> None:
-        """These are the nodes from now on."""
-        self._splitting.nodes = self._growing.nodes = tuple(nodes)
+        self.judge = Judge(settings)
+        given = (engine, blobs, backlog, parser, self.judge)
+        self._splitting = Splitting(*given, on_room=on_room, replans=settings.max_replans)
+        self._growing = Growing(*given, on_room=on_room, on_closed=on_closed)
 
     async def turn(self, incarnation: UUID) -> None:
         """Take what there is to plan."""

@@ -30,8 +30,8 @@ from rayloom.actors.trouble import Trouble, is_away
 from rayloom.actors.webhooks import Webhooks
 from rayloom.dag.errors import RayloomError
 from rayloom.dag.outcome import Outcome
-from rayloom.dag.parser_port import PlannerPort
 from rayloom.dag.ports import Health, RegistryPort, TokenPort, Waiting
+from rayloom.dag.replan import PlannerPort
 from rayloom.dag.resources import NodeShape
 from rayloom.db import incarnations
 from rayloom.db.blobs import BlobStore
@@ -81,9 +81,8 @@ class Scheduler:
         letters = LetterKeeper(self._engine, self._redis, retention_s=engine.dead_letter_retention_s)
         self._reaper = Reaper(self._engine, self._backlog, self._flight, self._commits, letters, engine)
         self._planning = Planning(
-            self._engine, blobs, self._backlog, parser, on_room=self._split_awake.set, on_closed=self._tell_ends,
-            levels=engine.approval_levels, replans=engine.max_replans,
-        )  # fmt: skip
+            self._engine, blobs, self._backlog, parser, engine, on_room=self._split_awake.set, on_closed=self._tell_ends
+        )
         self._collector = BlobCollector(self._engine, blobs, grace_s=settings.blobs.grace_s, every_s=engine.sweep_s)
         self._webhooks = Webhooks.of(settings, self._engine, blobs)
         self._view, self._beat_trouble = ClusterView(), Trouble()
@@ -286,15 +285,15 @@ class Scheduler:
                 await self.wake()
             self._view = view
             self._commits.nodes = nodes = (*view.nodes, *view.types)
-            self._planning.know_nodes(nodes)
+            self._planning.judge.nodes = nodes
             self._dispatch.window.look(view.nodes, view.types, total=view.total, free=view.free)
             self._dispatch.note_hopeless()
             await asyncio.sleep(NODES_S)
 
     async def _watch_tools(self) -> None:
         while True:
-            snapshot = await self._registry.changed(self._planning.tools.version)
-            self._planning.know_tools(snapshot)
+            snapshot = await self._registry.changed(self._planning.judge.tools.version)
+            self._planning.judge.tools = snapshot
             self._passing.news(snapshot)
             self._split_awake.set()
             self._awake.set()

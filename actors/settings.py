@@ -56,6 +56,8 @@ class EngineSettings(BaseModel):
     dead_letter_retention_s: PositiveFloat = Field(
         default=30 * 86_400, description="how long letters are kept of which nothing can come any more"
     )
+    with_models: bool = Field(default=False, description="a model is configured, for planning, thinking and coding")
+    plan_answer_s: PositiveFloat = Field(default=120.0, description="a parser that takes longer did not answer")
     faults: str = Field(default="", description="seed:rate, faults injected at the seams of every process; tests only")
     breaker: BreakerSettings = BreakerSettings()
     namespace: str = Field(default="rayloom", description="Ray namespace of the singletons")

@@ -22,6 +22,7 @@ from rayloom.cluster.first_rows import prepare_database
 from rayloom.cluster.hearsay import keep_out_of_the_terminal
 from rayloom.cluster.home import Home
 from rayloom.cluster.node_types import node_types
+from rayloom.cluster.planning_models import answer_s
 from rayloom.cluster.running import RunningCluster, end_singletons
 from rayloom.cluster.serving import serve_runs, start_serve, until_deployed
 from rayloom.cluster.settings import Settings
@@ -57,7 +58,14 @@ async def start(
     home = Home(settings.home)
     database, api_key = await prepare_database(settings, home, database)
     nodes = node_types(settings.ray_cluster_file, settings.ray_address)
-    engine = settings.engine.model_copy(update={"exclusive": exclusive, "node_types": nodes})
+    engine = settings.engine.model_copy(
+        update={
+            "exclusive": exclusive,
+            "node_types": nodes,
+            "with_models": settings.models.is_configured,
+            "plan_answer_s": answer_s(settings.models),
+        }
+    )
     secret_key = settings.secret_key if settings.secret_key.get_secret_value() else SecretStr(home.secret("secret_key"))
     worker_settings = WorkerSettings(
         engine=engine,

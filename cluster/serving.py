@@ -27,6 +27,7 @@ def start_serve(settings: Settings, worker_settings: WorkerSettings) -> None:
     from ray.exceptions import RayActorError
 
     from rayloom.actors.parsing import APPLICATION
+    from rayloom.cluster.planning_models import planning_models
     from rayloom.cluster.ports import ray_ports
     from rayloom.serve.deployment import bind
 
@@ -47,7 +48,8 @@ def start_serve(settings: Settings, worker_settings: WorkerSettings) -> None:
                     "node, and the machine not too busy?"
                 ) from None
     given, ports = worker_settings, partial(ray_ports, worker_settings.engine)
-    application = bind(settings.serve, given.database, given.redis, given.blobs, ports)
+    models = partial(planning_models, given.models) if given.models.is_configured else None
+    application = bind(settings.serve, given.database, given.redis, given.blobs, ports, models)
     # Not `serve.run`: it waits as long as it takes, and nothing can end that.
     serve.run_many(
         [serve.RunTarget(target=application, name=APPLICATION, route_prefix="/")],

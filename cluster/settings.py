@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -23,13 +23,15 @@ from rayloom.cluster.settings_packages import PackageFields
 from rayloom.cluster.sources import PREFIX, SettingsError, Source, fault_lines, from_environment, from_folder
 from rayloom.cluster.spellings import AddressList, CommaList, DatabaseUrl, HttpUrl, JsonObjectOfSecrets, RedisUrl
 from rayloom.db.settings import DatabaseSettings, RedisSettings
-from rayloom.serve.settings import ServeSettings
+from rayloom.serve.settings import PLAIN_PLAN_TIMEOUT_S, ServeSettings
 from rayloom.tools.settings import DockerSettings, SandboxLimits, ToolSettings
 
 __all__ = ["Settings", "SettingsError", "default_home", "load_settings"]
 
 
 _NONE = SecretStr("")
+PLAN_TIMEOUT_S: Final = 900.0
+"""Of planning without running, with a model: one of one's own needs minutes for an answer."""
 
 
 def default_home() -> Path:
@@ -164,6 +166,8 @@ class Settings(EngineFields, BlobFields, E2bFields, ModelFields, PackageFields):
             allow_addresses=self.allow_addresses,
             approval_levels=self.approval_levels,
             skills_dir=self.skills_dir,
+            with_models=self.models.is_configured,
+            plan_timeout_s=PLAN_TIMEOUT_S if self.models.is_configured else PLAIN_PLAN_TIMEOUT_S,
         )
 
     @property

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
 from rayloom.dag.breaker import BreakerView, Call, breaker_key
+from rayloom.dag.planned import Planned, PlanRequest
 from rayloom.dag.resources import NodeShape
 from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import Json, JsonObject
 
 Health = Mapping[str, Json]
 
+PARSER_BROKE: Final = "PARSER_BROKE"
 BreakerWish = Literal["closed", "open", "off"]
 """``open``: until it is closed by hand. ``closed``: and it counts from now on. ``off``: closed, and it never opens."""
 LONG_POLL_S: Final = 20.0
@@ -102,6 +104,8 @@ class ToolSnapshot:
                 permission_level=tool.permission_level,
                 is_active=tool.is_active,
                 lane=tool.lane,
+                description=tool.description,
+                output_schema=tool.output_schema,
             )
             for name, tool in self.tools.items()
         }
@@ -264,3 +268,15 @@ class TokenPort(Protocol):
 
     async def health(self) -> Health:
         """Alive, with counts of what it holds."""
+
+
+class ParserPort(Protocol):
+    """The parser deployment, as the scheduler sees it."""
+
+    async def plan(self, request: PlanRequest) -> Planned:
+        """Parse a prompt and split it into a plan.
+
+        Raises NeedsClarification, UserError when it can't be planned otherwise, and Transient when it was not: with the
+        code ``PARSER_BROKE`` when a parser took the prompt and never answered, with any other when there was none to
+        take it, or no model to think.
+        """

@@ -17,8 +17,9 @@ from uuid_utils.compat import uuid7
 
 from rayloom.dag.errors import Stale
 from rayloom.dag.order import queue_score
+from rayloom.dag.planning.more import subtasks_of
 from rayloom.dag.states import SubtaskStatus, TaskStatus
-from rayloom.dag.values import Json, JsonObject
+from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.db.attempts import INLINE_BYTES, Committed, committed_of
 from rayloom.db.blobs import BlobStore
@@ -239,5 +240,4 @@ async def _tell_earlier(
 
 def plan_so_far(task: GrowingTask) -> tuple[JsonObject, ...]:
     """The subtasks of the plan as it was written."""
-    subtasks: Json = task.plan.get("subtasks", [])
-    return tuple(each for each in subtasks if isinstance(each, dict)) if isinstance(subtasks, list) else ()
+    return tuple(subtasks_of(task.plan))

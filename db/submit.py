@@ -129,7 +129,13 @@ async def _submit(engine: AsyncEngine, new: NewTask, inputs: Sequence[KeptInput]
             source, how = ("given", "was given") if new.taken_over is None else ("fork", "is that of another task")
             events.append((task_id, "task", None, TaskStatus.PENDING, status, f"the plan {how}", now))
             target = _Target(
-                task_id, new.user_id, new.priority, now, inputs, is_held=new.require_approval, taken_over=new.taken_over
+                task_id,
+                new.user_id,
+                new.priority,
+                now,
+                inputs,
+                hold="asked" * new.require_approval,
+                taken_over=new.taken_over,
             )
             queued = await _write_plan(connection, target, new.plan, {"source": source}, events, now)
         await connection.copy_records_to_table("task_events", records=events, columns=EVENT_COLUMNS)
@@ -144,13 +150,15 @@ async def accept_plan(
     *,
     meta: JsonObject,
     incarnation: UUID,
+    hold: str = "",
     replans: int = 0,
     grows: bool = False,
 ) -> tuple[Queued, ...]:
     """Store the plan of a task that ``incarnation`` is splitting. ``meta``: how the plan was made.
 
-    It is started, unless the task wants approval. ``replans``: how often it may grow on account of what it comes to.
-    ``grows``: this is its beginning, and the same incarnation adds to it (`growth`); not where it wants approval.
+    It is started, unless the task wants approval, or ``hold`` says why it has to have one. ``replans``: how often it
+    may grow on account of what it comes to. ``grows``: this is its beginning, to which the same incarnation adds
+    (`growth`).
 
     Raises Stale (``TASK_MOVED_ON``) when the task is no longer SPLITTING by that incarnation.
     """
@@ -159,11 +167,12 @@ async def accept_plan(
     async with driver(engine) as connection, connection.transaction():
         row = await must_be_splitting(connection, task_id, incarnation, TaskEvent.PLAN_ACCEPTED)
         events: list[tuple[Any, ...]] = []
-        if grows and row["is_held"]:
+        hold = hold or "asked" * row["is_held"]
+        if grows and hold:
             raise Bug("PLAN_HELD", "a plan that waits for approval is whole")
         target = _Target(
-            task_id, row["user_id"], row["priority"], row["created_at"], inputs, is_held=row["is_held"],
-            replans=replans, grower=incarnation if grows else None,
+            task_id, row["user_id"], row["priority"], row["created_at"], inputs, hold=hold, replans=replans,
+            grower=incarnation if grows else None,
         )  # fmt: skip
         queued = await _write_plan(connection, target, plan, meta, events, now)
         await connection.copy_records_to_table("task_events", records=events, columns=EVENT_COLUMNS)
@@ -189,8 +198,8 @@ class _Target:
     created_at: datetime
     inputs: Sequence[KeptInput]
     """Those of the plan, in its order."""
-    is_held: bool
-    """The plan waits for approval."""
+    hold: str
+    """Why the plan waits for approval; empty where it doesn't."""
     taken_over: TakenOver | None = None
     replans: int = 0
     grower: UUID | None = None
@@ -231,13 +240,13 @@ async def _write_plan(
             continue
         keys: list[str] = [plan.subtasks[ordinal].spec.id for ordinal in subtask.dependencies]
         pending = sum(key not in done for key in keys)
-        status = SubtaskStatus.PENDING if target.is_held else first_status(subtask, pending=pending)
+        status = SubtaskStatus.PENDING if target.hold else first_status(subtask, pending=pending)
         new = NewSubtask(
             id=id_, task_id=task_id, user_id=target.user_id, planned=subtask, status=status, keys=keys,
             dependents=dependents, pending=pending, input=given, score=score,
         )  # fmt: skip
         rows.append(new)
-        if not target.is_held:
+        if not target.hold:
             events.append((task_id, "subtask", spec.id, SubtaskStatus.PENDING, ACCEPTED, None, now))
             freed_events += first_events(new, now)
         if status is SubtaskStatus.QUEUED:
@@ -254,11 +263,11 @@ async def _write_plan(
         "incarnation = NULL, held_at = $7, replans_left = $8 WHERE id = $1",
         task_id, ready, dump(plan.plan.model_dump(mode="json", exclude_unset=True)),
         dump(meta | {"width": plan.width, "critical_path": list(plan.critical_path)}), len(ids), len(rows),
-        now if target.is_held else None, target.replans,
+        now if target.hold else None, target.replans,
     )  # fmt: skip
     events.append((task_id, "task", None, TaskStatus.SPLITTING, ready, None, now))
-    if target.is_held:
-        events.append((task_id, "approval", None, TaskStatus.SPLITTING, ready, "asked", now))
+    if target.hold:
+        events.append((task_id, "approval", None, TaskStatus.SPLITTING, ready, target.hold, now))
         return ()
     processing = move_task(ready, TaskEvent.STARTED)
     if target.grower is None:

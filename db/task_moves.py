@@ -42,6 +42,8 @@ class TaskToSplit:
     prompt: str
     context: JsonObject
     options: JsonObject
+    key_id: UUID | None = None
+    """The API key that it came with; None where there was none."""
 
 
 async def end_task(
@@ -125,7 +127,8 @@ async def claim_tasks(
     """
     async with driver(engine) as connection:
         rows = await connection.fetch(
-            "SELECT id, user_id, original_prompt, context, options FROM claim_tasks($1, $2, $3, $4::uuid[])",
+            "SELECT id, user_id, original_prompt, context, options, api_key_id "
+            "FROM claim_tasks($1, $2, $3, $4::uuid[])",
             limit,
             incarnation,
             list(dead),
@@ -138,6 +141,7 @@ async def claim_tasks(
             prompt=row["original_prompt"] or "",
             context=row["context"],
             options=row["options"],
+            key_id=row["api_key_id"],
         )
         for row in rows
     )

@@ -13,8 +13,7 @@ from starlette.requests import Request
 
 from rayloom.dag.errors import RayloomError, Transient
 from rayloom.dag.mcp import McpPort
-from rayloom.dag.parser_port import ParserPort
-from rayloom.dag.ports import Health, RegistryPort, SchedulerPort, TokenPort
+from rayloom.dag.ports import Health, ParserPort, RegistryPort, SchedulerPort, TokenPort
 from rayloom.dag.resources import NodeShape
 from rayloom.db.backends import Backends, open_backends
 from rayloom.db.settings import BlobSettings, DatabaseSettings, RedisSettings

@@ -99,9 +99,9 @@ def _faults_of(submission: Submission, document: JsonObject) -> list[Fault]:
 
 
 def unspent(budget: Budget) -> list[str]:
-    """What to say of limits of which nothing can be used before there are models."""
+    """What to say of limits of which nothing can be used where there is no model."""
     limits = {"max_tokens": budget.max_tokens, "max_cost_usd": budget.max_cost_usd}
-    return [f"budget.{name}: this version uses no models, so nothing of it is spent" for name in limits if limits[name]]
+    return [f"budget.{name}: no model is configured, so nothing of it is spent" for name in limits if limits[name]]
 
 
 def fingerprint_of(document: JsonObject) -> bytes:
@@ -167,6 +167,7 @@ class Judge:
             nodes=self._nodes,
             allow=rules.allow,
             deny=self.denied(rules),
+            model_available=self._deps.settings.with_models,
             approval_levels=self._deps.settings.approval_levels,
             pointer=pointer,
             done=done,

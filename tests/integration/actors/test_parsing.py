@@ -15,7 +15,8 @@ from rayloom.actors import parsing
 from rayloom.actors.parsing import APPLICATION, DEPLOYMENT, ServeParser
 from rayloom.dag.answer import Answer
 from rayloom.dag.errors import Transient
-from rayloom.dag.parser_port import PARSER_BROKE, Planned, PlanRequest
+from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.ports import PARSER_BROKE
 
 
 class _Parser:
@@ -55,10 +56,9 @@ async def test_a_parser_that_is_away_is_told_from_one_that_broke(
     assert await _code(parser, "die") == PARSER_BROKE
     # Waits for the replica that Serve puts in the place of the dead one.
     assert (await parser.plan(_request("x"))).language == "en"
-    with monkeypatch.context() as impatient:
-        impatient.setattr(parsing, "ANSWER_S", 0.0)
-        assert await _code(parser, "hang") == PARSER_BROKE
-    with monkeypatch.context() as impatient:
-        impatient.setattr(parsing, "TAKEN_S", 0.0)
-        assert await _code(parser, "x") == "PARSER_UNAVAILABLE"
+    impatient = ServeParser(answer_s=0.0)
+    assert await _code(impatient, "hang") == PARSER_BROKE
+    with monkeypatch.context() as patched:
+        patched.setattr(parsing, "TAKEN_S", 0.0)
+        assert await _code(impatient, "x") == "PARSER_UNAVAILABLE"
     assert (await parser.plan(_request("x"))).language == "en"

@@ -11,8 +11,12 @@ import pytest
 from rayloom.actors import growing as module
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.growing import Growing
+from rayloom.actors.judge import Judge
+from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import Transient, UserError
-from rayloom.dag.parser_port import PARSER_BROKE, Planned, PlanRequest, ReplanRequest
+from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.ports import PARSER_BROKE
+from rayloom.dag.replan import ReplanRequest
 from rayloom.dag.values import JsonObject
 from rayloom.db import task_moves
 from tests.fakes.memory_queue import MemoryQueue
@@ -54,10 +58,11 @@ class Bench:
         self.spine, self.planner, self.queue = spine, ScriptedPlanner(*script), MemoryQueue()
         self.room, self.closed = asyncio.Event(), 0
         backlog = Backlog(spine.engine, self.queue)
+        judge = Judge(EngineSettings())
+        judge.tools, judge.nodes = TOOLS, NODES
         self.growing = Growing(
-            spine.engine, spine.blobs, backlog, self.planner, on_room=self.room.set, on_closed=self._on_closed
+            spine.engine, spine.blobs, backlog, self.planner, judge, on_room=self.room.set, on_closed=self._on_closed
         )
-        self.growing.tools, self.growing.nodes = TOOLS, NODES
 
     def _on_closed(self) -> None:
         self.closed += 1

@@ -21,8 +21,9 @@ from rayloom.actors.settings import EngineSettings, WebhookSettings, WorkerSetti
 from rayloom.dag.breaker import BreakerView
 from rayloom.dag.errors import ErrorInfo, Transient
 from rayloom.dag.outcome import Outcome
-from rayloom.dag.parser_port import Planned, PlanRequest, ReplanRequest
+from rayloom.dag.planned import Planned, PlanRequest
 from rayloom.dag.ports import RegistryPort, ToolSnapshot
+from rayloom.dag.replan import ReplanRequest
 from rayloom.dag.values import JsonObject
 from rayloom.db import incarnations, usage
 from rayloom.db.cipher import Cipher

@@ -10,6 +10,7 @@ from rayloom.actors.described import check_alternative, check_name
 from rayloom.dag.breaker import BreakerView, Call
 from rayloom.dag.errors import Transient, UserError
 from rayloom.dag.mcp import McpServer
+from rayloom.dag.planned import Planned, PlanRequest
 from rayloom.dag.ports import (
     Ask,
     BreakerWish,
@@ -252,6 +253,18 @@ class FakeRay(Down):
     pass
 
 
+class FakeParser:
+    """Plans by outlines, until a test says what plans."""
+
+    def __init__(self) -> None:
+        self.inner = Parser()
+        self.asked: list[PlanRequest] = []
+
+    async def plan(self, request: PlanRequest) -> Planned:
+        self.asked.append(request)
+        return await self.inner.plan(request)
+
+
 class Fakes:
     """All of them."""
 
@@ -261,6 +274,7 @@ class Fakes:
         self.tokens = FakeTokens()
         self.mcp = FakeMcp(self.registry)
         self.ray = FakeRay()
+        self.parser = FakeParser()
 
     def ports(self) -> Ports:
         health: Callable[[], Awaitable[Health]] = self.ray.health
@@ -269,6 +283,6 @@ class Fakes:
             registry=self.registry,
             tokens=self.tokens,
             mcp=self.mcp,
-            parser=Parser(),
+            parser=self.parser,
             ray=health,
         )

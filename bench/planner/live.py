@@ -1,0 +1,19 @@
+"""The model that the settings name, for a run of the harness with a real one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from rayloom.cluster.planning_models import planning_models
+from rayloom.cluster.settings import load_settings
+from rayloom.dag.model import ModelPort, Payer
+
+
+@asynccontextmanager
+async def live_models() -> AsyncIterator[ModelPort]:
+    """The models of ``RAYLOOM_LLM_*``, called by nobody in particular. Raises SystemExit where there are none."""
+    settings = load_settings().models
+    if not settings.is_configured:
+        raise SystemExit("no model is configured: set RAYLOOM_LLM_BASE_URL and RAYLOOM_LLM_MODEL")
+    yield planning_models(settings)(Payer(user_id="bench"))
