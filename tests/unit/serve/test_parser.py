@@ -12,7 +12,9 @@ from rayloom.dag.errors import AnswerInvalid, NeedsClarification, RayloomError, 
 from rayloom.dag.model import Payer
 from rayloom.dag.plan import parse_plan
 from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.replan import Reached, ReplanRequest
 from rayloom.dag.tool_view import ToolView
+from rayloom.dag.values import Json
 from rayloom.dag.verify import verify
 from rayloom.serve.parser import Parser
 from rayloom.serve.planner import Planner
@@ -159,3 +161,39 @@ async def test_without_models_it_is_the_outline_as_ever() -> None:
     assert planned.source == "outline"
     assert planned.calls == ()
     assert planned.meta().keys() == {"source", "language", "notes", "parsed_s", "split_s"}
+
+
+def more(**reached: bool) -> ReplanRequest:
+    """Of a plan of which something is BLOCKED."""
+    subtasks: list[Json] = [{"id": key, "type": "TOOL", "tool": "any"} for key in reached]
+    return ReplanRequest(
+        request=request(),
+        plan={"subtasks": subtasks},
+        reached=tuple(
+            Reached(key=key, status="COMPLETED" if is_done else "BLOCKED", is_done=is_done)
+            for key, is_done in reached.items()
+        ),
+        reason="b is BLOCKED",
+    )
+
+
+async def test_a_model_adds_to_a_plan_and_mends_what_it_adds() -> None:
+    wrong = json.dumps({"subtasks": [{"id": "c", "tool": "any", "after": ["b"]}]})
+    models = AnsweringModels(wrong, json.dumps({"subtasks": [{"id": "c", "tool": "any", "after": ["a"]}]}))
+    planned = await Parser(lambda payer: models).replan(more(a=True, b=False))
+    assert planned.plan == {"subtasks": [{"id": "c", "type": "DATA_RETRIEVAL", "tool": "any", "depends_on": ["a"]}]}
+    assert (planned.source, planned.repairs) == ("model", 1)
+    assert [asked.purpose for asked in models.asked] == ["replan", "repair"]
+    assert "b gave nothing" in models.asked[1].messages[-1].text.replace("`", "")
+
+
+async def test_a_model_that_adds_nothing_that_can_run_gives_no_plan() -> None:
+    models = AnsweringModels(BAD, BAD, BAD)
+    with pytest.raises(UserError) as error:
+        await Parser(lambda payer: models).replan(more(a=True, b=False))
+    assert error.value.code == "PLAN_FAILED"
+
+
+async def test_without_a_model_nothing_is_added() -> None:
+    with pytest.raises(UserError, match="no model"):
+        await Parser().replan(more(a=False))
