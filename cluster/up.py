@@ -115,7 +115,7 @@ class _Supervisor:
                 _log.warning(line)
             self._llama = await self._unless_stopped(put_here(self._settings, self._home, self._say))
             if self._llama is not None:
-                self._settings = asked_by_all(self._settings, self._llama)
+                self._settings = asked_by_all(self._settings, self._llama.installed.model, self._llama.key)
             return await self._serve()
         except _Stopped:
             return 0

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Final
 
 from pydantic import SecretStr
 
-from rayloom.cluster.checks import StartRefused
+from rayloom.cluster.checks import Check, StartRefused, ok
 from rayloom.cluster.home import Home
 from rayloom.cluster.local_model.catalogue import MODELS, LocalModel
 from rayloom.cluster.local_model.consent import ask
 from rayloom.cluster.local_model.install import Shelf
-from rayloom.cluster.local_model.memory import shortage
+from rayloom.cluster.local_model.memory import MB, shortage
 from rayloom.cluster.local_model.server import LlamaSettings
 from rayloom.cluster.settings import Settings
 
 Tell = Callable[[str], None]
 
-ROUTE = "/local-model"
+ROUTE: Final = "/local-model"
 """Under which Serve has its face."""
+FIRST_TEXT_S, SILENCE_S, CALL_S = 900.0, 120.0, 3_600.0
+"""A long prompt takes minutes to be read on few cores, and a second one waits until a slot is free."""
 
 
 def chosen(settings: Settings) -> LocalModel | None:
@@ -58,12 +61,43 @@ async def put_here(settings: Settings, home: Home, tell: Tell) -> LlamaSettings 
     )
 
 
-def asked_by_all(settings: Settings, llama: LlamaSettings) -> Settings:
-    """Settings that name it as the model to ask."""
+def asked_by_all(settings: Settings, model: LocalModel, key: SecretStr) -> Settings:
+    """Settings that name it as the model to ask, with the patience that it needs."""
     return settings.model_copy(
         update={
             "llm_base_url": f"{face_url(settings)}/v1",
-            "llm_api_key": llama.key,
-            "llm_model": llama.installed.model.name,
+            "llm_api_key": key,
+            "llm_model": model.name,
+            "llm_context_tokens": model.context_tokens,
+            "llm_answer_tokens": model.answer_tokens,
+            "llm_first_text_s": FIRST_TEXT_S,
+            "llm_silence_s": SILENCE_S,
+            "llm_call_s": CALL_S,
+            "llm_structured": "schema",
         }
     )
+
+
+def as_served(settings: Settings) -> Settings:
+    """The same, for who looks from outside at the rayloom that runs in this home and may have chosen one."""
+    home = Home(settings.home)
+    told = home.read_run()
+    name = told.services.get("local_model") if told else None
+    model = next((each for each in MODELS.values() if each.name == name), None)
+    key = home.read_secret("local_model_key") if model is not None else None
+    return settings if model is None or key is None else asked_by_all(settings, model, SecretStr(key))
+
+
+def check(settings: Settings) -> Check:
+    """Whether a model that is chosen is here, and has room."""
+    model, name = chosen(settings), "local-model"
+    if model is None:
+        return ok(name, "none is chosen")
+    too_little = shortage(model)
+    if too_little is not None:
+        detail, _, advice = too_little.partition(": ")
+        return Check(name=name, level="warn", detail=detail, advice=advice)
+    if Shelf(Home(settings.home).models).needs_download(model):
+        advice = f"`rayloom up` asks for its licence, and downloads {model.download_bytes // MB} MB"
+        return Check(name=name, level="warn", detail=f"`{model.name}` is not on this machine", advice=advice)
+    return ok(name, f"`{model.name}`: {model.title}")
