@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 MOST_AT_ONCE: Final = 32
 """Requests in flight and waiting for a slot, together; more are answered 503."""
@@ -78,56 +79,33 @@ class _Door:
         refused = self._refusal(request)
         if refused is not None:
             return refused
-        if self._inside >= MOST_AT_ONCE:
-            return _error(503, f"{self._inside} requests wait for the local model already", retry_s=RETRY_BUSY_S)
-        self._inside += 1
-        leave = self._leaver()
-        try:
-            return await self._made(request, leave)
-        except BaseException:
-            leave()
-            raise
-
-    def _leaver(self) -> Callable[[], None]:
-        inside = [True]
-
-        def leave() -> None:
-            if inside.pop() if inside else False:
-                self._inside -= 1
-
-        return leave
-
-    async def _made(self, request: Request, leave: Callable[[], None]) -> Response:
         body = await request.body()
         if len(body) > MOST_BODY_BYTES:
-            leave()
             return _error(413, f"a request may have {MOST_BODY_BYTES} bytes")
         address = self._behind.address()
+        if address is None:
+            return _loading()
+        if self._inside >= MOST_AT_ONCE:
+            return _error(503, f"{self._inside} requests wait for the local model already", retry_s=RETRY_BUSY_S)
         asked = self._client.build_request(
             request.method,
             f"{address}{_path(request)}",
             content=body,
             headers={"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
         )
+        self._inside += 1
         try:
             answer = await self._client.send(asked, stream=True)
         except httpx2.HTTPError:
-            leave()
+            self._leave()
             return _error(503, "the local model ended meanwhile, and is started again", retry_s=RETRY_LOADING_S)
+        except BaseException:
+            self._leave()
+            raise
+        return _Passed(answer, self._leave)
 
-        async def pieces() -> AsyncIterator[bytes]:
-            try:
-                async for piece in answer.aiter_raw():
-                    yield piece
-            finally:
-                leave()
-                await answer.aclose()
-
-        return StreamingResponse(
-            pieces(),
-            status_code=answer.status_code,
-            media_type=answer.headers.get("Content-Type", "application/json"),
-        )
+    def _leave(self) -> None:
+        self._inside -= 1
 
     def _refusal(self, request: Request) -> Response | None:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -137,8 +115,25 @@ class _Door:
         if trouble is not None:
             return _error(503, trouble, retry_s=60)
         if self._behind.address() is None:
-            return _error(503, "the local model is loading", retry_s=RETRY_LOADING_S)
+            return _loading()
         return None
+
+
+class _Passed(StreamingResponse):
+    """An answer from behind the door; it is closed there when it ends here, however it ends, or never begins."""
+
+    def __init__(self, answer: httpx2.Response, leave: Callable[[], None]) -> None:
+        kind = answer.headers.get("Content-Type", "application/json")
+        super().__init__(answer.aiter_raw(), status_code=answer.status_code, media_type=kind)
+        self._answer = answer
+        self._leave = leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
+            await self._answer.aclose()
 
 
 def _as_json(_: Request, error: Exception) -> Response:
@@ -150,6 +145,10 @@ def _path(request: Request) -> str:
     root = request.scope.get("root_path", "")
     path: str = request.scope["path"]
     return path.removeprefix(root)
+
+
+def _loading() -> JSONResponse:
+    return _error(503, "the local model is loading", retry_s=RETRY_LOADING_S)
 
 
 def _error(status: int, message: str, *, kind: str = "unavailable_error", retry_s: int = 0) -> JSONResponse:
