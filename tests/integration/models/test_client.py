@@ -14,6 +14,7 @@ import pytest
 
 from rayloom.dag.errors import AnswerInvalid, RayloomError, Refused, Transient, UserError
 from rayloom.dag.model import Message, ModelUse, ProviderLimits
+from rayloom.tools.models import stream
 from rayloom.tools.models.client import ModelClient
 from rayloom.tools.models.settings import ModelSettings
 from rayloom.tools.models.tokens import count
@@ -164,8 +165,23 @@ async def test_an_endpoint_that_does_not_say_what_it_minds(serve: Serve, client:
         return Reply(status=400, error={"message": "no"}) if "response_format" in asked.body else Reply(text=PARIS)
 
     assert (await client(serve(script)).complete(question(schema=SCHEMA))).value == {"city": "Paris"}
-    error = await failure(client(serve([Reply(status=400, error={"message": "no"})])))
-    assert (error.code, error.retryable) == ("MODEL_REFUSED", False)
+    endpoint = serve(lambda asked: Reply(status=400, error={"message": "no"}))
+    model = client(endpoint)
+    for asked in (3, 6):
+        # Nothing helped, so nothing was learned.
+        error = await failure(model, schema=SCHEMA)
+        assert (error.code, error.retryable, len(endpoint.asked)) == ("MODEL_REFUSED", False, asked)
+
+
+async def test_a_filter_of_contents_is_no_matter_of_options(serve: Serve, client: Client) -> None:
+    endpoint = serve([Reply(status=400, error={"message": "no", "code": "content_filter"})])
+    assert (await failure(client(endpoint), schema=SCHEMA)).code == "MODEL_REFUSED"
+    assert len(endpoint.asked) == 1
+
+
+async def test_an_endpoint_that_has_moved(serve: Serve, client: Client) -> None:
+    endpoint = serve([Reply(status=308, headers={"location": "http://127.0.0.1:1/v1"})])
+    assert "its base_url is another now" in (await failure(client(endpoint))).message
 
 
 @pytest.mark.parametrize(
@@ -312,6 +328,19 @@ async def test_half_an_answer_is_none(serve: Serve, client: Client, reply: Reply
 
 async def test_an_answer_is_whole_without_the_last_word(serve: Serve, client: Client) -> None:
     assert (await client(serve([Reply(ends="undone")])).complete(question())).text == "Good."
+
+
+async def test_an_answer_is_whole_whatever_comes_after_its_end(
+    serve: Serve, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_AFTERWARDS_S", 0.1)
+    said = b'data: {"choices": [{"delta": {"content": "Good."}, "finish_reason": "stop"}]}\n\n'
+    endpoint = serve([Reply(hang="after"), Reply(raw=said + b'data: {"error": {"message": "no usage"}}\n\n')])
+    model = client(endpoint)
+    for _ in range(2):
+        answer = await model.complete(question())
+        assert (answer.text, answer.finish, answer.use.is_estimated) == ("Good.", "stop", True)
+    assert await asyncio.to_thread(endpoint.asked[0].left.wait, PATIENCE_S)
 
 
 async def test_a_page_is_no_stream(serve: Serve, client: Client) -> None:
