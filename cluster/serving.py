@@ -7,6 +7,7 @@ from functools import partial
 
 from rayloom.actors.settings import WorkerSettings
 from rayloom.cluster.checks import StartRefused
+from rayloom.cluster.local_model.server import LlamaSettings
 from rayloom.cluster.settings import Settings
 
 
@@ -56,6 +57,16 @@ def start_serve(settings: Settings, worker_settings: WorkerSettings) -> None:
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )
+
+
+def serve_model(llama: LlamaSettings | None) -> None:
+    """Have Serve bring up a local model, or end the one of an earlier `up`; returns before the model is loaded."""
+    from rayloom.cluster.local_model.deployment import deploy, withdraw
+
+    if llama is None:
+        withdraw()
+    else:
+        deploy(llama)
 
 
 async def until_deployed(within_s: float) -> None:

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from rayloom.cluster.settings_blobs import BlobFields, from_aws
 from rayloom.cluster.settings_e2b import E2bFields, from_e2b
 from rayloom.cluster.settings_engine import EngineFields
+from rayloom.cluster.settings_local_model import LocalModelFields
 from rayloom.cluster.settings_models import ModelFields
 from rayloom.cluster.settings_packages import PackageFields
 from rayloom.cluster.sources import PREFIX, SettingsError, Source, fault_lines, from_environment, from_folder
@@ -39,7 +40,7 @@ def default_home() -> Path:
     return Path("~/.rayloom")
 
 
-class Settings(EngineFields, BlobFields, E2bFields, ModelFields, PackageFields):
+class Settings(EngineFields, BlobFields, E2bFields, LocalModelFields, ModelFields, PackageFields):
     """Everything that a user may set; each field is the variable ``RAYLOOM_<FIELD>``."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -113,6 +114,8 @@ class Settings(EngineFields, BlobFields, E2bFields, ModelFields, PackageFields):
     def _consistent(self) -> Settings:
         if self.retry_max_s < self.retry_initial_s:
             raise ValueError("RAYLOOM_RETRY_MAX_S is less than RAYLOOM_RETRY_INITIAL_S")
+        if self.local_model and self.llm_base_url:
+            raise ValueError("RAYLOOM_LOCAL_MODEL and RAYLOOM_LLM_BASE_URL both say which model to ask: leave one out")
         if self.lease_s < 2 * self.heartbeat_s:
             raise ValueError("RAYLOOM_LEASE_S must be at least twice RAYLOOM_HEARTBEAT_S")
         return self
