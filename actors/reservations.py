@@ -115,6 +115,7 @@ class Reservations:
             if denied is not None:
                 return self._deny(reservation, denied)
             if id_ not in self._accounts.counted:
+                self._denied.pop(payer.sub_task_id, None)
                 self._accounts.count(id_, reservation)
                 self._writing[id_] = asyncio.ensure_future(self._reserving.put(reservation))
         writing = self._writing.get(id_)
