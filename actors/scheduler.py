@@ -30,7 +30,7 @@ from rayloom.actors.trouble import Trouble, is_away
 from rayloom.actors.webhooks import Webhooks
 from rayloom.dag.errors import RayloomError
 from rayloom.dag.outcome import Outcome
-from rayloom.dag.ports import Health, RegistryPort, TokenPort, Waiting
+from rayloom.dag.ports import AdmissionPort, Health, RegistryPort, Waiting
 from rayloom.dag.replan import PlannerPort
 from rayloom.dag.resources import NodeShape
 from rayloom.db import incarnations
@@ -59,7 +59,7 @@ class Scheduler:
         *,
         lane: Lane,
         registry: RegistryPort,
-        tokens: TokenPort,
+        tokens: AdmissionPort,
         parser: PlannerPort,
         look: Callable[[], Awaitable[ClusterView]],
         actor: str,
