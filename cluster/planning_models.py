@@ -17,22 +17,23 @@ ANSWER_MAX_S: Final = 900.0
 PLAIN_ANSWER_S: Final = 120.0
 
 
-class _Unlimited:
+class Unlimited:
     """An account that grants everything: this version's token controller knows no calls of models."""
 
     async def reserve(self, reservation: Reservation) -> Denied | None:
+        """Granted."""
         return None
 
     async def settle(self, reservation: Reservation, use: ModelUse) -> None:
-        return None
+        """Written down nowhere."""
 
     async def learn(self, model: str, limits: ProviderLimits) -> None:
-        return None
+        """Forgotten."""
 
 
 def planning_models(settings: ModelsSettings) -> ModelsFor:
     """Made in the replica that plans."""
-    clients, account = ModelClients(settings), _Unlimited()
+    clients, account = ModelClients(settings), Unlimited()
 
     def on_account_of(payer: Payer) -> ModelPort:
         return MeteredModels(clients, account, payer)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from rayloom.cluster.planning_models import planning_models
+from rayloom.cluster.planning_models import Unlimited
 from rayloom.cluster.settings import load_settings
 from rayloom.dag.model import ModelPort, Payer
+from rayloom.tools.models.clients import ModelClients
+from rayloom.tools.models.metered import MeteredModels
 
 
 @asynccontextmanager
@@ -16,4 +18,8 @@ async def live_models() -> AsyncIterator[ModelPort]:
     settings = load_settings().models
     if not settings.is_configured:
         raise SystemExit("no model is configured: set RAYLOOM_LLM_BASE_URL and RAYLOOM_LLM_MODEL")
-    yield planning_models(settings)(Payer(user_id="bench"))
+    clients = ModelClients(settings)
+    try:
+        yield MeteredModels(clients, Unlimited(), Payer(user_id="bench"))
+    finally:
+        await clients.aclose()
