@@ -75,6 +75,7 @@ class Splitting:
         self._levels, self._with_models = settings.approval_levels, settings.with_models
         self._busy: dict[asyncio.Task[None], UUID] = {}
         self._waiting: set[UUID] = set()
+        self._planned: set[UUID] = set()
         self._suspected = asyncio.Lock()
         self.tools = ToolSnapshot(version=-1, tools={})
         self.nodes: tuple[NodeShape, ...] = ()
@@ -87,6 +88,7 @@ class Splitting:
         """
         if self.tools.version < 0 or not self.nodes:
             return
+        await self._drop_ended(incarnation)
         # What waits for a model keeps no other prompt from being split, up to a point.
         room = AT_ONCE - len(self._busy) + min(len(self._waiting), WAITING_MAX)
         if room <= 0:
@@ -99,8 +101,18 @@ class Splitting:
             self._busy[job] = task.task_id
             job.add_done_callback(self._done)
 
+    async def _drop_ended(self, incarnation: UUID) -> None:
+        """Stop planning what was cancelled, or is overdue, meanwhile: a model's answer may take minutes."""
+        if not self._with_models or not self._busy:
+            return
+        gone = await task_moves.moved_on(self._engine, tuple(self._busy.values()), incarnation=incarnation)
+        for job, task_id in self._busy.items():
+            # What is stored goes to the queue, though by then it is split.
+            if task_id in gone and task_id not in self._planned:
+                job.cancel()
+
     def _done(self, job: asyncio.Task[None]) -> None:
-        self._busy.pop(job, None)
+        self._planned.discard(self._busy.pop(job))
         self._on_room()
 
     async def close(self) -> None:
@@ -131,6 +143,7 @@ class Splitting:
                         made = await self._plan(task, incarnation)
                 # What the parser has made once is kept: only to store it is tried again.
                 if made is not None:
+                    self._planned.add(task.task_id)
                     await self._store(task, made, incarnation)
                 return
             except Transient as error:
