@@ -75,7 +75,7 @@ class Splitting:
         self._levels, self._with_models = settings.approval_levels, settings.with_models
         self._busy: dict[asyncio.Task[None], UUID] = {}
         self._waiting: set[UUID] = set()
-        self._planned: set[UUID] = set()
+        self._settled: set[UUID] = set()
         self._suspected = asyncio.Lock()
         self.tools = ToolSnapshot(version=-1, tools={})
         self.nodes: tuple[NodeShape, ...] = ()
@@ -107,12 +107,12 @@ class Splitting:
             return
         gone = await task_moves.moved_on(self._engine, tuple(self._busy.values()), incarnation=incarnation)
         for job, task_id in self._busy.items():
-            # What is stored goes to the queue, though by then it is split.
-            if task_id in gone and task_id not in self._planned:
+            # What is stored goes to the queue, and what failed is told, though by then it is split no longer.
+            if task_id in gone and task_id not in self._settled:
                 job.cancel()
 
     def _done(self, job: asyncio.Task[None]) -> None:
-        self._planned.discard(self._busy.pop(job))
+        self._settled.discard(self._busy.pop(job))
         self._on_room()
 
     async def close(self) -> None:
@@ -143,7 +143,7 @@ class Splitting:
                         made = await self._plan(task, incarnation)
                 # What the parser has made once is kept: only to store it is tried again.
                 if made is not None:
-                    self._planned.add(task.task_id)
+                    self._settled.add(task.task_id)
                     await self._store(task, made, incarnation)
                 return
             except Transient as error:
@@ -246,6 +246,7 @@ class Splitting:
         )
 
     async def _fail(self, task: TaskToSplit, incarnation: UUID, error: Exception) -> None:
+        self._settled.add(task.task_id)
         info = ErrorInfo.from_exception(error)
         if isinstance(error, InvalidPlan):
             info = ErrorInfo(
