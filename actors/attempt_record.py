@@ -10,6 +10,7 @@ from typing import Literal
 import orjson
 
 from rayloom.dag.errors import ErrorInfo
+from rayloom.dag.model import ModelUse
 from rayloom.dag.outcome import Outcome, Verdict
 from rayloom.dag.output import clean_text
 from rayloom.dag.states import Phase
@@ -41,6 +42,8 @@ class AttemptRecord:
     result: ToolResult | None = None
     called: bool = False
     """Something of the tool may have run."""
+    model_use: ModelUse = field(default_factory=ModelUse)
+    """What calls of models used so far; each was settled when it was over."""
 
     @property
     def undone(self) -> Verdict:
@@ -87,7 +90,8 @@ class AttemptRecord:
             finished_at=self.clock(),
             stdout=_head(result.stdout, self.limit) if result else "",
             stderr=_head(result.stderr, self.limit) if result else "",
-            tokens_used=result.tokens_used if result else 0,
+            tokens_used=(result.tokens_used if result else 0) + self.model_use.tokens,
+            model_tokens=self.model_use.tokens,
             spans=orjson.dumps(self.spans).decode(),
             worker_id=worker_id,
             node_id=node_id,

@@ -49,6 +49,7 @@ class EngineSettings(BaseModel):
     )
     with_models: bool = Field(default=False, description="a model is configured, for planning, thinking and coding")
     plan_answer_s: PositiveFloat = Field(default=120.0, description="a parser that takes longer did not answer")
+    quota_warn_share: PositiveFloat = Field(default=0.8, le=1, description="a limit is nearly used up from here on")
     faults: str = Field(default="", description="seed:rate, faults injected at the seams of every process; tests only")
     breaker: BreakerSettings = BreakerSettings()
     namespace: str = Field(default="rayloom", description="Ray namespace of the singletons")

@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from rayloom.cluster.planning_models import Unlimited
 from rayloom.cluster.settings import load_settings
-from rayloom.dag.model import ModelPort, Payer
+from rayloom.dag.model import Denied, ModelPort, ModelUse, Payer, ProviderLimits, Reservation
 from rayloom.tools.models.clients import ModelClients
 from rayloom.tools.models.metered import MeteredModels
+
+
+class Unlimited:
+    """An account that grants everything and writes nothing down: nobody's quota is touched by a measurement."""
+
+    async def reserve(self, reservation: Reservation) -> Denied | None:
+        """Granted."""
+        return None
+
+    async def settle(self, reservation: Reservation, use: ModelUse) -> None:
+        """Written down nowhere."""
+
+    async def learn(self, model: str, limits: ProviderLimits) -> None:
+        """Forgotten."""
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rayloom.actors.settings import EngineSettings
 from rayloom.cluster.planning_models import ANSWER_MAX_S, PLAIN_ANSWER_S, answer_s, planning_models
 from rayloom.cluster.settings import Settings, load_settings
 from rayloom.dag.model import Payer
@@ -26,6 +27,6 @@ def test_a_model_may_take_minutes_and_an_outline_not(tmp_path: Path) -> None:
 
 
 async def test_models_are_those_of_the_settings_on_the_account_of_whoever_asks(tmp_path: Path) -> None:
-    models = planning_models(_settings(tmp_path, **LLM).models)(Payer(user_id="u"))
+    models = planning_models(_settings(tmp_path, **LLM).models, EngineSettings())(Payer(user_id="u"))
     assert models.view("planner").model == "m"
     assert models.count("one two") == 2
