@@ -25,7 +25,7 @@ from rayloom.serve.bodies import Body, off_loop, read_body, schema_of
 from rayloom.serve.deps import Deps, ask, deps_of
 from rayloom.serve.gate import call_of
 from rayloom.serve.given_tools import read_tools
-from rayloom.serve.intake import MAX_PROMPT_CHARS, Judge, ToolRules, unspent
+from rayloom.serve.intake import MAX_PROMPT_CHARS, Judge, ToolRules
 from rayloom.serve.json_answer import json_answer
 from rayloom.serve.offered import may_use
 from rayloom.serve.problems import invalid
@@ -79,8 +79,6 @@ async def plan(request: Request, me: Me) -> Response:
     judge = Judge(deps, me)
     await judge.prepare()
     warnings = [*planned.notes, *planned.over_budget]
-    if not deps.settings.with_models:
-        warnings += unspent(body.budget)
     width, critical_path = None, None
     told: JsonObject = {"tokens": 0, "cost_usd": 0.0, "seconds": None}
     try:
