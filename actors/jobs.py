@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 from uuid import UUID
 
@@ -33,6 +33,12 @@ class Jobs:
         job = asyncio.get_running_loop().create_task(work)
         self._busy[job] = task_id
         job.add_done_callback(self._done)
+
+    def drop(self, task_ids: Collection[UUID]) -> None:
+        """Stop those that are about these tasks."""
+        for job, task_id in self._busy.items():
+            if task_id in task_ids:
+                job.cancel()
 
     async def close(self) -> None:
         """Stop all of them, and wait until they have."""

@@ -58,6 +58,11 @@ class ServeParser:
             taken = True
             async with asyncio.timeout(self._answer_s):
                 answer = await response
+        except asyncio.CancelledError:
+            # Nobody waits any more: a model that is writing the plan is to stop.
+            if response is not None:
+                response.cancel()
+            raise
         except RayTaskError as error:
             raise Bug("PARSER_FAILED", f"the parser broke: {type(error.cause).__name__}: {error.cause}") from error
         except (RayError, RayServeException, TimeoutError, _NotDeployed) as error:

@@ -74,19 +74,32 @@ class Splitting:
         self._judge, self._replans = judge, replans
         self._jobs = Jobs(at_once=AT_ONCE, on_room=on_room)
         self._waiting: set[UUID] = set()
+        self._settled: set[UUID] = set()
         self._suspected = asyncio.Lock()
 
     async def turn(self, incarnation: UUID) -> None:
         """Take as many tasks as there is room for, once tools and nodes are known."""
+        if not self._judge.is_ready:
+            return
+        await self._drop_ended(incarnation)
         # What waits for a model keeps no other prompt from being split, up to a point.
         room = self._jobs.room + min(len(self._waiting), WAITING_MAX)
-        if not self._judge.is_ready or room <= 0:
+        if room <= 0:
             return
         dead = await incarnations.dead_with_leases(self._engine)
         busy = self._jobs.busy
         taken = await task_moves.claim_tasks(self._engine, incarnation=incarnation, dead=dead, limit=room, busy=busy)
         for task in taken:
             self._jobs.start(task.task_id, self._split(task, incarnation))
+
+    async def _drop_ended(self, incarnation: UUID) -> None:
+        """Stop planning what was cancelled, or is overdue, meanwhile: a model's answer may take minutes."""
+        if not self._judge.with_models or not self._jobs.busy:
+            return
+        self._settled.intersection_update(self._jobs.busy)
+        gone = await task_moves.moved_on(self._engine, self._jobs.busy, incarnation=incarnation)
+        # What is stored goes to the queue, and what failed is told, though by then it is split no longer.
+        self._jobs.drop(gone - self._settled)
 
     async def close(self) -> None:
         """Stop; what was being split is taken over by the next incarnation."""
@@ -113,6 +126,7 @@ class Splitting:
                         made = await self._plan(task, incarnation)
                 # What the parser has made once is kept: only to store it is tried again.
                 if made is not None:
+                    self._settled.add(task.task_id)
                     await self._store(task, made, incarnation)
                 return
             except Transient as error:
@@ -197,6 +211,7 @@ class Splitting:
         await self._backlog.add(queued, tasks=[str(task.task_id)])
 
     async def _fail(self, task: TaskToSplit, incarnation: UUID, error: Exception) -> None:
+        self._settled.add(task.task_id)
         info = ErrorInfo.from_exception(error)
         if isinstance(error, InvalidPlan):
             info = ErrorInfo(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from rayloom.dag.model import Denied, ModelPort, ModelUse, Payer, ProviderLimits, Reservation
+from rayloom.actors.callers import RayAccounts
+from rayloom.actors.settings import EngineSettings
+from rayloom.dag.model import ModelPort, Payer
 from rayloom.serve.parser import ModelsFor
 from rayloom.tools.models.clients import ModelClients
 from rayloom.tools.models.metered import MeteredModels
@@ -17,22 +19,9 @@ ANSWER_MAX_S: Final = 900.0
 PLAIN_ANSWER_S: Final = 120.0
 
 
-class _Unlimited:
-    """An account that grants everything: this version's token controller knows no calls of models."""
-
-    async def reserve(self, reservation: Reservation) -> Denied | None:
-        return None
-
-    async def settle(self, reservation: Reservation, use: ModelUse) -> None:
-        return None
-
-    async def learn(self, model: str, limits: ProviderLimits) -> None:
-        return None
-
-
-def planning_models(settings: ModelsSettings) -> ModelsFor:
+def planning_models(settings: ModelsSettings, engine: EngineSettings) -> ModelsFor:
     """Made in the replica that plans."""
-    clients, account = ModelClients(settings), _Unlimited()
+    clients, account = ModelClients(settings), RayAccounts(engine)
 
     def on_account_of(payer: Payer) -> ModelPort:
         return MeteredModels(clients, account, payer)

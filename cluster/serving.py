@@ -49,7 +49,7 @@ def start_serve(settings: Settings, worker_settings: WorkerSettings) -> None:
                     "node, and the machine not too busy?"
                 ) from None
     given, ports = worker_settings, partial(ray_ports, worker_settings.engine)
-    models = partial(planning_models, given.models) if given.models.is_configured else None
+    models = partial(planning_models, given.models, given.engine) if given.models.is_configured else None
     application = bind(settings.serve, given.database, given.redis, given.blobs, ports, models)
     # Not `serve.run`: it waits as long as it takes, and nothing can end that.
     serve.run_many(

@@ -101,6 +101,17 @@ async def must_be_splitting(
     return row
 
 
+async def moved_on(engine: AsyncEngine, tasks: Sequence[UUID], *, incarnation: UUID) -> frozenset[UUID]:
+    """Those of ``tasks`` that this incarnation is splitting no longer."""
+    async with driver(engine) as connection:
+        rows = await connection.fetch(
+            "SELECT id FROM tasks WHERE id = ANY($1) AND (status <> 'SPLITTING' OR incarnation IS DISTINCT FROM $2)",
+            list(tasks),
+            incarnation,
+        )
+    return frozenset(row["id"] for row in rows)
+
+
 async def expired_tasks(engine: AsyncEngine, *, limit: int = 100) -> tuple[UUID, ...]:
     """Live tasks whose deadline has passed."""
     async with driver(engine) as connection:

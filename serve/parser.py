@@ -12,7 +12,7 @@ from rayloom.dag.model import ModelPort, Payer
 from rayloom.dag.outline import Outline, split
 from rayloom.dag.planned import PlanCall, Planned, PlanRequest
 from rayloom.dag.planning.brief import Brief, brief_of
-from rayloom.dag.planning.estimate import Estimate, Prices, estimate, over_budget
+from rayloom.dag.planning.estimate import Estimate, Prices, estimate, lateness, over_budget
 from rayloom.dag.planning.repair import shown
 from rayloom.dag.replan import ReplanRequest
 from rayloom.dag.verified import VerifiedPlan
@@ -55,12 +55,12 @@ class Parser:
             if not outline.is_structured:
                 raise UserError("PLAN_FAILED", _failure(draft))
             return await self._by_outline(request, models, outline, draft.notes, draft.calls, began_at)
-        found, over = _estimated(verdict.verified, request, models, verdict.brief)
+        found, over, late = _estimated(verdict.verified, request, models, verdict.brief)
         # What a request wants and how it is split is one answer: one call costs a small model half of two.
         return Planned(
             plan=verdict.plan,
             source="model",
-            notes=draft.notes,
+            notes=draft.notes + late,
             language=verdict.brief.language,
             parsed_s=0.0,
             split_s=perf_counter() - began_at,
@@ -119,8 +119,8 @@ class Parser:
         except InvalidPlan:
             # Whoever stores it verifies it, and tells what is wrong.
             return planned
-        found, over = _estimated(verified, request, models, brief)
-        return replace(planned, estimate=found, over_budget=over)
+        found, over, late = _estimated(verified, request, models, brief)
+        return replace(planned, estimate=found, over_budget=over, notes=planned.notes + late)
 
 
 def _outlined(request: PlanRequest) -> Planned:
@@ -152,9 +152,11 @@ def _verified(outline: Outline, request: PlanRequest) -> VerifiedPlan:
 
 def _estimated(
     verified: VerifiedPlan, request: PlanRequest, models: ModelPort, brief: Brief
-) -> tuple[Estimate, tuple[str, ...]]:
+) -> tuple[Estimate, tuple[str, ...], tuple[str, ...]]:
+    """The estimate, where it is over the budget, and that it will be late where it will."""
     found = estimate(verified, p50_s=request.p50_s, prices=_prices(models))
-    return found, over_budget(found, budget=request.budget, brief=brief)
+    late = lateness(found, budget=request.budget, brief=brief)
+    return found, over_budget(found, budget=request.budget, brief=brief), (late,) if late else ()
 
 
 def _prices(models: ModelPort) -> Prices:

@@ -19,7 +19,8 @@ LISTS: Final = ("subtasks", "steps", "tasks", "plan")
 _TRIES: Final = 40
 _SHOWN_CHARS: Final = 40
 # Strings stay as they are, whatever is in them; outside of them these are slips.
-_SLIP: Final = re.compile(r'"(?:[^"\\]|\\.)*"|,(?=\s*[}\]])|//[^\n]*|\b(?:True|False|None|NaN)\b', re.DOTALL)
+# One that never ends is taken to the end at once: to look for an end from each quote would take for ever.
+_SLIP: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?|,(?=\s*[}\]])|//[^\n]*|\b(?:True|False|None|NaN)\b', re.DOTALL)
 _WORDS: Final = {"True": "true", "False": "false", "None": "null", "NaN": "null"}
 # What begins like this is the answer, and nothing within it is, however broken it may be.
 _OURS: Final = re.compile(rf'\{{\s*"(?:intent|output|constraints|entities|questions|{"|".join(LISTS)})"\s*:')

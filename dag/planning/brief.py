@@ -14,7 +14,7 @@ MAX_ITEMS: Final = 8
 MAX_QUESTIONS: Final = 3
 MAX_CHARS: Final = 200
 _ATTACHMENT: Final = re.compile(
-    r"https?://[^\s<>\"'`，。；！？、）】》]+|(?<![\w/.@])(?:[\w\-]+/)*[\w\-]+\.(?:csv|tsv|xlsx?|json|jsonl|parquet|pdf|docx?|"
+    r"https?://[^\s<>\"'`，。；！？、）】》]+|(?<![\w/.@\-])(?:[\w\-]+/)*[\w\-]+\.(?:csv|tsv|xlsx?|json|jsonl|parquet|pdf|docx?|"
     r"pptx?|txt|md|html?|xml|ya?ml|log|png|jpe?g|gif|svg|zip|gz|py|sql|db)\b",
     re.IGNORECASE | re.ASCII,
 )

@@ -87,19 +87,32 @@ def _of(subtask: VerifiedSubtask, p50_s: Mapping[str, float], prices: Prices) ->
 
 
 def over_budget(found: Estimate, *, budget: Mapping[str, object], brief: Brief) -> tuple[str, ...]:
-    """Where an estimate is beyond what its task may use, or what the prompt says that it may; empty where it is not.
+    """Where an estimate is beyond what its task may spend, or what the prompt says that it may; empty where it is not.
 
-    ``budget``: ``max_tokens``, ``max_cost_usd`` and ``deadline_s``, as submitted. The stricter of both counts.
+    ``budget``: ``max_tokens`` and ``max_cost_usd``, as submitted. The stricter of both counts.
     """
-    limits = (
-        ("max_tokens", found.tokens, brief.max_tokens, "{:,.0f} tokens"),
-        ("max_cost_usd", found.cost_usd, brief.max_cost_usd, "{:.4f} USD"),
-        ("deadline_s", found.seconds, brief.deadline_s, "{:,.0f} s"),
-    )
+    tokens = _limit(budget.get("max_tokens"), brief.max_tokens)
+    cost_usd = _limit(budget.get("max_cost_usd"), brief.max_cost_usd)
     said = []
-    for name, needed, of_prompt, form in limits:
-        given = budget.get(name)
-        known = [each for each in (given, of_prompt) if isinstance(each, (int, float)) and not isinstance(each, bool)]
-        if known and needed > min(known):
-            said.append(f"`{name}`: about {form.format(needed)} are needed, {form.format(min(known))} allowed")
+    if tokens is not None and found.tokens > tokens:
+        said.append(f"`max_tokens`: about {found.tokens:,} tokens are needed, {tokens:,.0f} allowed")
+    if cost_usd is not None and found.cost_usd > cost_usd:
+        said.append(f"`max_cost_usd`: about {found.cost_usd:.4f} USD are needed, {cost_usd:.4f} allowed")
     return tuple(said)
+
+
+def lateness(found: Estimate, *, budget: Mapping[str, object], brief: Brief) -> str:
+    """What to say of a plan that will hardly be done by its deadline; empty of any other.
+
+    It is told and no more: to wait for somebody's word would take the time that there is.
+    """
+    deadline_s = _limit(budget.get("deadline_s"), brief.deadline_s)
+    if deadline_s is None or found.seconds <= deadline_s:
+        return ""
+    return f"`deadline_s`: about {found.seconds:,.0f} s are needed, {deadline_s:,.0f} s allowed"
+
+
+def _limit(given: object, of_prompt: float | None) -> float | None:
+    """The stricter of two limits."""
+    known = [each for each in (given, of_prompt) if isinstance(each, (int, float)) and not isinstance(each, bool)]
+    return min(known) if known else None

@@ -13,10 +13,9 @@ from rayloom.dag.planning.names import same_sound
 from rayloom.dag.references import LITERAL, REF, SECRET
 from rayloom.dag.values import Json, JsonObject
 
-_DOUBLE: Final = re.compile(r"\{\{\s*([^{}]+?)\s*\}\}")
+_DOUBLE: Final = re.compile(r"\{\{([^{}]+)\}\}")
 _INSIDE: Final = re.compile(r"(?<!\$)\$\{([^{}]+)\}")
 _WHOLE: Final = re.compile(r"\$\{([^{}]+)\}")
-_BRACES: Final = re.compile(r"^[#/$@{\s]+|[}\s]+$")
 _NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?")
 _OUTPUT: Final = ".output"
 
@@ -55,7 +54,7 @@ class InputMender:
 
     def _target(self, written: str) -> str:
         """What a reference refers to: ``fetch``, ``#/fetch/output`` and ``${fetch.output}`` all mean one thing."""
-        plain = _BRACES.sub("", written)
+        plain = written.strip().lstrip("#/$@{ ").rstrip("} ")
         if plain.split("/")[0] in self._ids and "/" in plain:
             plain = plain.replace("/", ".")
         return self._renamed(plain, bare=True) or written
@@ -76,7 +75,7 @@ class InputMender:
 
     def _text(self, text: str) -> str:
         def double(match: re.Match[str]) -> str:
-            path = self._renamed(match[1].removeprefix("$"), bare=False)
+            path = self._renamed(match[1].strip().removeprefix("$"), bare=False)
             return match[0] if path is None else "${" + path + "}"
 
         def inside(match: re.Match[str]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rayloom.dag.errors import Fault
+from rayloom.dag.json_text import faults_of
 from rayloom.dag.kinds import CODE_TOOL
 from rayloom.dag.planning.inputs import InputMender
 from rayloom.dag.planning.names import clean_id, meant_tool, numbered, one_off, sound_of
@@ -204,6 +205,10 @@ class PlanReader:
                 given = json.loads(given, strict=False) if given.strip() else None
             except (ValueError, RecursionError):
                 self._faults.append(Fault(f"{where}/input", "is text: give an object"))
+                return {}
+            found = faults_of(given, pointer=f"{where}/input", limit=1)
+            if found:
+                self._faults += found
                 return {}
         if given is None:
             return {}

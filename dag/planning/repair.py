@@ -9,7 +9,6 @@ from typing import Final
 from rayloom.dag.errors import Fault
 from rayloom.dag.model import Message
 from rayloom.dag.planning.read import Reading
-from rayloom.dag.values import JsonObject
 
 MAX_ROUNDS: Final = 2
 MAX_TOLD: Final = 12
@@ -64,8 +63,3 @@ def shown(faults: Sequence[Fault], *, most: int = 3) -> str:
     """The first faults in one line, for people."""
     text = "; ".join(f"{fault.pointer or '/'}: {fault.message}" for fault in faults[:most])
     return text if len(faults) <= most else f"{text}; and {len(faults) - most} more"
-
-
-def as_json(faults: Sequence[Fault]) -> list[JsonObject]:
-    """Faults as they are recorded."""
-    return [{"pointer": fault.pointer, "message": fault.message} for fault in faults]

@@ -20,11 +20,22 @@ from rayloom.dag.ports import PARSER_BROKE
 
 
 class _Parser:
+    def __init__(self) -> None:
+        self.heard = {"began": asyncio.Event(), "stopped": asyncio.Event()}
+
     async def plan(self, request: PlanRequest) -> Answer[Planned]:
         if request.prompt == "die":
             os._exit(1)
         if request.prompt == "hang":
             await asyncio.Event().wait()
+        if request.prompt == "think":
+            self.heard["began"].set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.heard["stopped"].set()
+        if request.prompt in self.heard:
+            await self.heard[request.prompt].wait()
         return "ok", Planned(plan={}, source="outline", notes=(), language="en", parsed_s=0.0, split_s=0.0)
 
 
@@ -62,3 +73,11 @@ async def test_a_parser_that_is_away_is_told_from_one_that_broke(
         patched.setattr(parsing, "TAKEN_S", 0.0)
         assert await _code(impatient, "x") == "PARSER_UNAVAILABLE"
     assert (await parser.plan(_request("x"))).language == "en"
+
+    # Who gives up stops it: a model that goes on thinking costs money.
+    thinking = asyncio.create_task(parser.plan(_request("think")))
+    await parser.plan(_request("began"))
+    thinking.cancel()
+    await asyncio.wait({thinking})
+    assert thinking.cancelled()
+    assert (await parser.plan(_request("stopped"))).language == "en"

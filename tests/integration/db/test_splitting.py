@@ -27,7 +27,7 @@ from rayloom.db.blobs import Blob, BlobStore
 from rayloom.db.incarnations import begin_incarnation, end_incarnation
 from rayloom.db.s3 import BlobsAway
 from rayloom.db.submit import NewTask, submit_task
-from rayloom.db.task_moves import claim_tasks
+from rayloom.db.task_moves import claim_tasks, end_task
 from rayloom.tools.builtin.catalogue import BUILTINS
 from tests.fakes.memory_queue import MemoryQueue
 from tests.fakes.refusals import refusals
@@ -441,3 +441,27 @@ async def test_who_waits_for_a_model_keeps_nobody_from_being_split(
             await bench.room.wait()
     assert (await spine.task(task_id))["status"] == "PROCESSING"
     await bench.splitting.close()
+
+
+async def test_a_task_that_is_cancelled_is_planned_no_longer(spine: Spine) -> None:
+    bench = _bench(spine, PLAN, settings=EngineSettings(with_models=True))
+    bench.parser.go.clear()
+    cancelled, other = await _submit(spine), await _submit(spine)
+    await bench.splitting.turn(bench.incarnation)
+    async with asyncio.timeout(120):
+        while len(bench.parser.asked) < 2:
+            bench.parser.called.clear()
+            await bench.parser.called.wait()
+    await end_task(spine.engine, cancelled, status="CANCELLED", error=None, reason="cancelled by its user")
+    await bench.splitting.turn(bench.incarnation)
+    async with asyncio.timeout(120):
+        while bench.splitting.count > 1:
+            bench.room.clear()
+            await bench.room.wait()
+    bench.parser.go.set()
+    async with asyncio.timeout(120):
+        while bench.splitting.count:
+            bench.room.clear()
+            await bench.room.wait()
+    assert (await spine.task(other))["status"] == "PROCESSING"
+    assert (await spine.task(cancelled))["status"] == "CANCELLED"

@@ -60,6 +60,12 @@ async def test_a_plan_comes_with_all_that_is_known_of_it() -> None:
     assert "http.fetch_text" in asked.messages[1].text
 
 
+async def test_a_plan_that_will_be_late_is_told_of() -> None:
+    for prompt in ("Have a look", OUTLINED):
+        planned, _ = await plan(BAD if prompt == OUTLINED else GOOD, asked=request(prompt, budget={"deadline_s": 1}))
+        assert planned.notes[-1].startswith("`deadline_s`")
+
+
 async def test_faults_are_mended_in_two_rounds_at_most() -> None:
     planned, models = await plan(BAD, "nonsense", GOOD)
     assert (planned.source, planned.repairs) == ("model", 2)

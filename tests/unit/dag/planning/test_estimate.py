@@ -7,7 +7,7 @@ import pytest
 from rayloom.dag.model import ModelView
 from rayloom.dag.plan import parse_plan
 from rayloom.dag.planning.brief import Brief
-from rayloom.dag.planning.estimate import UNKNOWN_TOOL_S, Estimate, Prices, estimate, over_budget
+from rayloom.dag.planning.estimate import UNKNOWN_TOOL_S, Estimate, Prices, estimate, lateness, over_budget
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verify import verify
 from tests.unit.dag.planning.views import VIEWS
@@ -50,7 +50,7 @@ def test_time_is_that_of_the_slowest_chain_and_tokens_are_added_up() -> None:
         (
             {"max_cost_usd": True, "deadline_s": "x"},
             Brief(max_cost_usd=0.1, deadline_s=1),
-            ["`max_cost_usd`", "`deadline_s`"],
+            ["`max_cost_usd`"],
         ),
     ],
 )
@@ -59,3 +59,18 @@ def test_the_stricter_of_submission_and_prompt_says_whether_it_is_too_much(
 ) -> None:
     said = over_budget(of(Prices(reasoner=MODEL, coder=MODEL)), budget=budget, brief=brief)
     assert [line.partition(":")[0] for line in said] == names
+
+
+@pytest.mark.parametrize(
+    ("budget", "brief", "is_late"),
+    [
+        ({}, Brief(), False),
+        ({"deadline_s": 10_000}, Brief(), False),
+        ({"deadline_s": 1}, Brief(), True),
+        ({"deadline_s": 10_000}, Brief(deadline_s=1), True),
+    ],
+)
+def test_a_plan_that_will_be_late_is_told_of_and_not_held(budget: JsonObject, brief: Brief, is_late: bool) -> None:
+    found = of(Prices(reasoner=MODEL, coder=MODEL))
+    assert lateness(found, budget=budget, brief=brief).startswith("`deadline_s`") == is_late
+    assert over_budget(found, budget=budget, brief=brief) == ()

@@ -10,7 +10,7 @@ from rayloom.dag.model import Message
 from rayloom.dag.plan import parse_plan
 from rayloom.dag.planning.minimal import minimal
 from rayloom.dag.planning.read import Reading
-from rayloom.dag.planning.repair import as_json, own_words, repair_messages, shown
+from rayloom.dag.planning.repair import own_words, repair_messages, shown
 from rayloom.dag.planning.verdict import Verdict, judge
 from rayloom.dag.verify import verify
 from tests.unit.dag.planning.views import VIEWS
@@ -107,7 +107,6 @@ def test_a_repair_says_what_was_answered_and_what_is_wrong_with_it() -> None:
     assert repair_messages(asked, "{}", [Fault("", "empty")])[2].text.count("\n") == 2
     assert shown(faults[:1]) == "/subtasks/0: wrong"
     assert shown([Fault("", "x"), *faults], most=1) == "/: x; and 20 more"
-    assert as_json(faults[:1]) == [{"pointer": "/subtasks/0", "message": "wrong"}]
 
 
 def test_minimal_keeps_what_runs_before_what() -> None:
