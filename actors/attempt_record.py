@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import orjson
 
 from rayloom.dag.errors import ErrorInfo
+from rayloom.dag.model import ModelUse
 from rayloom.dag.outcome import Outcome, Verdict
 from rayloom.dag.output import clean_text
 from rayloom.dag.states import Phase
@@ -24,6 +25,34 @@ class Output:
     text: str | None = None
     blob: str = ""
     size: int = 0
+
+
+class ModelCallTold(Protocol):
+    """What is told of a call of a model when it is over: `rayloom.tools.models.metered.CallRecord`."""
+
+    @property
+    def purpose(self) -> str:
+        """What it was made for."""
+
+    @property
+    def use(self) -> ModelUse:
+        """What it used."""
+
+    @property
+    def started_at(self) -> float:
+        """Seconds since the epoch."""
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether it gave an answer that is what was asked for."""
+
+    @property
+    def attributes(self) -> JsonObject:
+        """What its span says: model, tokens, cost …"""
+
+    @property
+    def line(self) -> str:
+        """What the log says of it."""
 
 
 @dataclass(slots=True)
@@ -41,6 +70,10 @@ class AttemptRecord:
     result: ToolResult | None = None
     called: bool = False
     """Something of the tool may have run."""
+    use: ModelUse = field(default_factory=ModelUse)
+    """What calls of models used, whatever became of them."""
+    use_of_tools: int = 0
+    """The tokens of tools that a model called."""
 
     @property
     def undone(self) -> Verdict:
@@ -57,6 +90,11 @@ class AttemptRecord:
             ok = True
         finally:
             self.add(phase, "phase", started_at, ok)
+
+    def note(self, call: ModelCallTold) -> None:
+        """A call of a model is over."""
+        self.use += call.use
+        self.add(call.purpose, "model", call.started_at, call.is_ok, **call.attributes)
 
     def add(
         self, name: str, kind: Literal["phase", "tool", "model"], started_at: float, ok: bool, **attributes: Json
@@ -87,7 +125,7 @@ class AttemptRecord:
             finished_at=self.clock(),
             stdout=_head(result.stdout, self.limit) if result else "",
             stderr=_head(result.stderr, self.limit) if result else "",
-            tokens_used=result.tokens_used if result else 0,
+            tokens_used=(result.tokens_used if result else 0) + self.use_of_tools + self.use.tokens,
             spans=orjson.dumps(self.spans).decode(),
             worker_id=worker_id,
             node_id=node_id,

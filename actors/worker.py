@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from rayloom.actors.attempt import KEEP_S, run_attempt
+from rayloom.actors.attempt_record import ModelCallTold
 from rayloom.actors.callers import RayRegistry
 from rayloom.actors.mcp_caller import RayMcp
 from rayloom.actors.mcp_tool import McpTool
@@ -27,7 +28,9 @@ from rayloom.actors.reporter import AttemptReporter
 from rayloom.actors.resolve import resolve
 from rayloom.actors.sandbox_counts import count_run
 from rayloom.actors.settings import WorkerSettings
-from rayloom.dag.errors import Refused, UserError
+from rayloom.dag.breaker import Call
+from rayloom.dag.errors import RayloomError, Refused, UserError
+from rayloom.dag.model import ModelPort
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.ports import ToolSnapshot
 from rayloom.dag.references import Outputs
@@ -176,6 +179,22 @@ class Worker:
         if not registered.is_active:
             raise Refused("TOOL_INACTIVE", f"the tool {name} is switched off")
         return McpTool(registered, self._mcp) if registered.type == "MCP" else resolve(registered)
+
+    async def tools(self, registry_version: int) -> ToolSnapshot:
+        """Every tool, as the registry knows them now, breakers and all."""
+        await self._renew_tools()
+        return self._snapshot
+
+    def models(self, order: AttemptOrder, on_call: Callable[[ModelCallTold], None]) -> ModelPort:
+        """The models, on the account of whose attempt it is."""
+        raise Refused("MODEL_MISSING", "no model is configured")
+
+    async def report(self, call: Call) -> None:
+        """Tell the registry how a call went that a model made by itself. What it does not take is dropped."""
+        try:
+            await self._registry.report([call])
+        except RayloomError as error:
+            _log.warning("breaker.call_untold", extra={"error": error.message})
 
     async def _renew_tools(self) -> None:
         self._snapshot = await self._registry.snapshot()

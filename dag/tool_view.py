@@ -21,3 +21,4 @@ class ToolView:
     permission_level: Literal["read", "write", "execute", "admin"] = "read"
     is_active: bool = True
     lane: Lane = "own"
+    type: Literal["NATIVE", "MCP", "SKILL"] = "NATIVE"

@@ -33,7 +33,8 @@ _CALLS: Final = """
             CASE WHEN e.attempt = ANY (s.fallback_attempts) THEN s.fallback_tool ELSE s.tool END) AS tool
         FROM (SELECT jsonb_path_query_first(e.spans, '$[*] ? (@.kind == "tool")') AS span) found
     ) c
-    WHERE c.tool IS NOT NULL
+    -- What a model did has none of its own.
+    WHERE c.tool <> ''
 """
 
 

@@ -78,6 +78,8 @@ POLICY_COLUMNS = (
 """Written only where a subtask of the plan has something else in them than every other plan."""
 BLOB_COLUMNS = ("input_blob",)
 """Written only where an input of the plan is kept apart."""
+MODEL_COLUMNS = ("instruction", "skills")
+"""Written only where a subtask of the plan is done by a model."""
 EVENT_COLUMNS = ("task_id", "kind", "subtask", "from_status", "to_status", "reason", "at")
 
 
@@ -201,6 +203,7 @@ async def _write_plan(
     task_id, created_ms = target.task_id, int(target.created_at.timestamp() * 1000)
     ids = [uuid7() for _ in plan.subtasks]
     has_policies = any(_has_policy(subtask) for subtask in plan.subtasks)
+    has_models = any(_is_thought(subtask) for subtask in plan.subtasks)
     has_blobs = any(given.blob is not None for given in target.inputs)
     rows: list[tuple[Any, ...]] = []
     over = target.taken_over
@@ -239,12 +242,14 @@ async def _write_plan(
             shape, shape, score, now, now if is_queued else None, spec.cacheable,
         )  # fmt: skip
         row += (given.blob,) if has_blobs else ()
-        rows.append(row + _policy(subtask, status, now) if has_policies else row)
-    columns = SUB_TASK_COLUMNS + (BLOB_COLUMNS if has_blobs else ()) + (POLICY_COLUMNS if has_policies else ())
+        row += _policy(subtask, status, now) if has_policies else ()
+        rows.append(row + _told(subtask) if has_models else row)
+    columns = SUB_TASK_COLUMNS + (BLOB_COLUMNS if has_blobs else ())
+    columns += (POLICY_COLUMNS if has_policies else ()) + (MODEL_COLUMNS if has_models else ())
     await connection.copy_records_to_table("sub_tasks", records=rows, columns=columns)
     if over is not None:
         await write_taken(
-            connection, taken, columns=SUB_TASK_COLUMNS + BLOB_COLUMNS + POLICY_COLUMNS,
+            connection, taken, columns=SUB_TASK_COLUMNS + BLOB_COLUMNS + POLICY_COLUMNS + MODEL_COLUMNS,
             source=over.task_id, task_id=task_id, user_id=target.user_id, now=now,
         )  # fmt: skip
     # In two steps, as the guard sees no way from SPLITTING to PROCESSING but through READY.
@@ -283,3 +288,12 @@ def _policy(subtask: VerifiedSubtask, status: SubtaskStatus, now: datetime) -> t
         subtask.needs_approval,
         now if status is SubtaskStatus.AWAITING_APPROVAL else None,
     )
+
+
+def _is_thought(subtask: VerifiedSubtask) -> bool:
+    return not subtask.tool
+
+
+def _told(subtask: VerifiedSubtask) -> tuple[Any, ...]:
+    """The values of ``MODEL_COLUMNS``: what a tool has no use for is left in the plan."""
+    return (subtask.spec.instruction, list(subtask.spec.skills)) if _is_thought(subtask) else (None, [])
