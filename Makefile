@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 # What shares nothing with other tests, and so runs two at a time. All else has a whole rayloom, a Ray, or sandboxes, which
 # want the machine for themselves; new folders come under that unless they are named here. Those with the longest tests
 # come first, so that neither process waits for the other at the end.
-ISOLATED := tests/integration/db tests/integration/serve tests/property tests/unit
+ISOLATED := tests/integration/db tests/integration/serve tests/integration/models tests/property tests/unit
 FAULTS ?= 7:0.02
 MINUTES ?= 5
 SEED ?= 1

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from rayloom.dag.breaker import BreakerPolicy
 from rayloom.dag.resources import NodeShape
 from rayloom.db.settings import BlobSettings, DatabaseSettings, RedisSettings
+from rayloom.tools.models.settings import ModelsSettings
 from rayloom.tools.settings import ToolSettings
 
 
@@ -85,6 +86,7 @@ class WorkerSettings(BaseModel):
     database: DatabaseSettings
     redis: RedisSettings
     tools: ToolSettings
+    models: ModelsSettings = ModelsSettings()
     blobs: BlobSettings = BlobSettings()
     webhooks: WebhookSettings | None = Field(default=None, description="None where nobody tells any")
 

@@ -64,6 +64,7 @@ async def start(
         database=database,
         redis=redis,
         tools=settings.tools_for(_without_passwords(database)),
+        models=settings.models,
         blobs=settings.blobs,
         webhooks=WebhookSettings(
             secret_key=secret_key, source=settings.api_url, retry_initial_s=settings.retry_initial_s

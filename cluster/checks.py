@@ -16,6 +16,7 @@ from rayloom.cluster.home import Home, HomeError
 from rayloom.cluster.settings import Settings
 from rayloom.dag.errors import Refused, Transient
 from rayloom.db.keys import MAX_KEY_CHARS
+from rayloom.tools.models.presence import absence
 from rayloom.tools.sandbox.select import sandbox_for
 
 Level = Literal["ok", "warn", "fail"]
@@ -123,15 +124,19 @@ def api_key(settings: Settings) -> Check:
 
 
 def models(settings: Settings) -> Check:
-    """Whether a model is configured, which this version would not use."""
-    if settings.llm_base_url or settings.llm_api_key.get_secret_value() or settings.llm_model:
-        return Check(
-            name="models",
-            level="warn",
-            detail="RAYLOOM_LLM_… is set, but models come in a later version",
-            advice="prompts are split by their outline, and REASONING is refused",
-        )
-    return ok("models", "none; prompts are split by their outline")
+    """Whether the models answer, by a look that costs nothing; for no longer than some seconds."""
+    chosen = settings.models.models
+    if not chosen:
+        return ok("models", "none; prompts are split by their outline")
+
+    async def look() -> list[str | None]:
+        return await asyncio.gather(*(absence(each) for each in chosen))
+
+    absent = [why for why in asyncio.run(look()) if why is not None]
+    if not absent:
+        return ok("models", ", ".join(f"{each.name}: {each.shown}" for each in chosen))
+    advice = "what needs them fails until they are there; see docs/models.md"
+    return Check(name="models", level="warn", detail="; ".join(absent), advice=advice)
 
 
 def faults(settings: Settings) -> Check:
@@ -166,7 +171,7 @@ def refuse_to_start(settings: Settings) -> None:
 
 def warnings(settings: Settings) -> list[str]:
     """What somebody who starts this should know, one line each."""
-    found = (api_key(settings), models(settings), faults(settings))
+    found = (api_key(settings), faults(settings))
     return [f"{check.detail}: {check.advice}" for check in found if check.level == "warn"]
 
 

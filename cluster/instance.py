@@ -78,7 +78,7 @@ def read_status(settings: Settings) -> dict[str, Any]:
     home = Home(settings.home)
     pid, told = home.owner(), home.read_run()
     url = settings.url or (told.url if told else settings.api_url)
-    ready, confined = _ready(url), checks.sandbox(settings)
+    ready, confined, models = _ready(url), checks.sandbox(settings), checks.models(settings)
     return {
         "running": pid is not None,
         "state": told.state if told else ("starting" if pid is not None else "down"),
@@ -94,6 +94,7 @@ def read_status(settings: Settings) -> dict[str, Any]:
         },
         "serve": ready,
         "sandbox": {"setting": settings.sandbox, "state": confined.level, "detail": confined.detail},
+        "models": {"state": models.level, "detail": models.detail},
     }
 
 

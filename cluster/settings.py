@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from rayloom.cluster.settings_blobs import BlobFields, from_aws
 from rayloom.cluster.settings_e2b import E2bFields, from_e2b
 from rayloom.cluster.settings_engine import EngineFields
+from rayloom.cluster.settings_models import ModelFields
 from rayloom.cluster.settings_packages import PackageFields
 from rayloom.cluster.sources import PREFIX, SettingsError, Source, fault_lines, from_environment, from_folder
 from rayloom.cluster.spellings import AddressList, CommaList, DatabaseUrl, HttpUrl, JsonObjectOfSecrets, RedisUrl
@@ -36,7 +37,7 @@ def default_home() -> Path:
     return Path("~/.rayloom")
 
 
-class Settings(EngineFields, BlobFields, E2bFields, PackageFields):
+class Settings(EngineFields, BlobFields, E2bFields, ModelFields, PackageFields):
     """Everything that a user may set; each field is the variable ``RAYLOOM_<FIELD>``."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -75,10 +76,6 @@ class Settings(EngineFields, BlobFields, E2bFields, PackageFields):
     ray_dashboard_port: int = Field(default=8265, ge=1, le=65_535)
     ray_num_cpus: int | None = Field(default=None, ge=1, description="CPUs of the local Ray; empty: all")
 
-    # Read so that an environment may have them already; `up` says that this version has no use for them.
-    llm_base_url: HttpUrl = Field(default="", description="an OpenAI-compatible endpoint, for a later version")
-    llm_api_key: SecretStr = Field(default=_NONE)
-    llm_model: str = ""
     sandbox: Literal["auto", "docker", "bubblewrap", "e2b", "unsafe-local"] = "auto"
     sandbox_max_wall_s: float = Field(default=3_600, gt=0, description="no run in a sandbox may ask for more seconds")
     sandbox_max_memory_mb: int = Field(default=8_192, ge=16)

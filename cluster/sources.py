@@ -149,4 +149,4 @@ def fault_lines(error: ValidationError, values: Mapping[str, object], origins: M
 
 def _is_plain(field: str) -> bool:
     """Whether a field's value may be shown: a number, a choice or a path, never anything that can hold a password."""
-    return not any(word in field for word in ("url", "key", "token", "connections", "ray_address"))
+    return not any(word in field for word in ("url", "key", "token", "connections", "models", "ray_address"))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from functools import cache
 from typing import Final
 from urllib.parse import urljoin
 
@@ -17,6 +15,7 @@ import httpx2
 
 from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
 from rayloom.tools.addresses import AddressRules, Target, parse_url, resolve
+from rayloom.tools.tls import trust
 
 MAX_REDIRECTS: Final = 10
 MAX_RETRY_AFTER_S: Final = 86_400.0
@@ -110,12 +109,6 @@ def retry_after_s(header: str | None, now: float) -> float | None:
         return None
 
 
-@cache
-def _trust() -> ssl.SSLContext:
-    # Once a process: reading the certificates takes longer than many a request.
-    return httpx2.create_ssl_context(trust_env=False)
-
-
 async def _hop(
     request: Request, rules: AddressRules, *, timeout_s: float, max_bytes: int
 ) -> tuple[Response, str | None]:
@@ -143,7 +136,7 @@ async def _opened(request: Request, rules: AddressRules, *, timeout_s: float) ->
     # The client sees the checked address only; name and certificate stay those of the URL.
     url = f"{target.scheme}://{host}:{target.port}{target.path_and_query}"
     try:
-        async with httpx2.AsyncClient(verify=_trust(), trust_env=False, follow_redirects=False) as client:
+        async with httpx2.AsyncClient(verify=trust(), trust_env=False, follow_redirects=False) as client:
             message = client.build_request(
                 request.method,
                 url,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Final
 
 import httpx2
@@ -17,17 +16,13 @@ from rayloom.dag.mcp import McpServer
 from rayloom.tools.addresses import AddressRules, parse_url, resolve
 from rayloom.tools.mcp import oauth
 from rayloom.tools.mcp.way import BODY_MAX_BYTES, EVENTS, Bounded, Way
+from rayloom.tools.tls import trust
 
 CONNECT_S: Final = 10.0
 # No limit on reading: a call may be silent for long, and one that is over its time is ended by who made it.
 _TIMEOUT: Final = httpx2.Timeout(CONNECT_S, read=None, pool=None)
 # As many as there are calls at a time: a call that waits for a connection would look like a slow server.
 _LIMITS: Final = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
-
-
-@cache
-def _trust() -> ssl.SSLContext:
-    return httpx2.create_ssl_context(trust_env=False)
 
 
 class Pinned(httpx2.AsyncBaseTransport):
@@ -44,7 +39,7 @@ class Pinned(httpx2.AsyncBaseTransport):
         address = await resolve(target.host, target.port, self._rules)
         way = self._ways.get(target.origin)
         if way is None:
-            way = self._ways[target.origin] = httpx2.AsyncHTTPTransport(verify=_trust(), limits=_LIMITS, retries=1)
+            way = self._ways[target.origin] = httpx2.AsyncHTTPTransport(verify=trust(), limits=_LIMITS, retries=1)
         headers = httpx2.Headers(request.headers)
         headers["host"] = target.authority
         # What is packed small may be of any size when it is unpacked.

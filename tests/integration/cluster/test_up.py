@@ -125,7 +125,7 @@ def test_a_taken_port_is_one_line_and_nothing_is_left(home: Path) -> None:
 
 
 def test_with_json_one_document_says_that_it_serves(home: Path) -> None:
-    up = Up(home, "json", RAYLOOM_API_KEY="12345678", RAYLOOM_LLM_MODEL="some-model")
+    up = Up(home, "json", RAYLOOM_API_KEY="12345678", RAYLOOM_FAULTS="7:0")
     [line] = up.until("serving")
     document = json.loads(line)
     assert (document["state"], document["pid"], document["home"]) == ("serving", up.process.pid, str(home))
@@ -138,7 +138,7 @@ def test_with_json_one_document_says_that_it_serves(home: Path) -> None:
     assert (code, said) == (0, ["stand-in stopped"])
     warnings = [line for line in errors if line.startswith("rayloom: ")]
     assert "may be guessed" in warnings[0]
-    assert "models come in a later version" in warnings[1]
+    assert "RAYLOOM_FAULTS" in warnings[1]
     kept = (home / "logs" / "up.log").read_text()
     assert all(line.removeprefix("rayloom: ") in kept for line in warnings)
     assert "12345678" not in "".join(errors) + kept

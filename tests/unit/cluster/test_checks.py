@@ -66,16 +66,6 @@ def test_a_short_key_is_taken_with_a_warning(tmp_path: Path) -> None:
     assert checks.warnings(settings(tmp_path)) == []
 
 
-@pytest.mark.parametrize("name", ["BASE_URL", "API_KEY", "MODEL"])
-def test_a_model_that_nothing_uses_is_told(tmp_path: Path, name: str) -> None:
-    chosen = settings(tmp_path, **{f"RAYLOOM_LLM_{name}": "https://model.example"})
-    checks.refuse_to_start(chosen)
-    [line] = checks.warnings(chosen)
-    assert "models come in a later version" in line
-    assert "split by their outline" in line
-    assert "model.example" not in line
-
-
 def test_faults_are_never_injected_unsaid(tmp_path: Path) -> None:
     [line] = checks.warnings(settings(tmp_path, RAYLOOM_FAULTS="7:0.02"))
     assert "RAYLOOM_FAULTS=7:0.02 breaks connections" in line

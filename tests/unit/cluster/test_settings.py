@@ -207,6 +207,8 @@ def test_every_fault_has_its_line_and_its_origin(home: Path, here: Path) -> None
         ("RAYLOOM_LLM_BASE_URL", "ftp://u:geheim@h"),
         ("RAYLOOM_URL", "geheim"),
         ("RAYLOOM_SQL_CONNECTIONS", '{"a": "geheim"'),
+        ("RAYLOOM_LLM_MODELS", '{"a": {"api_key": "geheim"}'),
+        ("RAYLOOM_LLM_MODELS", '{"a": "geheim"}'),
         ("RAYLOOM_SQL_CONNECTIONS", '["geheim"]'),
         ("RAYLOOM_SQL_CONNECTIONS", '{"a": ["geheim"]}'),
     ],
@@ -224,10 +226,21 @@ def test_settings_never_print_a_secret(home: Path) -> None:
         RAYLOOM_REDIS_URL="redis://:geheim@h",
         RAYLOOM_API_KEY="geheim",
         RAYLOOM_SECRET_KEY="geheim",
+        RAYLOOM_LLM_BASE_URL="https://model.example/v1",
+        RAYLOOM_LLM_MODEL="m",
         RAYLOOM_LLM_API_KEY="geheim",
+        RAYLOOM_LLM_MODELS='{"b": {"base_url": "https://h/v1", "model": "m", "api_key": "geheim"}}',
         RAYLOOM_SQL_CONNECTIONS='{"a": "geheim"}',
     )
-    parts = (settings, settings.database, settings.redis, settings.tools, settings.serve, settings.engine)
+    parts = (
+        settings,
+        settings.database,
+        settings.redis,
+        settings.tools,
+        settings.serve,
+        settings.engine,
+        settings.models,
+    )
     assert "geheim" not in "".join(f"{part!r}{part}{part.model_dump_json()}" for part in parts)
     assert settings.redis.dsn() == "redis://:geheim@h"
 

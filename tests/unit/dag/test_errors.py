@@ -8,6 +8,7 @@ import pytest
 
 from rayloom.dag.errors import (
     MAX_MESSAGE_CHARS,
+    AnswerInvalid,
     Bug,
     ErrorInfo,
     Fault,
@@ -72,3 +73,10 @@ def test_any_other_exception_is_a_bug_named_after_its_type() -> None:
 def test_a_message_is_cut_before_it_fills_the_database() -> None:
     assert len(ErrorInfo.from_exception(ValueError("x" * 10_000)).message) == MAX_MESSAGE_CHARS
     assert len(ErrorInfo.from_exception(Bug("B", "x" * 10_000)).message) == MAX_MESSAGE_CHARS
+
+
+def test_an_invalid_answer_tells_what_was_said_and_what_is_wrong() -> None:
+    error = AnswerInvalid("it does not fit", text="{}", faults=["/: 'a' is a required property"])
+    assert (error.code, error.text, error.faults) == ("ANSWER_INVALID", "{}", ("/: 'a' is a required property",))
+    assert error.retryable
+    assert error.retry_after_s is None
