@@ -30,11 +30,12 @@ from rayloom.actors.sandbox_counts import count_run
 from rayloom.actors.settings import WorkerSettings
 from rayloom.dag.breaker import Call
 from rayloom.dag.errors import RayloomError, Refused, UserError
-from rayloom.dag.model import ModelPort
+from rayloom.dag.model import Denied, ModelPort, ModelUse, Payer, ProviderLimits, Reservation
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.ports import ToolSnapshot
 from rayloom.dag.references import Outputs
 from rayloom.db import faults
+from rayloom.tools.models.clients import ModelClients
 from rayloom.tools.ports import ContentsPort, FileEntry, FilesPort
 from rayloom.tools.sandbox import measures
 from rayloom.tools.tool import Tool
@@ -71,6 +72,7 @@ class Worker:
         self._kept_records: WorkerRecords | None = None
         self._registry = RayRegistry(settings.engine)
         self._mcp = RayMcp(settings.engine)
+        self._clients: ModelClients | None = None
         self._current: asyncio.Task[Outcome] | None = None
         self._order: AttemptOrder | None = None
         self._snapshot = ToolSnapshot(version=-1, tools={})
@@ -133,6 +135,8 @@ class Worker:
             await asyncio.gather(*left, return_exceptions=True)
             if self._kept_records is not None:
                 await self._kept_records.close()
+            if self._clients is not None:
+                await self._clients.aclose()
 
     async def _attempt(self, order: AttemptOrder, ray_task_id: str) -> Outcome:
         self._current = asyncio.current_task()
@@ -187,7 +191,19 @@ class Worker:
 
     def models(self, order: AttemptOrder, on_call: Callable[[ModelCallTold], None]) -> ModelPort:
         """The models, on the account of whose attempt it is."""
-        raise Refused("MODEL_MISSING", "no model is configured")
+        from rayloom.tools.models.metered import MeteredModels
+
+        if self._clients is None:
+            self._clients = ModelClients(self.settings.models)
+        key_id = "" if order.thought is None else order.thought.key_id
+        payer = Payer(
+            user_id=order.user_id,
+            key_id=key_id,
+            task_id=order.task_id,
+            sub_task_id=order.sub_task_id,
+            attempt=order.attempt,
+        )
+        return MeteredModels(self._clients, _Unmetered(), payer, on_call=on_call)
 
     async def report(self, call: Call) -> None:
         """Tell the registry how a call went that a model made by itself. What it does not take is dropped."""
@@ -240,6 +256,17 @@ class Worker:
 
             self._kept_records = WorkerRecords(self.settings, worker_id=self.worker_id)
         return self._kept_records
+
+
+class _Unmetered:
+    async def reserve(self, reservation: Reservation) -> Denied | None:
+        return None
+
+    async def settle(self, reservation: Reservation, use: ModelUse) -> None:
+        return None
+
+    async def learn(self, model: str, limits: ProviderLimits) -> None:
+        return None
 
 
 class _LazyFiles:

@@ -167,6 +167,7 @@ class Judge:
             nodes=self._nodes,
             allow=rules.allow,
             deny=self.denied(rules),
+            model_available=self._deps.settings.with_models,
             approval_levels=self._deps.settings.approval_levels,
             pointer=pointer,
             done=done,

@@ -43,6 +43,7 @@ class ServeSettings(BaseModel):
     parser_replicas_max: int = Field(default=4, ge=1)
     replica_cpus: float = Field(default=0.0, ge=0, description="CPUs that a replica asks Ray for")
     drain_s: float = Field(default=10.0, ge=0, description="how long a stopping replica may finish its requests")
+    with_models: bool = Field(default=False, description="a model is configured, for planning, thinking and coding")
     sse_keepalive_s: float = Field(default=15.0, gt=0, description="a comment is sent on a quiet stream this often")
     approval_levels: tuple[str, ...] = Field(default=(), description="tools of these levels want approval")
     inline_output_bytes: int = Field(default=256 * 1024, ge=0, description="larger outputs are given by reference")
