@@ -9,7 +9,8 @@ from typing import Literal, Protocol
 
 import orjson
 
-from rayloom.dag.errors import ErrorInfo
+from rayloom.dag.cache_key import input_digest
+from rayloom.dag.errors import ErrorInfo, RayloomError
 from rayloom.dag.model import ModelUse
 from rayloom.dag.outcome import Outcome, Verdict
 from rayloom.dag.output import clean_text
@@ -90,6 +91,23 @@ class AttemptRecord:
             ok = True
         finally:
             self.add(phase, "phase", started_at, ok)
+
+    @contextmanager
+    def tool_call(self, name: str, version: str, input: JsonObject) -> Iterator[JsonObject]:
+        """A tool is called by a model as long as the block lasts; the attributes of its span may be added to.
+
+        It is what the audit is read from.
+        """
+        told: JsonObject = {"version": version, "input_sha256": input_digest(input), "called": True}
+        started_at, ok = self.clock(), False
+        try:
+            yield told
+            ok = True
+        except RayloomError as error:
+            told["error"] = error.code
+            raise
+        finally:
+            self.add(name, "tool", started_at, ok, **told)
 
     def note(self, call: ModelCallTold) -> None:
         """A call of a model is over."""

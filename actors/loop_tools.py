@@ -64,29 +64,19 @@ class LoopTools:
         why = "there is no such tool" if known is None else self._why_not(known)
         if known is None or why is not None:
             raise Refused("TOOL_REFUSED", f"{name} can't be called here: {why}")
-        started_at = self.record.clock()
-        told: JsonObject = {
-            "version": known.version,
-            "input_sha256": input_digest(input),
-            "by": "model",
-            "called": False,
-        }
-        error: RayloomError | None = None
-        try:
+        with self.record.tool_call(name, known.version, input) as told:
+            told["called"] = False
             tool = await self.surroundings.tool(name, self.snapshot.version)
             fitting = checked(tool, input)
             told["called"] = True
-            result = await run_tool(tool, fitting, self._context(name, input))
+            try:
+                result = await run_tool(tool, fitting, self._context(name, input))
+            except RayloomError as error:
+                await self._report(known, error)
+                raise
+            await self._report(known, None)
             self.record.use_of_tools += result.tokens_used
             return sanitise(result.output)
-        except RayloomError as failure:
-            error = failure
-            told["error"] = failure.code
-            raise
-        finally:
-            self.record.add(name, "tool", started_at, error is None, **told)
-            if told["called"] and known.has_breaker:
-                await self._report(known, error)
 
     def _context(self, name: str, input: JsonObject) -> ToolContext:
         # Equal calls of any attempt have one key; others must not be taken for repetitions of them.
@@ -94,6 +84,8 @@ class LoopTools:
         return replace(self.context, idempotency_key=key)
 
     async def _report(self, tool: RegisteredTool, error: RayloomError | None) -> None:
+        if not tool.has_breaker:
+            return
         info = None if error is None else ErrorInfo.from_exception(error)
         said = said_of_callee(Outcome(verdict="succeeded" if info is None else "failed", error=info, called=True))
         if said is not None:

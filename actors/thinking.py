@@ -55,6 +55,7 @@ async def thinker(
         instruction=thought.instruction,
         models=surroundings.models(order, on_call),
         tools=LoopTools(order, surroundings, snapshot, scope, granted, context, record),
+        noted=record.tool_call,
         skills=await _skills(thought, scope, snapshot, context),
         scope=input_digest(scope.as_json()),
     )

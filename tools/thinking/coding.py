@@ -153,13 +153,10 @@ class Coding:
         if fault is not None:
             return _Tried(code=code, fault=fault, output={})
         given: dict[str, Any] = {name: input[name] for name in PythonInput.model_fields if name in input}
-        ran = await run_source(
-            "python",
-            code,
-            PythonInput.model_validate({**given, "code": code}),
-            context,
-            beside={INPUT_FILE: orjson.dumps(data)},
-        )
+        program = PythonInput.model_validate({**given, "code": code})
+        spec, beside = PYTHON_RUN.spec, {INPUT_FILE: orjson.dumps(data)}
+        with self._thinking.noted(spec.name, spec.version, {**given, "code": code}):
+            ran = await run_source("python", code, program, context, beside=beside)
         assert isinstance(ran.output, dict)
         tell(context.log, "the program ended", f"exit code {ran.output['exit_code']}\n{ran.stderr[-TAIL_CHARS:]}")
         return _judged(code, ran.output, ran, schema)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,13 +46,24 @@ class ToolCaller(Protocol):
         """Call one; its output. Raises RayloomError, and Refused for what may not be called."""
 
 
+class Noted(Protocol):
+    """Writes down that a tool is called, for the trace and the audit."""
+
+    def __call__(self, name: str, version: str, input: JsonObject) -> AbstractContextManager[JsonObject]:
+        """The call lasts as long as the block."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thinking:
-    """One attempt by a model. ``scope`` tells apart those that may not see each other's kept results."""
+    """One attempt by a model. ``scope`` tells apart those that may not see each other's kept results.
+
+    ``noted``: writes down what is called without ``tools``.
+    """
 
     instruction: str
     models: ModelPort
     tools: ToolCaller
+    noted: Noted
     skills: tuple[SkillText, ...] = ()
     scope: str = ""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -30,8 +31,13 @@ class Tools:
         return result
 
 
+@contextmanager
+def _noted(name: str, version: str, input: JsonObject) -> Iterator[JsonObject]:
+    yield {}
+
+
 def thinking(
     models: ScriptedModels, *, instruction: str = "Do it.", tools: Tools | None = None, skills: Sequence[SkillText] = ()
 ) -> Thinking:
     """An attempt with these models."""
-    return Thinking(instruction=instruction, models=models, tools=tools or Tools(), skills=tuple(skills))
+    return Thinking(instruction=instruction, models=models, tools=tools or Tools(), noted=_noted, skills=tuple(skills))
