@@ -21,7 +21,7 @@ from rayloom.tools.models.stream import Heard, listen, within
 from rayloom.tools.models.structure import check_schema, structured
 from rayloom.tools.models.tokens import count
 from rayloom.tools.models.usage import use_of
-from rayloom.tools.models.wire import Wire, prompt_tokens
+from rayloom.tools.models.wire import Way, Wire, prompt_tokens
 
 RETRIES: Final = 2
 RETRY_WAIT_MAX_S: Final = 2.0
@@ -167,8 +167,9 @@ class ModelCall:
         """The stream of the answer, and when its first piece is due."""
         client, wire, settings = self.client, self.client._wire, self.client.settings
         retries = ways = 0
+        doubted: set[Way] = set()
         while True:
-            body = wire.body(self._request, self.max_tokens)
+            body = wire.body(self._request, self.max_tokens, doubted)
             first_by = monotonic() + settings.first_text_s
             self._is_asked = True
             try:
@@ -181,7 +182,7 @@ class ModelCall:
                 )
                 ways += 1
                 is_an_option = failure.may_be_an_option and ways < _WAYS_MAX
-                if is_an_option and wire.learn(self._request, body, failure.message, failure.param):
+                if is_an_option and wire.learn(self._request, body, failure.message, failure.param, doubted):
                     continue
                 wait_s = failure.wait_s
                 is_short = failure.status in (429, 503) and wait_s is not None and wait_s <= RETRY_WAIT_MAX_S
@@ -195,6 +196,7 @@ class ModelCall:
                 wait_s = _RETRY_FIRST_S * 2**retries
             else:
                 self._learn(stream.response.headers)
+                wire.confirm(self._request, doubted)
                 return stream, first_by
             retries += 1
             await asyncio.sleep(wait_s or 0.0)

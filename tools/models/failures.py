@@ -26,11 +26,14 @@ _TOO_LONG: Final = re.compile(
     r"context[_ ](length|window|size)|maximum context|exceeds?.{0,40}context|prompt is too long|too many tokens", re.I
 )
 _NO_MONEY: Final = re.compile(r"insufficient_quota|billing|exceeded your current quota", re.I)
+_OF_CONTENT: Final = re.compile(r"content_(filter|policy)", re.I)
+_MOVED: Final = "its base_url is another now"
 _ADVICE: Final[Mapping[int, str]] = {
     401: "set its api_key (RAYLOOM_LLM_API_KEY)",
     402: "its account has to be paid",
     403: "its api_key may not use this model",
     404: "it has no such model, or its base_url is another (they usually end in /v1)",
+    **dict.fromkeys((301, 302, 303, 307, 308), _MOVED),
 }
 _SPAN: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?", re.A)
 
@@ -64,7 +67,7 @@ class Failure:
     @property
     def may_be_an_option(self) -> bool:
         """Whether it may be an option that it minds, so that the same can be asked in another way."""
-        return self.status in (400, 422) and not self.is_about_length
+        return self.status in (400, 422) and not self.is_about_length and not _OF_CONTENT.search(self.code)
 
     @property
     def wait_s(self) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -50,9 +50,9 @@ class Wire:
     refused: set[Option] = field(default_factory=set)
     hard_schemas: set[bytes] = field(default_factory=set)
 
-    def body(self, request: ModelRequest, max_tokens: int) -> JsonObject:
-        """The body of a request for a completion."""
-        way = self.way(request)
+    def body(self, request: ModelRequest, max_tokens: int, doubted: Set[Way] = frozenset()) -> JsonObject:
+        """The body of a request for a completion; ``doubted``: ways that are not to be gone for now."""
+        way = self.way(request, doubted)
         messages = request.messages if way in (None, "schema") else _with_schema(request)
         body: JsonObject = {
             "model": self.settings.model,
@@ -75,22 +75,28 @@ class Wire:
                 body |= members
         return body
 
-    def way(self, request: ModelRequest) -> Way | None:
+    def way(self, request: ModelRequest, doubted: Set[Way] = frozenset()) -> Way | None:
         """How it is asked for JSON; None where it is not."""
         if request.schema is None:
             return None
         way: Way = _first(self.settings.structured)
-        while way in self.refused or (way == "schema" and _key(request.schema) in self.hard_schemas):
+        hard = doubted | ({"schema"} if _key(request.schema) in self.hard_schemas else set())
+        while way in self.refused or way in hard:
             way = _NEXT[way]
         return way
 
-    def learn(self, request: ModelRequest, body: JsonObject, message: str, param: str) -> bool:
-        """Understand a refusal (a 400 or its like). Whether there is another way to ask the same."""
+    def learn(self, request: ModelRequest, body: JsonObject, message: str, param: str, doubted: set[Way]) -> bool:
+        """Understand a refusal (a 400 or its like). Whether there is another way to ask the same.
+
+        Where it does not say what it minds, the way in which it was asked for JSON is ``doubted``, in this call alone:
+        it may be that nothing helps.
+        """
         named = next(_named(body, param), None) or next(_named(body, message), None)
-        if named is None and "response_format" in body:
-            # It does not say what it minds. What is asked of the answer's form is what endpoints mind most.
-            named = "schema" if self.way(request) == "schema" else "object"
-        elif named is None or (named == self._limit and _OF_THE_VALUE.search(message)):
+        way = self.way(request, doubted)
+        if named is None and way is not None and way != "prompt":
+            doubted.add(way)
+            return True
+        if named is None or (named == self._limit and _OF_THE_VALUE.search(message)):
             return False
         if named == "schema" and request.schema is not None and _OF_THIS_SCHEMA.search(message):
             # It can't take this one, though it may take others: it says which part of it.
@@ -98,6 +104,13 @@ class Wire:
         else:
             self.refused.add(named)
         return True
+
+    def confirm(self, request: ModelRequest, doubted: Set[Way]) -> None:
+        """Without the ways that were doubted it went well: it was them."""
+        if request.schema is not None and "schema" in doubted:
+            self.hard_schemas.add(_key(request.schema))
+        if "object" in doubted:
+            self.refused.add("object")
 
     @property
     def _limit(self) -> Literal["max_tokens", "max_completion_tokens"]:

@@ -55,12 +55,16 @@ class Reply:
 
 @dataclass(slots=True, eq=False)
 class Asked:
-    """One request. ``left`` is set when the client went away before its answer was whole, ``answered`` when it was."""
+    """One request for a completion; ``number`` 1 is the first.
+
+    ``left`` is set when the client went away before its answer was whole, ``answered`` when it was.
+    """
 
     path: str
     headers: Mapping[str, str]
     body: dict[str, Any]
     connection: int
+    number: int = 0
     left: threading.Event = field(default_factory=threading.Event)
     answered: threading.Event = field(default_factory=threading.Event)
 
@@ -192,6 +196,7 @@ class Endpoint:
             return True
         with self._news:
             self.asked.append(asked)
+            asked.number = len(self.asked)
             self._news.notify_all()
         saying = asyncio.ensure_future(self._say(self._script(asked), asked, writer))
         either: set[asyncio.Future[Any]] = {saying, ahead}

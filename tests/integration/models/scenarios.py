@@ -17,6 +17,7 @@ _MANNERS: Final[Mapping[str, Reply]] = {
     "rate-limited": Reply(status=429, headers={"retry-after": "1"}),
     "rate-limited-long": Reply(status=429, headers={"retry-after": "60"}),
     "failing": Reply(status=500),
+    "flaky": Reply(status=500),
     "unavailable": Reply(status=503, headers={"retry-after": "1"}),
     "forbidden": Reply(status=401),
     "hang-before": Reply(hang="before"),
@@ -62,7 +63,8 @@ def answers_from(path: str) -> tuple[Answer, ...]:
 def scenario(asked: Asked, answers: Sequence[Answer] = ()) -> Reply:
     """The reply of the model that is asked; of one that is not known, as of ``good``."""
     name = str(asked.body.get("model", ""))
-    manner = _MANNERS.get(name, Reply())
+    # A flaky one fails every other time.
+    manner = Reply() if name == "flaky" and asked.number % 2 == 0 else _MANNERS.get(name, Reply())
     if name not in _SAYS_ITSELF:
         said = next((answer.members for answer in answers if answer.match.search(asked.prompt)), None)
         manner = replace(manner, **(said if said is not None else {"text": _text(asked)}))

@@ -164,8 +164,23 @@ async def test_an_endpoint_that_does_not_say_what_it_minds(serve: Serve, client:
         return Reply(status=400, error={"message": "no"}) if "response_format" in asked.body else Reply(text=PARIS)
 
     assert (await client(serve(script)).complete(question(schema=SCHEMA))).value == {"city": "Paris"}
-    error = await failure(client(serve([Reply(status=400, error={"message": "no"})])))
-    assert (error.code, error.retryable) == ("MODEL_REFUSED", False)
+    endpoint = serve(lambda asked: Reply(status=400, error={"message": "no"}))
+    model = client(endpoint)
+    for asked in (3, 6):
+        # Nothing helped, so nothing was learned.
+        error = await failure(model, schema=SCHEMA)
+        assert (error.code, error.retryable, len(endpoint.asked)) == ("MODEL_REFUSED", False, asked)
+
+
+async def test_a_filter_of_contents_is_no_matter_of_options(serve: Serve, client: Client) -> None:
+    endpoint = serve([Reply(status=400, error={"message": "no", "code": "content_filter"})])
+    assert (await failure(client(endpoint), schema=SCHEMA)).code == "MODEL_REFUSED"
+    assert len(endpoint.asked) == 1
+
+
+async def test_an_endpoint_that_has_moved(serve: Serve, client: Client) -> None:
+    endpoint = serve([Reply(status=308, headers={"location": "http://127.0.0.1:1/v1"})])
+    assert "its base_url is another now" in (await failure(client(endpoint))).message
 
 
 @pytest.mark.parametrize(

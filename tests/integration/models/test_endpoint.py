@@ -57,6 +57,10 @@ def test_the_model_says_the_manner_and_the_prompt_the_answer(process: str) -> No
     assert asked[0]["answered"]
 
 
+def test_a_flaky_one_fails_every_other_time(process: str) -> None:
+    assert {ask(process, "flaky", "Hello").status_code for _ in range(2)} == {200, 500}
+
+
 def test_who_leaves_is_noticed() -> None:
     with Endpoint([Reply(hang="within", text="one two three four")]) as endpoint:
         body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}

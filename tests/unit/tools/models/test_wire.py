@@ -10,7 +10,7 @@ from rayloom.dag.model import Message, ModelRequest
 from rayloom.dag.values import JsonObject
 from rayloom.tools.models.settings import ModelSettings
 from rayloom.tools.models.tokens import count
-from rayloom.tools.models.wire import Wire, prompt_tokens
+from rayloom.tools.models.wire import Way, Wire, prompt_tokens
 
 STRICT: JsonObject = {
     "type": "object",
@@ -60,14 +60,13 @@ def test_strict_is_asked_for_where_it_can_be(schema: JsonObject, is_strict: bool
         ("body.stream_options: extra fields not permitted", "", {"stream_options"}),
         ("This response_format type is unavailable now", "", {"schema"}),
         ("no", "response_format", {"schema"}),
-        ("no", "", {"schema"}),
     ],
 )
 def test_a_refusal_is_understood(message: str, param: str, refused: set[str]) -> None:
     asked = request(STRICT)
     to = wire()
     body = to.body(asked, 10)
-    assert to.learn(asked, body, message, param)
+    assert to.learn(asked, body, message, param, set())
     assert to.refused == refused
     assert to.body(asked, 10) != body
 
@@ -75,13 +74,26 @@ def test_a_refusal_is_understood(message: str, param: str, refused: set[str]) ->
 def test_a_refusal_of_what_was_not_sent_is_no_lesson() -> None:
     to = wire()
     body = to.body(request(), 10)
-    assert not to.learn(request(), body, "the schema of your tools is wrong", "tools")
+    assert not to.learn(request(), body, "the schema of your tools is wrong", "tools", set())
     assert not to.refused
+
+
+def test_a_refusal_that_says_nothing_is_believed_when_the_rest_went_well() -> None:
+    to, asked, doubted = wire(), request(STRICT), set[Way]()
+    for way in ("schema", "object"):
+        assert to.way(asked, doubted) == way
+        assert to.learn(asked, to.body(asked, 10, doubted), "no", "", doubted)
+    assert to.way(asked, doubted) == "prompt"
+    assert not to.learn(asked, to.body(asked, 10, doubted), "no", "", doubted)
+    assert to.way(asked) == "schema"
+    to.confirm(asked, doubted)
+    assert to.way(asked) == "prompt"
+    assert to.way(request({"type": "object"})) == "schema"
 
 
 def test_a_grammar_that_fails_is_of_one_schema() -> None:
     to, asked = wire(), request(STRICT)
-    assert to.learn(asked, to.body(asked, 10), "failed to parse grammar", "")
+    assert to.learn(asked, to.body(asked, 10), "failed to parse grammar", "", set())
     assert (to.way(asked), to.way(request({"type": "object"}))) == ("object", "schema")
 
 
