@@ -17,6 +17,9 @@ _NEAR: Final = 0.3
 _CAREFUL: Final = 0.9
 """Text is not equally dense everywhere: pieces are cut a little shorter than they could be on average."""
 
+_TOKEN_CHARS_MAX: Final = 128
+"""No token of the reference encodings is longer: what is beyond so many for each need not be counted."""
+
 
 def text_of(value: Json) -> str:
     """A value as a model reads it: a text as it is, all else as JSON."""
@@ -76,7 +79,8 @@ def _end(piece: str) -> int:
 
 def head_of(text: str, size: int, count: Count) -> str:
     """The beginning of a text, of at most ``size`` tokens, and a word on how much is left out; all of it if it fits."""
-    if count(text) <= size:
+    near = text[: size * _TOKEN_CHARS_MAX]
+    if len(near) == len(text) and count(text) <= size:
         return text
-    head = next(_cut(text, max(size - 24, 1), count))
+    head = next(_cut(near, max(size - 24, 1), count))
     return f"{head} … ({len(text) - len(head):,} more characters are left out here)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -17,15 +16,32 @@ MAX_PARSED_CHARS: Final = 100_000
 MAX_DEPTH: Final = 200
 """Brackets deeper in one another are left to the sandbox: a parser has only so much stack."""
 
-_BLOCK: Final = re.compile(r"^```[ \t]*([A-Za-z0-9_+-]*)[^\n]*\n(.*?)(?:^```[ \t]*$|\Z)", re.M | re.S)
+_FENCE: Final = "```"
+_PYTHON: Final = frozenset({"python", "py", "python3"})
 
 
 def code_of(answer: str) -> str:
     """The program in an answer: its longest fenced block of Python, or else of any kind; without one, all of it."""
-    blocks = _BLOCK.findall(answer)
-    python = [code for language, code in blocks if language.lower() in ("python", "py", "python3")]
-    found = python or [code for _, code in blocks]
+    blocks = _blocks(answer)
+    found = [code for language, code in blocks if language in _PYTHON] or [code for _, code in blocks]
     return max(found, key=len).strip("\n") + "\n" if found else answer.strip() + "\n"
+
+
+def _blocks(answer: str) -> list[tuple[str, str]]:
+    """Language and content of each fenced block; one that is not closed goes to the end."""
+    blocks: list[tuple[str, str]] = []
+    language, held = "", list[str]()
+    is_open = False
+    # Line by line: a regular expression may take a time that grows with the square of what a model says.
+    for line in answer.split("\n"):
+        if is_open and line.rstrip() == _FENCE:
+            blocks.append((language, "\n".join(held)))
+            is_open, held = False, []
+        elif is_open:
+            held.append(line)
+        elif line.startswith(_FENCE):
+            is_open, language = True, (line.removeprefix(_FENCE).split() or [""])[0].lower()
+    return [*blocks, (language, "\n".join(held))] if is_open else blocks
 
 
 def syntax_fault(code: str) -> str | None:

@@ -20,7 +20,10 @@ from rayloom.tools.thinking.program import code_of, result_of, syntax_fault
         ("```python\nprint(4)", "print(4)\n"),
         ("```python\ns = '''\n  ```\n'''\n```", "s = '''\n  ```\n'''\n"),
         ("", "\n"),
+        ("```" + "a" * 500_000, "\n"),
+        ("```\n" * 100_001, "\n"),
     ],
+    ids=lambda text: text[:12],
 )
 def test_the_program_is_found(answer: str, code: str) -> None:
     assert code_of(answer) == code
