@@ -71,10 +71,10 @@ class AttemptRecord:
     result: ToolResult | None = None
     called: bool = False
     """Something of the tool may have run."""
-    use: ModelUse = field(default_factory=ModelUse)
-    """What calls of models used, whatever became of them."""
-    use_of_tools: int = 0
-    """The tokens of tools that a model called."""
+    model_use: ModelUse = field(default_factory=ModelUse)
+    """What calls of models used so far, whatever became of them; each was settled when it was over."""
+    tool_tokens: int = 0
+    """What tools that a model called said that they used."""
 
     @property
     def undone(self) -> Verdict:
@@ -111,7 +111,7 @@ class AttemptRecord:
 
     def note(self, call: ModelCallTold) -> None:
         """A call of a model is over."""
-        self.use += call.use
+        self.model_use += call.use
         self.add(call.purpose, "model", call.started_at, call.is_ok, **call.attributes)
 
     def add(
@@ -143,7 +143,8 @@ class AttemptRecord:
             finished_at=self.clock(),
             stdout=_head(result.stdout, self.limit) if result else "",
             stderr=_head(result.stderr, self.limit) if result else "",
-            tokens_used=(result.tokens_used if result else 0) + self.use_of_tools + self.use.tokens,
+            tokens_used=(result.tokens_used if result else 0) + self.tool_tokens + self.model_use.tokens,
+            model_tokens=self.model_use.tokens,
             spans=orjson.dumps(self.spans).decode(),
             worker_id=worker_id,
             node_id=node_id,

@@ -11,6 +11,7 @@ from typing import Final
 from rayloom.actors.named import NamedActor
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.breaker import Call
+from rayloom.dag.model import Denied, ModelUse, ProviderLimits, Reservation
 from rayloom.dag.ports import (
     LONG_POLL_S,
     Ask,
@@ -23,6 +24,7 @@ from rayloom.dag.ports import (
     RegisteredTool,
     ToolSnapshot,
 )
+from rayloom.dag.token_port import TokenFigures
 
 REGISTRY_NAME: Final = "rayloom-registry-v1"
 TOKENS_NAME: Final = "rayloom-tokens-v1"
@@ -104,14 +106,34 @@ class RayRegistry:
         return await _health(self._actor)
 
 
-class RayTokens:
-    """The token controller of a Ray cluster, by name: ``TokenPort``. Belongs to one event loop.
+class RayAccounts:
+    """Where calls of models are reserved and settled in a Ray cluster: ``AccountPort``. Belongs to one event loop.
 
     Every method may raise Transient (``ACTOR_UNAVAILABLE``) and may then be called again with the same arguments.
     """
 
     def __init__(self, engine: EngineSettings) -> None:
         self._actor = NamedActor(TOKENS_NAME, engine.namespace)
+
+    async def reserve(self, reservation: Reservation) -> Denied | None:
+        """Reserve at every level at once, or at none. None: granted. Waits for a restart."""
+        denied: Denied | None = await self._actor.call("reserve", reservation, idempotent=True)
+        return denied
+
+    async def settle(self, reservation: Reservation, use: ModelUse) -> None:
+        """The call is over and used this: durable when this returns. Waits for a restart."""
+        await self._actor.call("settle", reservation, use, idempotent=True)
+
+    async def learn(self, model: str, limits: ProviderLimits) -> None:
+        """What an endpoint said of its limits. Does not wait for a restart: the next answer says so again."""
+        await self._actor.call("learn", model, limits, idempotent=True, timeout_s=REPORT_TIMEOUT_S, retry_for_s=0)
+
+
+class RayTokens(RayAccounts):
+    """The token controller of a Ray cluster, by name: ``TokenPort``. Belongs to one event loop.
+
+    Every method may raise Transient (``ACTOR_UNAVAILABLE``) and may then be called again with the same arguments.
+    """
 
     async def admit(self, asked: Sequence[Ask], finished: Sequence[Finished]) -> Sequence[Held]:
         """Which of a batch must wait. Those not named are admitted and count until they are ``finished``.
@@ -136,6 +158,22 @@ class RayTokens:
     async def set_quota(self, user_id: str, quota: Quota) -> None:
         """Change the limits of a user, durably. Raises UserError (``USER_UNKNOWN``, ``QUOTA_INVALID``)."""
         await self._actor.call("set_quota", user_id, quota, idempotent=True)
+
+    async def key_quota(self, key_id: str) -> Quota:
+        """The limits of an API key."""
+        quota: Quota = await self._actor.call("key_quota", key_id, idempotent=True)
+        return quota
+
+    async def set_key_quota(self, key_id: str, quota: Quota) -> None:
+        """Change the limits of an API key, durably. Raises UserError (``KEY_UNKNOWN``, ``QUOTA_INVALID``)."""
+        await self._actor.call("set_key_quota", key_id, quota, idempotent=True)
+
+    async def figures(self, user_id: str = "") -> TokenFigures:
+        """What it counts, for monitoring, or of one user. Does not wait for a restart."""
+        figures: TokenFigures = await self._actor.call(
+            "figures", user_id, idempotent=True, timeout_s=HEALTH_TIMEOUT_S, retry_for_s=0
+        )
+        return figures
 
     async def health(self) -> Health:
         """Alive, with counts of what it holds; ``ok`` once it has read the database. Does not wait for a restart."""

@@ -101,7 +101,7 @@ class Commits:
                 Finished(
                     sub_task_id=claimed.sub_task_id,
                     user_id=claimed.user_id,
-                    tokens=outcome.tokens_used,
+                    tokens=outcome.tool_tokens,
                     started=claimed.sub_task_id not in free and not flying.turns,
                 )
             )
@@ -254,7 +254,7 @@ def _unstorable(was: Outcome, why: str) -> Outcome:
     )
     has_times = 0 <= was.started_at <= was.finished_at <= MAX_AT
     return Outcome(
-        verdict="failed", error=error, tokens_used=min(max(was.tokens_used, 0), MAX_TOKENS),
+        verdict="failed", error=error, tokens_used=min(was.tool_tokens, MAX_TOKENS),
         started_at=was.started_at if has_times else 0.0, finished_at=was.finished_at if has_times else 0.0,
         worker_id=was.worker_id, node_id=was.node_id, ray_task_id=was.ray_task_id,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from rayloom.actors.flight import Flight, never_started, not_begun, turning, unr
 from rayloom.actors.passing import Passing
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import Transient
-from rayloom.dag.ports import Ask, Finished, TokenPort, Waiting
+from rayloom.dag.ports import AdmissionPort, Ask, Finished, Waiting
 from rayloom.dag.resources import ResourceShape
 from rayloom.dag.window import Window
 from rayloom.db import attempts, incarnations
@@ -37,7 +37,7 @@ class Dispatch:
         backlog: Backlog,
         commits: Commits,
         flight: Flight,
-        tokens: TokenPort,
+        tokens: AdmissionPort,
         passing: Passing,
         settings: EngineSettings,
     ) -> None:

@@ -75,7 +75,7 @@ class LoopTools:
                 await self._report(known, error)
                 raise
             await self._report(known, None)
-            self.record.use_of_tools += result.tokens_used
+            self.record.tool_tokens += result.tokens_used
             return sanitise(result.output)
 
     def _context(self, name: str, input: JsonObject) -> ToolContext:

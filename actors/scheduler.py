@@ -30,7 +30,7 @@ from rayloom.actors.trouble import Trouble, is_away
 from rayloom.actors.webhooks import Webhooks
 from rayloom.dag.errors import RayloomError
 from rayloom.dag.outcome import Outcome
-from rayloom.dag.ports import Health, ParserPort, RegistryPort, TokenPort, Waiting
+from rayloom.dag.ports import AdmissionPort, Health, ParserPort, RegistryPort, Waiting
 from rayloom.dag.resources import NodeShape
 from rayloom.db import incarnations
 from rayloom.db.blobs import BlobStore
@@ -57,7 +57,7 @@ class Scheduler:
         *,
         lane: Lane,
         registry: RegistryPort,
-        tokens: TokenPort,
+        tokens: AdmissionPort,
         parser: ParserPort,
         look: Callable[[], Awaitable[ClusterView]],
         actor: str,

@@ -47,6 +47,7 @@ class EngineSettings(BaseModel):
     dead_letter_retention_s: PositiveFloat = Field(
         default=30 * 86_400, description="how long letters are kept of which nothing can come any more"
     )
+    quota_warn_share: PositiveFloat = Field(default=0.8, le=1, description="a limit is nearly used up from here on")
     faults: str = Field(default="", description="seed:rate, faults injected at the seams of every process; tests only")
     breaker: BreakerSettings = BreakerSettings()
     namespace: str = Field(default="rayloom", description="Ray namespace of the singletons")

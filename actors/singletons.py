@@ -21,16 +21,21 @@ from rayloom.actors.settings import EngineSettings
 from rayloom.actors.tokens import TokenController
 from rayloom.dag.answer import Answer, as_value
 from rayloom.dag.breaker import BreakerPolicy, Call
+from rayloom.dag.model import Denied, ModelUse, ProviderLimits, Reservation
 from rayloom.dag.ports import Ask, BreakerWish, Finished, Health, Held, Limited, Quota, RegisteredTool, ToolSnapshot
+from rayloom.dag.token_port import TokenFigures
 from rayloom.db import faults
 from rayloom.db.breaker_rows import BreakerRows
 from rayloom.db.catalogue import Catalogue
 from rayloom.db.engine import make_engine
+from rayloom.db.ledger import Ledger
 from rayloom.db.quotas import QuotaStore
 from rayloom.db.settings import DatabaseSettings
 from rayloom.tools.builtin.catalogue import BUILTINS
 
 POOL_SIZE: Final = 2
+TOKENS_POOL_SIZE: Final = 5
+"""Two of them are kept for reserving and settling."""
 MAX_CONCURRENCY: Final = 1000
 HEALTH_GROUP: Final = "health"
 
@@ -87,10 +92,12 @@ class _ToolRegistryActor:
 class _TokenControllerActor:
     """``TokenController`` as an actor. ``health`` has a group, and so an event loop, of its own."""
 
-    async def __init__(self, database: DatabaseSettings, may_fail: str) -> None:  # type: ignore[misc]  # Ray awaits it
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self, database: DatabaseSettings, models: Mapping[str, Quota], warn_share: float, may_fail: str
+    ) -> None:
         faults.install(may_fail, "tokens")
-        engine = make_engine(database.primary_dsn(), pool_size=POOL_SIZE, max_overflow=0, name=TOKENS_NAME)
-        self._tokens = TokenController(QuotaStore(engine))
+        engine = make_engine(database.primary_dsn(), pool_size=TOKENS_POOL_SIZE, max_overflow=0, name=TOKENS_NAME)
+        self._tokens = TokenController(QuotaStore(engine), Ledger(engine), models=models, warn_share=warn_share)
         self._life = asyncio.create_task(repeat(TOKENS_NAME, self._tokens.step))
 
     async def admit(self, asked: Sequence[Ask], finished: Sequence[Finished]) -> Answer[Sequence[Held]]:
@@ -104,6 +111,24 @@ class _TokenControllerActor:
 
     async def set_quota(self, user_id: str, quota: Quota) -> Answer[None]:
         return await as_value(self._tokens.set_quota(user_id, quota))
+
+    async def key_quota(self, key_id: str) -> Answer[Quota]:
+        return await as_value(self._tokens.key_quota(key_id))
+
+    async def set_key_quota(self, key_id: str, quota: Quota) -> Answer[None]:
+        return await as_value(self._tokens.set_key_quota(key_id, quota))
+
+    async def reserve(self, reservation: Reservation) -> Answer[Denied | None]:
+        return await as_value(self._tokens.reserve(reservation))
+
+    async def settle(self, reservation: Reservation, use: ModelUse) -> Answer[None]:
+        return await as_value(self._tokens.settle(reservation, use))
+
+    async def learn(self, model: str, limits: ProviderLimits) -> Answer[None]:
+        return await as_value(self._tokens.learn(model, limits))
+
+    async def figures(self, user_id: str) -> Answer[TokenFigures]:
+        return await as_value(self._tokens.figures(user_id))
 
     @ray.method(concurrency_group=HEALTH_GROUP)
     async def health(self) -> Answer[Health]:
@@ -151,10 +176,21 @@ def start_registry(
 
 
 def start_tokens(
-    engine: EngineSettings, database: DatabaseSettings, *, node_labels: Mapping[str, str] | None = None
+    engine: EngineSettings,
+    database: DatabaseSettings,
+    *,
+    models: Mapping[str, Quota] | None = None,
+    node_labels: Mapping[str, str] | None = None,
 ) -> RayTokens:
-    """Start the token controller, unless it runs already."""
+    """Start the token controller, unless it runs already. ``models``: the limits of models, by their names."""
     start_singleton(
-        _TokenControllerActor, database, engine.faults, name=TOKENS_NAME, engine=engine, node_labels=node_labels
+        _TokenControllerActor,
+        database,
+        dict(models or {}),
+        engine.quota_warn_share,
+        engine.faults,
+        name=TOKENS_NAME,
+        engine=engine,
+        node_labels=node_labels,
     )
     return RayTokens(engine)

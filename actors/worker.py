@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from rayloom.actors.attempt import KEEP_S, run_attempt
 from rayloom.actors.attempt_record import ModelCallTold
-from rayloom.actors.callers import RayRegistry
+from rayloom.actors.callers import RayAccounts, RayRegistry
 from rayloom.actors.mcp_caller import RayMcp
 from rayloom.actors.mcp_tool import McpTool
 from rayloom.actors.order import AttemptOrder
@@ -30,7 +30,7 @@ from rayloom.actors.sandbox_counts import count_run
 from rayloom.actors.settings import WorkerSettings
 from rayloom.dag.breaker import Call
 from rayloom.dag.errors import RayloomError, Refused, UserError
-from rayloom.dag.model import Denied, ModelPort, ModelUse, Payer, ProviderLimits, Reservation
+from rayloom.dag.model import ModelPort, Payer
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.ports import ToolSnapshot
 from rayloom.dag.references import Outputs
@@ -72,6 +72,7 @@ class Worker:
         self._kept_records: WorkerRecords | None = None
         self._registry = RayRegistry(settings.engine)
         self._mcp = RayMcp(settings.engine)
+        self._accounts = RayAccounts(settings.engine)
         self._clients: ModelClients | None = None
         self._current: asyncio.Task[Outcome] | None = None
         self._order: AttemptOrder | None = None
@@ -203,7 +204,7 @@ class Worker:
             sub_task_id=order.sub_task_id,
             attempt=order.attempt,
         )
-        return MeteredModels(self._clients, _Unmetered(), payer, on_call=on_call)
+        return MeteredModels(self._clients, self._accounts, payer, on_call=on_call)
 
     async def report(self, call: Call) -> None:
         """Tell the registry how a call went that a model made by itself. What it does not take is dropped."""
@@ -256,17 +257,6 @@ class Worker:
 
             self._kept_records = WorkerRecords(self.settings, worker_id=self.worker_id)
         return self._kept_records
-
-
-class _Unmetered:
-    async def reserve(self, reservation: Reservation) -> Denied | None:
-        return None
-
-    async def settle(self, reservation: Reservation, use: ModelUse) -> None:
-        return None
-
-    async def learn(self, model: str, limits: ProviderLimits) -> None:
-        return None
 
 
 class _LazyFiles:

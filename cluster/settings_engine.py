@@ -29,6 +29,7 @@ class EngineFields(BreakerFields):
         default=3600.0, ge=0, description="how long results are kept for equal calls; 0: not at all"
     )
     dead_letter_retention_days: float = Field(default=30, gt=0, le=36_500, description="of letters that are settled")
+    quota_warn_share: float = Field(default=0.8, gt=0, le=1, description="a limit is nearly used up from here on")
     faults: Faults = Field(default="", description="seed:rate, fault injection for tests")
 
     @property
@@ -44,6 +45,7 @@ class EngineFields(BreakerFields):
             lease_s=self.lease_s,
             cache_ttl_s=self.cache_ttl_s,
             dead_letter_retention_s=self.dead_letter_retention_days * 86_400,
+            quota_warn_share=self.quota_warn_share,
             faults=self.faults,
             breaker=self.breaker,
         )

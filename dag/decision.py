@@ -17,6 +17,10 @@ OUT_OF_MEMORY: Final = "OUT_OF_MEMORY"
 BLOBS_AWAY: Final = "BLOB_STORE_UNAVAILABLE"
 BLOBS_SLOW: Final = "BLOB_STORE_SLOW"
 """What an attempt refers to did not come within its own time: the store may be silent, or it is too much for ever."""
+QUOTA_EXCEEDED: Final = "QUOTA_EXCEEDED"
+"""A limit did not let a model be called: nobody failed."""
+QUOTA_WAIT_S: Final = 5.0
+"""Nothing but a higher limit helps: until there is one its subtask is held in the queue, not tried again and again."""
 OWN_TIMEOUTS: Final = frozenset({"TIMED_OUT", "DATABASE_UNAVAILABLE", BLOBS_SLOW})
 
 
@@ -66,11 +70,11 @@ def decide(
     """Whether and when a subtask is tried again. ``jitter`` is a random number from 0 to 1, handed in.
 
     A lost node or scheduler is nobody's fault and spends no retry, nor does an attempt for which something was away
-    before its tool was called, or whose tool's breaker is open; everything else that is retryable spends one. Nor does
-    the probe of a breaker (``is_probe``), where there are retries at all: it fails for all that wait. But not for ever:
-    from twice as many attempts as it has by itself (``attempt`` is the one that ended) it may be at fault, and spends
-    them. The wait is never
-    shorter than what the other side asked for (``Retry-After``). Who runs out of memory is tried again once.
+    before its tool was called, whose tool's breaker is open, or that a quota kept from calling a model; everything else
+    that is retryable spends one. Nor does the probe of a breaker (``is_probe``), where there are retries at all: it
+    fails for all that wait. But not for ever: from twice as many attempts as it has by itself (``attempt`` is the one
+    that ended) it may be at fault, and spends them. The wait is never shorter than what the other side asked for
+    (``Retry-After``). Who runs out of memory is tried again once.
     Who is lost as the blob store is away waits ever longer, as after retries.
     From the third time in a row an attempt that is lost to timeouts of our own database or blob store spends a retry:
     what it wants to read may be too much for ever.
@@ -81,6 +85,10 @@ def decide(
     if error is not None and error.code == BREAKER_OPEN and error.retryable:
         wait_s = delay_s(0, initial_s=policy.initial_s, max_s=policy.max_s, jitter=jitter)
         return Decision(retry_in_s=(error.retry_after_s or 0.0) + wait_s, spends=False)
+    if error is not None and error.code == QUOTA_EXCEEDED and error.retryable:
+        wait_s = delay_s(0, initial_s=policy.initial_s, max_s=policy.max_s, jitter=jitter)
+        asked_s = QUOTA_WAIT_S if error.retry_after_s is None else _asked_s(outcome, jitter)
+        return Decision(retry_in_s=max(wait_s, asked_s), spends=False)
     if is_lost_to_blobs(outcome):
         # Ever later: an attempt that needs a blob holds a worker until it knows that there is none.
         wait_s = delay_s(past.without_blobs, initial_s=policy.initial_s, max_s=policy.max_s, jitter=jitter)

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from rayloom.dag.ports import Limited, Quota
+from rayloom.dag.amount import NOTHING, Amount, nano
+from rayloom.dag.token_port import Limited, Quota
 
 WINDOW_S: Final = 60
 ASK_AGAIN_MIN_S: Final = 0.25
@@ -83,30 +84,43 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a user has used: attempts that run now, starts and tokens of the last minute, tokens in all."""
+    """What counts against somebody: what runs now, starts and tokens of the last minute, what was used in all.
+
+    Of a user ``concurrent`` and ``requests`` are attempts; of a key or a model, calls of models. ``reserved``: what
+    calls under way may use at most; it is no part of ``used``.
+    """
 
     concurrent: int = 0
     requests: Window = field(default_factory=Window)
     tokens: Window = field(default_factory=Window)
-    tokens_total: int = 0
+    used: Amount = NOTHING
+    reserved: Amount = NOTHING
 
     def started(self, *, now_s: float) -> Usage:
-        """After one more attempt was let through."""
+        """After one more attempt, or call, was let through."""
         return replace(self, concurrent=self.concurrent + 1, requests=self.requests.add(1, now_s=now_s))
 
     def returned(self, *, started_s: float) -> Usage:
         """After an attempt that was let through at ``started_s`` turned out not to start."""
-        return replace(self, concurrent=max(self.concurrent - 1, 0), requests=self.requests.without(1, at_s=started_s))
+        return replace(self.freed(), requests=self.requests.without(1, at_s=started_s))
 
-    def ended(self, tokens: int, *, now_s: float) -> Usage:
-        """After an attempt ended that had been let through, having used so many tokens."""
-        spent = max(tokens, 0)
-        return replace(
-            self,
-            concurrent=max(self.concurrent - 1, 0),
-            tokens=self.tokens.add(spent, now_s=now_s) if spent else self.tokens,
-            tokens_total=self.tokens_total + spent,
-        )
+    def freed(self) -> Usage:
+        """After an attempt, or call, that had been let through has ended."""
+        return replace(self, concurrent=max(self.concurrent - 1, 0))
+
+    def spent(self, used: Amount, *, now_s: float) -> Usage:
+        """After so much turned out to be used."""
+        if used == NOTHING:
+            return self
+        return replace(self, tokens=self.tokens.add(used.tokens, now_s=now_s), used=self.used + used)
+
+    def holding(self, amount: Amount) -> Usage:
+        """With so much more reserved."""
+        return replace(self, reserved=self.reserved + amount)
+
+    def without(self, amount: Amount) -> Usage:
+        """With so much less reserved."""
+        return replace(self, reserved=self.reserved - amount)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,24 +132,28 @@ class Wait:
 
 
 def is_limited(quota: Quota) -> bool:
-    """Whether a quota limits what may start. Money is counted with the models that cost some."""
-    return not (
-        quota.max_tokens is None
-        and quota.tokens_per_min is None
-        and quota.requests_per_min is None
-        and quota.max_concurrent is None
-    )
+    """Whether a quota limits anything."""
+    return quota != Quota()
+
+
+def spent_limit(quota: Quota, usage: Usage) -> str | None:
+    """The limit on what may be used in all that is reached, if one is."""
+    if quota.max_tokens is not None and usage.used.tokens >= quota.max_tokens:
+        return "max_tokens"
+    if quota.max_cost_usd is not None and usage.used.nano_usd >= nano(quota.max_cost_usd):
+        return "max_cost_usd"
+    return None
 
 
 def may_start(quota: Quota, usage: Usage, *, ahead: int, now_s: float) -> Wait | None:
     """Whether one more attempt may start now; None means yes.
 
     ``ahead`` is how many of the same user's already wait for their turn: each is told to come back a little later
-    than the one before it. A limit on tokens closes when it is reached; what the attempts in flight use above it is
-    the most that can be overspent.
+    than the one before it. A limit on tokens or money closes when it is reached; what tools of the attempts in flight
+    report above it is the most that can be overspent: calls of models reserve first.
     """
-    if quota.max_tokens is not None and usage.tokens_total >= quota.max_tokens:
-        return Wait(limit="max_tokens", ask_again_in_s=ASK_AGAIN_SPENT_S)
+    if (spent := spent_limit(quota, usage)) is not None:
+        return Wait(limit=spent, ask_again_in_s=ASK_AGAIN_SPENT_S)
     if quota.max_concurrent is not None and usage.concurrent >= quota.max_concurrent:
         if quota.max_concurrent <= 0:
             return Wait(limit="max_concurrent", ask_again_in_s=ASK_AGAIN_SPENT_S)
@@ -146,18 +164,18 @@ def may_start(quota: Quota, usage: Usage, *, ahead: int, now_s: float) -> Wait |
         if wait_s > 0:
             turn = min(1 + ahead, quota.requests_per_min)
             own_s = usage.requests.room_in_s(turn, quota.requests_per_min, now_s=now_s)
-            return Wait(limit="requests_per_min", ask_again_in_s=_within_reason(max(wait_s, own_s)))
+            return Wait(limit="requests_per_min", ask_again_in_s=within_reason(max(wait_s, own_s)))
     if quota.tokens_per_min is not None:
         wait_s = usage.tokens.room_in_s(1, quota.tokens_per_min, now_s=now_s)
         if wait_s > 0:
-            return Wait(limit="tokens_per_min", ask_again_in_s=_within_reason(wait_s))
+            return Wait(limit="tokens_per_min", ask_again_in_s=within_reason(wait_s))
     return None
 
 
 def limited(quota: Quota, usage: Usage, *, now_s: float) -> Limited | None:
     """What lets nothing start now; None where one more attempt may."""
-    if quota.max_tokens is not None and usage.tokens_total >= quota.max_tokens:
-        return Limited(limit="max_tokens", free_in_s=None)
+    if (spent := spent_limit(quota, usage)) is not None:
+        return Limited(limit=spent, free_in_s=None)
     if quota.max_concurrent is not None and usage.concurrent >= quota.max_concurrent:
         return Limited(limit="max_concurrent", free_in_s=0.0 if quota.max_concurrent > 0 else None)
     for name, window, limit in (
@@ -170,7 +188,8 @@ def limited(quota: Quota, usage: Usage, *, now_s: float) -> Limited | None:
     return None
 
 
-def _within_reason(wait_s: float) -> float:
+def within_reason(wait_s: float) -> float:
+    """When to ask again of who is to wait so long: neither all the time, nor so late that a raised limit is missed."""
     if math.isinf(wait_s):
         return ASK_AGAIN_SPENT_S
     return min(max(wait_s, ASK_AGAIN_MIN_S), ASK_AGAIN_MAX_S)

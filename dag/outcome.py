@@ -17,9 +17,10 @@ class Outcome:
     ``verdict`` says how it ended; ``output`` is the JSON text of what it produced (only when succeeded), ready for
     the database, and ``output_size`` the bytes of that; an output that is too large for a row is in the blob store,
     and ``output_blob`` is its name there, in place of ``output``. ``error`` is why it did not. ``log`` is the
-    attempt's own lines as text, from their beginning. ``called``: its tool was called, as far as its worker could
-    say. ``spans`` is the JSON text of its pieces (phases, calls). Times are seconds since the epoch, taken on the
-    worker's clock.
+    attempt's own lines as text, from their beginning. ``tokens_used``: all that it used; ``model_tokens``: those of
+    them that calls of models used, which the ledger has counted already. ``called``: its tool was called, as far as its
+    worker could say. ``spans`` is the JSON text of its pieces (phases, calls). Times are seconds since the epoch, taken
+    on the worker's clock.
     """
 
     verdict: Verdict
@@ -33,8 +34,14 @@ class Outcome:
     stderr: str = ""
     log: str = ""
     tokens_used: int = 0
+    model_tokens: int = 0
     spans: str = "[]"
     worker_id: str = ""
     node_id: str = ""
     ray_task_id: str = ""
     called: bool = False
+
+    @property
+    def tool_tokens(self) -> int:
+        """What its tool said that it used: to be counted at the end of the attempt, as nobody else has."""
+        return max(self.tokens_used - self.model_tokens, 0)

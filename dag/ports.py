@@ -13,10 +13,18 @@ from typing import Final, Literal, Protocol
 
 from rayloom.dag.breaker import BreakerView, Call, breaker_key
 from rayloom.dag.resources import NodeShape
-from rayloom.dag.tool_view import ToolView
-from rayloom.dag.values import Json, JsonObject
 
-Health = Mapping[str, Json]
+# The token controller's port has a file of its own; here is where every port is found.
+from rayloom.dag.token_port import AdmissionPort as AdmissionPort
+from rayloom.dag.token_port import Ask as Ask
+from rayloom.dag.token_port import Finished as Finished
+from rayloom.dag.token_port import Held as Held
+from rayloom.dag.token_port import Limited as Limited
+from rayloom.dag.token_port import Quota as Quota
+from rayloom.dag.token_port import TokenPort as TokenPort
+from rayloom.dag.tool_view import ToolView
+from rayloom.dag.values import Health as Health
+from rayloom.dag.values import JsonObject
 
 PARSER_BROKE: Final = "PARSER_BROKE"
 BreakerWish = Literal["closed", "open", "off"]
@@ -109,47 +117,6 @@ class ToolSnapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """A queued subtask that wants to start, and whose limits it counts against."""
-
-    sub_task_id: str
-    user_id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
-    """An attempt that was admitted and has ended, with the tokens that it really used.
-
-    ``started``: False when it never was: then it was no request either.
-    """
-
-    sub_task_id: str
-    user_id: str
-    tokens: int = 0
-    started: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """A subtask that may not start yet: which limit holds it, and in how many seconds to ask again."""
-
-    sub_task_id: str
-    limit: str
-    ask_again_in_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limited:
-    """Nothing of a user may start now: which limit says so, and in how many seconds it may let something through.
-
-    ``free_in_s`` is 0 where it may at any moment, and None where nothing but another limit helps.
-    """
-
-    limit: str
-    free_in_s: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
     """What a scheduler knows of a QUEUED subtask and of what it asks for. Times in seconds from now.
 
@@ -167,17 +134,6 @@ class Waiting:
     room: int
     fits: bool
     gives_up_in_s: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quota:
-    """The limits of a user; None means none."""
-
-    max_tokens: int | None = None
-    max_cost_usd: float | None = None
-    tokens_per_min: int | None = None
-    requests_per_min: int | None = None
-    max_concurrent: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,25 +224,6 @@ class RegistryPort(Protocol):
 
     async def health(self) -> Health:
         """Alive, with its version."""
-
-
-class TokenPort(Protocol):
-    """The token controller, as everybody sees it."""
-
-    async def admit(self, asked: Sequence[Ask], finished: Sequence[Finished]) -> Sequence[Held]:
-        """Which of a batch must wait. Those not named are admitted and count until they are ``finished``."""
-
-    async def limited(self, user_id: str) -> Limited | None:
-        """What holds back everything of a user now; None where something may start. Reserves nothing."""
-
-    async def quota(self, user_id: str) -> Quota:
-        """The limits of a user."""
-
-    async def set_quota(self, user_id: str, quota: Quota) -> None:
-        """Change the limits of a user, durably."""
-
-    async def health(self) -> Health:
-        """Alive, with counts of what it holds."""
 
 
 class ParserPort(Protocol):

@@ -184,7 +184,7 @@ def _columns(endings: Sequence[Ending]) -> list[list[Any]]:
         [ending.spends for ending in endings],
         [outcome.started_at for outcome in outcomes],
         [outcome.finished_at for outcome in outcomes],
-        [outcome.tokens_used for outcome in outcomes],
+        [outcome.tool_tokens for outcome in outcomes],
         [outcome.stdout for outcome in outcomes],
         [outcome.stderr for outcome in outcomes],
         [outcome.log for outcome in outcomes],

@@ -137,6 +137,13 @@ async def user_exists(engine: AsyncEngine, user_id: UUID) -> bool:
         return bool(await connection.scalar(select(func.count()).select_from(users).where(users.c.id == user_id)))
 
 
+async def key_exists(engine: AsyncEngine, key_id: UUID) -> bool:
+    """Whether there is such a key that is not revoked."""
+    live = (api_keys.c.id == key_id) & api_keys.c.revoked_at.is_(None)
+    async with reading(engine) as connection:
+        return bool(await connection.scalar(select(func.count()).select_from(api_keys).where(live)))
+
+
 async def list_keys(
     engine: AsyncEngine, *, user_id: UUID | None, after: tuple[datetime, UUID] | None, limit: int
 ) -> list[KeyRow]:

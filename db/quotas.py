@@ -12,28 +12,30 @@ from uuid import UUID
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from rayloom.dag.amount import NOTHING, Amount
 from rayloom.dag.errors import UserError
-from rayloom.dag.ports import Quota
+from rayloom.dag.token_port import Quota
 from rayloom.db.engine import driver
 
 # A controller that asks must not hang with a database that does.
 QUERY_TIMEOUT_S: Final = 5.0
 
-_NAMES: Final = tuple(limit.name for limit in fields(Quota))
+LIMITS: Final = tuple(limit.name for limit in fields(Quota))
+"""The columns of every table of limits."""
 _MAX: Final[Mapping[str, int]] = {"requests_per_min": 2**31 - 1, "max_concurrent": 2**31 - 1}
 _MAX_BIGINT: Final = 2**63 - 1
 _LIMITED: Final = f"""
-    SELECT user_id, {", ".join(_NAMES)} FROM quotas
-    WHERE num_nonnulls(max_tokens, tokens_per_min, requests_per_min, max_concurrent) > 0
+    SELECT user_id, {", ".join(LIMITS)} FROM quotas
+    WHERE num_nonnulls({", ".join(LIMITS)}) > 0
 """
 _WRITE: Final = f"""
-    INSERT INTO quotas (user_id, {", ".join(_NAMES)})
-    VALUES ($1, {", ".join(f"${place}" for place, _ in enumerate(_NAMES, start=2))})
-    ON CONFLICT (user_id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _NAMES)}, updated_at = now()
+    INSERT INTO quotas (user_id, {", ".join(LIMITS)})
+    VALUES ($1, {", ".join(f"${place}" for place, _ in enumerate(LIMITS, start=2))})
+    ON CONFLICT (user_id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in LIMITS)}, updated_at = now()
 """
 # The first condition is that of the index on leases: as many rows as attempts are under way, whatever the table holds.
 _LEASED: Final = "SELECT user_id, id FROM sub_tasks WHERE incarnation IS NOT NULL AND user_id = ANY ($1::uuid[])"
-_TOTALS: Final = "SELECT user_id, tokens_used FROM token_totals WHERE user_id = ANY ($1::uuid[])"
+_TOTALS: Final = "SELECT user_id, tokens_used, cost_usd FROM token_totals WHERE user_id = ANY ($1::uuid[])"
 # Both go by an index on the time: they read what started, or used tokens and ended, in the window, whatever the tables
 # hold. OFFSET 0 has each of their tasks looked up by its id, rather than all the tasks of a user read. An attempt that
 # waits for a worker will start later: until then it counts as if it started now.
@@ -62,9 +64,15 @@ _RECENT: Final = """
         FROM execution_logs l
         WHERE l.end_time > now() - make_interval(secs => $2) AND l.tokens_used > 0 GROUP BY 1, 2
     )
-    SELECT t.user_id, r.age_s, sum(r.amount)::bigint AS amount
-    FROM recent r CROSS JOIN LATERAL (SELECT user_id FROM tasks WHERE id = r.task_id OFFSET 0) t
-    WHERE t.user_id = ANY ($1::uuid[]) GROUP BY 1, 2
+    SELECT user_id, age_s, least(sum(amount), 9223372036854775807)::bigint AS amount FROM (
+        SELECT t.user_id, r.age_s, r.amount
+        FROM recent r CROSS JOIN LATERAL (SELECT user_id FROM tasks WHERE id = r.task_id OFFSET 0) t
+        WHERE t.user_id = ANY ($1::uuid[])
+        UNION ALL
+        SELECT c.user_id, greatest(floor(extract(epoch FROM clock_timestamp() - c.settled_at)), 0)::int,
+            c.tokens_in::numeric + c.tokens_out
+        FROM model_calls c WHERE c.settled_at > now() - make_interval(secs => $2) AND c.user_id = ANY ($1::uuid[])
+    ) tokens GROUP BY user_id, age_s
 """
 
 Ages = tuple[tuple[int, int], ...]
@@ -73,12 +81,14 @@ Ages = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """What counts against a user: attempts that hold a lease, recent starts, recent tokens, tokens in all."""
+    """What counts against a user: attempts that hold a lease, recent starts, recent tokens, and what was used in all:
+    by models, as the ledger has it, and by tools, as their attempts have it.
+    """
 
     leased: frozenset[str] = frozenset()
     starts: Ages = ()
     tokens: Ages = ()
-    tokens_total: int = 0
+    used: Amount = NOTHING
 
 
 class QuotaStore:
@@ -91,28 +101,28 @@ class QuotaStore:
         """The quotas of all users who have a limit."""
         async with driver(self._engine) as connection:
             rows = await connection.fetch(_LIMITED, timeout=QUERY_TIMEOUT_S)
-        return {str(row["user_id"]): _quota(row) for row in rows}
+        return {str(row["user_id"]): quota_of(row) for row in rows}
 
     async def quota(self, user_id: str) -> Quota:
         """The limits of a user; none for one who has none or does not exist."""
-        identity = _uuid(user_id)
+        identity = uuid_or_none(user_id)
         if identity is None:
             return Quota()
         async with driver(self._engine) as connection:
             row = await connection.fetchrow(
-                f"SELECT {', '.join(_NAMES)} FROM quotas WHERE user_id = $1", identity, timeout=QUERY_TIMEOUT_S
+                f"SELECT {', '.join(LIMITS)} FROM quotas WHERE user_id = $1", identity, timeout=QUERY_TIMEOUT_S
             )
-        return Quota() if row is None else _quota(row)
+        return Quota() if row is None else quota_of(row)
 
     async def write(self, user_id: str, quota: Quota) -> str:
         """Change the limits of a user, and answer its id as the tables spell it.
 
         Raises UserError (``USER_UNKNOWN``, ``QUOTA_INVALID``).
         """
-        identity = _uuid(user_id)
+        identity = uuid_or_none(user_id)
         if identity is None:
             raise UserError("USER_UNKNOWN", f"there is no user {user_id!r}")
-        limits = [_checked(name, getattr(quota, name)) for name in _NAMES]
+        limits = [checked(name, getattr(quota, name)) for name in LIMITS]
         try:
             async with driver(self._engine) as connection:
                 await connection.execute(_WRITE, identity, *limits, timeout=QUERY_TIMEOUT_S)
@@ -135,13 +145,16 @@ class QuotaStore:
             leased = await _leased(connection, users)
             starts = _by_user(await _fetch(connection, _STARTS, users, window_s))
             recent = _by_user(await _fetch(connection, _RECENT, users, window_s))
-            totals = {str(row["user_id"]): row["tokens_used"] for row in await _fetch(connection, _TOTALS, users)}
+            totals = {
+                str(row["user_id"]): Amount.of(row["tokens_used"], row["cost_usd"])
+                for row in await _fetch(connection, _TOTALS, users)
+            }
         return {
             user: Standing(
                 leased=leased.get(user, frozenset()),
                 starts=starts.get(user, ()),
                 tokens=recent.get(user, ()),
-                tokens_total=totals.get(user, 0),
+                used=totals.get(user, NOTHING),
             )
             for user in users
         }
@@ -166,18 +179,21 @@ def _by_user(rows: Sequence[asyncpg.Record]) -> dict[str, Ages]:
     return {user: tuple(pairs) for user, pairs in ages.items()}
 
 
-def _quota(row: asyncpg.Record) -> Quota:
-    return Quota(**{name: row[name] for name in _NAMES})
+def quota_of(row: asyncpg.Record) -> Quota:
+    """The limits that a row has."""
+    return Quota(**{name: row[name] for name in LIMITS})
 
 
-def _uuid(user_id: str) -> UUID | None:
+def uuid_or_none(id_: str) -> UUID | None:
+    """The id that a text spells, if it does."""
     try:
-        return UUID(user_id)
+        return UUID(id_)
     except ValueError:
         return None
 
 
-def _checked(name: str, limit: float | None) -> float | None:
+def checked(name: str, limit: float | None) -> float | None:
+    """A limit that fits into its column. Raises UserError (``QUOTA_INVALID``)."""
     if limit is None:
         return None
     highest = _MAX.get(name, _MAX_BIGINT)

@@ -31,6 +31,7 @@ from rayloom.db import webhooks
 from rayloom.db.attempts import INLINE_BYTES
 from rayloom.db.reader import ReadSource, reading
 from rayloom.db.schema import execution_logs, idempotency_keys, sub_tasks, tasks
+from rayloom.db.schema_calls import model_tokens
 
 MISSING_SHOWN: Final = 1000
 """Details name at most so many of the subtasks that a task goes on without."""
@@ -176,7 +177,11 @@ async def subtask_with_attempts(engine: AsyncEngine, task_id: UUID, key: str) ->
         row = (await connection.execute(statement)).one_or_none()
         if row is None:
             return None
-        logs = select(execution_logs).where(execution_logs.c.sub_task_id == row.id).order_by(execution_logs.c.attempt)
+        logs = (
+            select(execution_logs, model_tokens().label("model_tokens"))
+            .where(execution_logs.c.sub_task_id == row.id)
+            .order_by(execution_logs.c.attempt)
+        )
         attempts = (await connection.execute(logs)).all()
     return row, list(attempts)
 

@@ -71,7 +71,13 @@ quotas = Table(
     Column("max_concurrent", Integer),
     _at("updated_at", nullable=False, default="now()"),
 )
-totals = Table("token_totals", metadata, Column("user_id", Uuid, primary_key=True), _count("tokens_used", big=True))
+totals = Table(
+    "token_totals",
+    metadata,
+    Column("user_id", Uuid, primary_key=True),
+    _count("tokens_used", big=True),
+    Column("cost_usd", Double, nullable=False, server_default=text("0")),
+)
 
 tools = Table(
     "tools",

@@ -13,6 +13,7 @@ from rayloom.db.events import TransitionRow, transition
 from rayloom.db.reader import ReadSource, reading
 from rayloom.db.reads import Record
 from rayloom.db.schema import execution_logs, sub_tasks, task_events, tasks
+from rayloom.db.schema_calls import model_tokens
 
 MAX_ATTEMPTS: Final = 20_000
 """A trace shows so many attempts; of a larger task the first ones."""
@@ -43,7 +44,8 @@ async def read_trace(source: ReadSource, task_id: UUID, user_id: UUID) -> TraceR
     log = execution_logs.c
     attempts = (
         select(
-            log.sub_task_id, log.attempt, log.status, log.queued_at, log.start_time, log.end_time, log.tokens_used,
+            log.sub_task_id, log.attempt, log.status, log.queued_at, log.start_time, log.end_time,
+            (log.tokens_used + model_tokens()).label("tokens_used"),
             log.error, log.spans, log.worker_id, log.node_id, log.ray_task_id,
             sub_tasks.c.key, sub_tasks.c.tool, sub_tasks.c.task_type, sub_tasks.c.fallback_tool,
             sub_tasks.c.fallback_attempts,

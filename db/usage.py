@@ -1,18 +1,20 @@
-"""What users used, and how tools do: sums over the attempts."""
+"""What users used, and how tools do: sums over the ledger and the attempts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Date, any_, case, cast, func, select
+from sqlalchemy import Date, Select, any_, case, cast, func, select
 
+from rayloom.dag.amount import Amount
 from rayloom.dag.breaker import BREAKER_OPEN
 from rayloom.db.reader import ReadSource, reading
 from rayloom.db.schema import execution_logs, sub_tasks
+from rayloom.db.schema_calls import model_calls
 
 DEFAULT_DAYS: Final = 30
 RECENT_ATTEMPTS: Final = 10_000
@@ -21,12 +23,25 @@ _FIRST: Final = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageRow:
-    """What a user's attempts of one tool used on one day (UTC)."""
+    """What was used for a user on one day (UTC): by calls of a model for one tool, or, where ``model`` is None, what a
+    tool said of itself. ``tool``: None for calls that no subtask made.
+    """
 
     user_id: UUID
-    tool: str
+    model: str | None
+    tool: str | None
     day: date
-    tokens: int
+    tokens_in: int
+    tokens_out: int = 0
+    cost_usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What was used, and what calls of models under way have reserved."""
+
+    rows: tuple[UsageRow, ...]
+    reserved: Amount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,29 +53,69 @@ class ToolStats:
     p50_ms: float | None
 
 
-async def read_usage(
-    source: ReadSource, *, user_id: UUID, since: datetime | None, until: datetime | None
-) -> list[UsageRow]:
-    """Usage of a user by tool and day, newest day first."""
+async def read_usage(source: ReadSource, *, user_id: UUID, since: datetime | None, until: datetime | None) -> Usage:
+    """Usage of a user by model, tool and day, newest day first; as of one moment."""
     until = until or datetime.now(UTC)
     # Thirty days before the first day of all there is none.
     since = since or max(until, _FIRST + timedelta(days=DEFAULT_DAYS)) - timedelta(days=DEFAULT_DAYS)
-    day = cast(func.timezone("UTC", execution_logs.c.start_time), Date)
-    tokens = func.sum(execution_logs.c.tokens_used)
-    statement = (
-        select(sub_tasks.c.tool, day.label("day"), tokens.label("tokens"))
-        .join(sub_tasks, sub_tasks.c.id == execution_logs.c.sub_task_id)
-        .where(
-            sub_tasks.c.user_id == user_id,
-            execution_logs.c.start_time >= since,
-            execution_logs.c.start_time < until,
-        )
-        .group_by(sub_tasks.c.tool, day)
-        .order_by(day.desc(), sub_tasks.c.tool)
-    )
+    open_ = select(
+        func.coalesce(func.sum(model_calls.c.reserved_tokens), 0).label("tokens"),
+        func.coalesce(func.sum(model_calls.c.reserved_usd), 0.0).label("cost_usd"),
+    ).where(model_calls.c.user_id == user_id, model_calls.c.status == "reserved")
     async with reading(source) as connection:
-        rows = (await connection.execute(statement)).all()
-    return [UsageRow(user_id=user_id, tool=row.tool, day=row.day, tokens=int(row.tokens)) for row in rows]
+        await connection.execution_options(isolation_level="REPEATABLE READ")
+        told = (await connection.execute(_by_tools(user_id, since, until))).all()
+        settled = (await connection.execute(_by_models(user_id, since, until))).all()
+        reserved = (await connection.execute(open_)).one()
+    rows = [
+        UsageRow(user_id=user_id, model=None, tool=row.tool or None, day=row.day, tokens_in=int(row.tokens))
+        for row in told
+    ]
+    rows += [
+        UsageRow(
+            user_id=user_id,
+            model=row.model,
+            tool=row.tool or None,
+            day=row.day,
+            tokens_in=int(row.tokens_in),
+            tokens_out=int(row.tokens_out),
+            cost_usd=row.cost_usd,
+        )
+        for row in settled
+    ]
+    rows.sort(key=lambda row: (-row.day.toordinal(), row.tool or "", row.model or ""))
+    return Usage(rows=tuple(rows), reserved=Amount.of(int(reserved.tokens), reserved.cost_usd))
+
+
+def _by_tools(user_id: UUID, since: datetime, until: datetime) -> Select[Any]:
+    at = execution_logs.c.start_time
+    day = cast(func.timezone("UTC", at), Date)
+    return (
+        select(sub_tasks.c.tool, day.label("day"), func.sum(execution_logs.c.tokens_used).label("tokens"))
+        .join(sub_tasks, sub_tasks.c.id == execution_logs.c.sub_task_id)
+        .where(sub_tasks.c.user_id == user_id, at >= since, at < until)
+        .group_by(sub_tasks.c.tool, day)
+    )
+
+
+def _by_models(user_id: UUID, since: datetime, until: datetime) -> Select[Any]:
+    call = model_calls.c
+    day = cast(func.timezone("UTC", call.reserved_at), Date).label("day")
+    is_fallback = call.attempt == any_(sub_tasks.c.fallback_attempts)
+    tool = case((is_fallback, sub_tasks.c.fallback_tool), else_=sub_tasks.c.tool).label("tool")
+    return (
+        select(
+            call.model,
+            tool,
+            day,
+            func.sum(call.tokens_in).label("tokens_in"),
+            func.sum(call.tokens_out).label("tokens_out"),
+            func.sum(call.cost_usd).label("cost_usd"),
+        )
+        .outerjoin(sub_tasks, sub_tasks.c.id == call.sub_task_id)
+        .where(call.user_id == user_id, call.status == "settled", call.reserved_at >= since, call.reserved_at < until)
+        .group_by(call.model, tool, day)
+    )
 
 
 async def tool_stats(source: ReadSource) -> Mapping[str, ToolStats]:

@@ -28,6 +28,7 @@ from rayloom.serve.routes import (
     pages,
     people,
     plans,
+    quotas,
     retries,
     subtasks,
     tasks,
@@ -39,8 +40,8 @@ from rayloom.serve.settings import ServeSettings
 
 ROUTERS: Final = (
     tasks.router, approvals.router, retries.router, letters.router, subtasks.router, waiting.router, events.router,
-    logs.router, traces.router, plans.router, tools.router, invocations.router, people.router, audit.router,
-    door.router, health.router, pages.router,
+    logs.router, traces.router, plans.router, tools.router, invocations.router, people.router, quotas.router,
+    audit.router, door.router, health.router, pages.router,
 )  # fmt: skip
 
 

@@ -98,12 +98,6 @@ def _faults_of(submission: Submission, document: JsonObject) -> list[Fault]:
     return faults
 
 
-def unspent(budget: Budget) -> list[str]:
-    """What to say of limits of which nothing can be used before there are models."""
-    limits = {"max_tokens": budget.max_tokens, "max_cost_usd": budget.max_cost_usd}
-    return [f"budget.{name}: this version uses no models, so nothing of it is spent" for name in limits if limits[name]]
-
-
 def fingerprint_of(document: JsonObject) -> bytes:
     """What tells a repeated submission from another one under the same Idempotency-Key."""
     return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).digest()

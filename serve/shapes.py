@@ -185,7 +185,7 @@ def attempt(row: Record, subtask: Record) -> Shown:
         "started_at": row.start_time,
         "finished_at": row.end_time,
         "duration_ms": _ms(row.duration),
-        "tokens_used": row.tokens_used,
+        "tokens_used": row.tokens_used + row.model_tokens,
         "worker_id": row.worker_id,
         "node_id": row.node_id,
         "ray_task_id": row.ray_task_id,

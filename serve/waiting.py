@@ -10,6 +10,7 @@ from typing import Final, Literal
 import orjson
 
 from rayloom.dag.breaker import BREAKER_OPEN, BreakerView
+from rayloom.dag.decision import QUOTA_EXCEEDED
 from rayloom.dag.ports import Limited, Waiting
 from rayloom.dag.resources import ResourceShape
 from rayloom.dag.states import SubtaskStatus, TaskStatus
@@ -72,6 +73,8 @@ def _dependencies(row: WaitingRow) -> Iterator[Reason]:
 def _backoff(row: WaitingRow) -> Reason:
     error = row.error or {}
     said = f"attempt {row.attempt} failed with {error.get('code')}: {error.get('message')}"
+    if error.get("code") == QUOTA_EXCEEDED:
+        return Reason(kind="quota", detail=f"a limit kept it from calling a model; {said}", until=row.not_before)
     if error.get("code") == BREAKER_OPEN:
         return Reason(kind="breaker", detail=f"the breaker of its tool is open; {said}", until=row.not_before)
     return Reason(kind="backoff", detail=said, until=row.not_before)
@@ -108,9 +111,11 @@ def _limit(limit: str, free_in_s: float | None, now: datetime) -> Reason:
     until = None if free_in_s is None else now + timedelta(seconds=free_in_s)
     if limit == _UNKNOWN:
         return Reason(kind="limit", detail="what its user has used so far is still being read", until=until)
-    if limit in _QUOTAS:
-        return Reason(kind="quota", detail=f"{limit} of its user is spent: only a higher one helps", until=None)
-    return Reason(kind="limit", detail=f"{limit} of its user is reached", until=until)
+    level, _, name = limit.rpartition(".")
+    whose = f"{name} of its {level or 'user'}"
+    if name in _QUOTAS:
+        return Reason(kind="quota", detail=f"{whose} is spent: only a higher one helps", until=None)
+    return Reason(kind="limit", detail=f"{whose} is reached", until=until)
 
 
 def _resources(row: WaitingRow, scheduler: Waiting, now: datetime) -> Reason | None:

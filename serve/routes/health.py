@@ -17,9 +17,10 @@ from rayloom.dag.errors import Transient
 from rayloom.db.metrics import Counts, read_counts
 from rayloom.db.read_split import ReadSplit
 from rayloom.db.replica_watch import ReplicaState
-from rayloom.serve.deps import Deps, deps_of
+from rayloom.serve.deps import Deps, ask, deps_of
 from rayloom.serve.json_answer import json_answer
 from rayloom.serve.measures import Measures, ReadCounts
+from rayloom.serve.token_measures import token_text
 
 router = APIRouter(tags=["operation"])
 METRICS_TTL_S: Final = 2.0
@@ -58,7 +59,7 @@ async def probe(deps: Deps) -> Mapping[str, dict[str, Any]]:
     }
     if deps.backends.blobs.place:
         probes["blob_store"] = deps.backends.blobs.probe
-    answers = await asyncio.gather(*(_check(ask, deps.settings.probe_timeout_s) for ask in probes.values()))
+    answers = await asyncio.gather(*(_check(each, deps.settings.probe_timeout_s) for each in probes.values()))
     checks = dict(zip(probes, answers, strict=True))
     replica = deps.backends.reads.state
     if replica is not None:
@@ -74,11 +75,11 @@ def _replica(state: ReplicaState) -> dict[str, Any]:
     return {"status": "down", "error": f"the replica {state.fault}", "ms": 0.0, "details": lag}
 
 
-async def _check(ask: Callable[[], Awaitable[object]], timeout_s: float) -> dict[str, Any]:
+async def _check(asked: Callable[[], Awaitable[object]], timeout_s: float) -> dict[str, Any]:
     started_at = perf_counter()
     try:
         async with asyncio.timeout(timeout_s):
-            details = await ask()
+            details = await asked()
     except Exception as error:  # noqa: BLE001 - whatever it is, the dependency did not answer
         # Messages may hold addresses or credentials; the kind of error says enough here.
         return {"status": "down", "error": type(error).__name__, "ms": _ms(started_at)}
@@ -98,7 +99,7 @@ async def metrics(request: Request) -> Response:
     deps, state = deps_of(request), request.app.state
     made_at, text = getattr(state, "metrics_text", (0.0, b""))
     if monotonic() - made_at > METRICS_TTL_S:
-        text = _shared(await _counts(deps), await deps.backends.waiting()) + await _breakers(deps)
+        text = _shared(await _counts(deps), await deps.backends.waiting()) + await _breakers(deps) + await _tokens(deps)
         state.metrics_text = (monotonic(), text)
     return Response(text + _own(state.measures, deps.backends.reads), media_type=CONTENT_TYPE_LATEST)
 
@@ -108,6 +109,15 @@ async def _counts(deps: Deps) -> Counts | None:
         return await deps.backends.reads.current(read_counts)
     except Transient:
         return None
+
+
+async def _tokens(deps: Deps) -> bytes:
+    """Calls of models, as the token controller counts them; nothing while it does not answer."""
+    try:
+        figures = deps.ports.tokens.figures()
+        return token_text(await ask(figures, "the token controller", timeout_s=deps.settings.probe_timeout_s))
+    except Transient:
+        return b""
 
 
 async def _breakers(deps: Deps) -> bytes:

@@ -1,8 +1,7 @@
-"""Keys, quotas and usage: who may come in, how much they may use, how much they did."""
+"""Keys: who may come in."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -10,16 +9,14 @@ from pydantic import Field, StringConstraints
 from starlette.responses import Response
 
 from rayloom.dag.errors import Fault
-from rayloom.dag.ports import Quota
 from rayloom.dag.tool_scope import Level
 from rayloom.db import keys
 from rayloom.db.keys import KeyRow
-from rayloom.db.usage import read_usage
 from rayloom.serve import cursors
-from rayloom.serve.auth import Admin, Owner, user_of
+from rayloom.serve.auth import Admin, user_of
 from rayloom.serve.bodies import Body, read_body, schema_of
 from rayloom.serve.cursors import Cursor, Limit
-from rayloom.serve.deps import ask, deps_of
+from rayloom.serve.deps import deps_of
 from rayloom.serve.intake import ToolRules
 from rayloom.serve.json_answer import json_answer
 from rayloom.serve.problems import invalid, not_found
@@ -34,16 +31,6 @@ class KeyBody(Body):
     role: Literal["admin", "user"] = "user"
     tools: ToolRules | None = Field(default=None, description="which tools it may use: globs of names; deny wins")
     max_level: Level | None = Field(default=None, description="the highest permission level of the tools it may use")
-
-
-class QuotaBody(Body):
-    """The body of ``PUT /api/v1/quotas/{user_id}``; what is null or left out has no limit."""
-
-    max_tokens: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
-    max_cost_usd: Annotated[float, Field(ge=0, le=1e12)] | None = None
-    tokens_per_min: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
-    requests_per_min: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    max_concurrent: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
 
 
 @router.get("/keys")
@@ -100,56 +87,3 @@ async def revoke_key(request: Request, me: Admin, key_id: str) -> Response:
     if not await keys.revoke_key(deps_of(request).backends.primary, cursors.uuid_of(key_id, "this key")):
         raise not_found("this key")
     return Response(status_code=204)
-
-
-@router.get("/quotas/{user_id}")
-async def get_quota(request: Request, me: Admin, user_id: str) -> Response:
-    """The limits of a user; null means none."""
-    deps = deps_of(request)
-    id_ = cursors.uuid_of(user_id, "this user")
-    if not await keys.user_exists(deps.backends.primary, id_):
-        raise not_found("this user")
-    quota = await ask(deps.ports.tokens.quota(str(id_)), "the token controller")
-    return json_answer(asdict(quota))
-
-
-@router.put("/quotas/{user_id}", openapi_extra=schema_of(QuotaBody))
-async def put_quota(request: Request, me: Admin, user_id: str) -> Response:
-    """Change the limits of a user: all of them."""
-    deps = deps_of(request)
-    id_ = cursors.uuid_of(user_id, "this user")
-    body = await read_body(request, QuotaBody)
-    if not await keys.user_exists(deps.backends.primary, id_):
-        raise not_found("this user")
-    quota = Quota(**body.model_dump())
-    await ask(deps.ports.tokens.set_quota(str(id_), quota), "the token controller")
-    return json_answer(asdict(quota))
-
-
-@router.get("/usage")
-async def usage(
-    request: Request,
-    user: Owner,
-    created_after: str | None = None,
-    created_before: str | None = None,
-) -> Response:
-    """Tokens and cost used, by tool and day (UTC); of the last 30 days unless asked otherwise."""
-    since, until = cursors.moment("created_after", created_after), cursors.moment("created_before", created_before)
-    items = await deps_of(request).backends.reads.current(
-        lambda source: read_usage(source, user_id=user, since=since, until=until)
-    )
-    shown = [
-        {
-            "user_id": item.user_id,
-            "model": None,
-            "tool": item.tool or None,
-            "day": item.day,
-            "tokens_in": item.tokens,
-            "tokens_out": 0,
-            "cost_usd": 0.0,
-        }
-        for item in items
-    ]
-    total = {"tokens_in": sum(item.tokens for item in items), "tokens_out": 0, "cost_usd": 0.0}
-    # Only calls of models reserve, and no model runs in this version.
-    return json_answer({"items": shown, "total": total, "reserved": {"tokens": 0, "cost_usd": 0.0}})

@@ -16,7 +16,7 @@ from rayloom.serve.auth import Me
 from rayloom.serve.bodies import Body, read_body, schema_of
 from rayloom.serve.deps import ask, deps_of
 from rayloom.serve.gate import call_of
-from rayloom.serve.intake import MAX_PROMPT_CHARS, Judge, ToolRules, unspent
+from rayloom.serve.intake import MAX_PROMPT_CHARS, Judge, ToolRules
 from rayloom.serve.json_answer import json_answer
 from rayloom.serve.offered import may_use
 from rayloom.serve.problems import invalid
@@ -51,7 +51,7 @@ async def plan(request: Request, me: Me) -> Response:
     planned = await ask(deps.ports.parser.plan(wanted), "the parser", timeout_s=PARSER_TIMEOUT_S)
     judge = Judge(deps, me)
     await judge.prepare()
-    warnings = [*planned.notes, *unspent(body.budget)]
+    warnings = list(planned.notes)
     width, critical_path = None, None
     try:
         verified = await asyncio.to_thread(judge.plan, planned.plan, ToolRules())

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from rayloom.dag.errors import Transient
-from rayloom.dag.ports import Ask, Finished, Health, Held, Limited, Quota
+from rayloom.dag.ports import Ask, Finished, Held
 
 
 class ScriptedTokens:
-    """``TokenPort``. ``holds``: subtasks that must wait, ``wait_s`` each. ``away``: no answer. ``breaks``: what it
+    """``AdmissionPort``. ``holds``: subtasks that must wait, ``wait_s`` each. ``away``: no answer. ``breaks``: what it
     raises. ``on_ask``: done before it answers. ``finished``: what it was told."""
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class ScriptedTokens:
         self.finished: list[Finished] = []
 
     async def admit(self, asked: Sequence[Ask], finished: Sequence[Finished]) -> Sequence[Held]:
-        """See `TokenPort`."""
+        """See `AdmissionPort`."""
         if self.away:
             raise Transient("ACTOR_UNAVAILABLE", "the token controller does not answer")
         if self.breaks is not None:
@@ -32,18 +32,3 @@ class ScriptedTokens:
         self.finished += finished
         held = [ask.sub_task_id for ask in asked if ask.sub_task_id in self.holds]
         return [Held(sub_task_id=id_, limit="max_concurrent", ask_again_in_s=self.wait_s) for id_ in held]
-
-    async def limited(self, user_id: str) -> Limited | None:
-        """See `TokenPort`."""
-        return None
-
-    async def quota(self, user_id: str) -> Quota:
-        """See `TokenPort`."""
-        return Quota()
-
-    async def set_quota(self, user_id: str, quota: Quota) -> None:
-        """See `TokenPort`."""
-
-    async def health(self) -> Health:
-        """See `TokenPort`."""
-        return {"ok": not self.away}

@@ -23,6 +23,7 @@ from rayloom.dag.ports import Ask, Finished, Quota, RegisteredTool
 from rayloom.db.breaker_rows import BreakerRows
 from rayloom.db.catalogue import Catalogue
 from rayloom.db.engine import make_engine
+from rayloom.db.ledger import Ledger
 from rayloom.db.quotas import QuotaStore, Standing
 from rayloom.db.settings import DatabaseSettings
 from rayloom.tools.builtin.catalogue import BUILTINS
@@ -177,6 +178,8 @@ async def test_a_quota_is_read_as_it_was_written(quotas: QuotaStore, rows: Rows)
     assert await quotas.quota(bob) == Quota(max_cost_usd=2)
     for nobody in (cid, str(uuid7()), "somebody"):
         assert await quotas.quota(nobody) == Quota()
+    assert await quotas.limited() == {ann: EVERY_LIMIT, bob: Quota(max_cost_usd=2)}
+    await quotas.write(bob, Quota())
     assert await quotas.limited() == {ann: EVERY_LIMIT}
 
 
@@ -227,7 +230,7 @@ async def test_what_counts_against_a_user_is_found_in_the_record(quotas: QuotaSt
     assert standings[cid] == Standing()
     found = standings[ann]
     assert found.leased == {running, old, waiting}
-    assert found.tokens_total == 42
+    assert found.used.tokens == 42
     # Of two that were written one after the other a second may begin between; and all are read later.
     assert _by_50_s(found.starts) == {0: 1, 4: 2}
     assert _by_50_s(found.tokens) == {2: 5, 3: 6, 5: 9}
@@ -241,17 +244,17 @@ def _by_50_s(ages: Iterable[tuple[int, int]]) -> Counter[int]:
     return found
 
 
-async def test_the_controller_admits_by_the_record(quotas: QuotaStore, rows: Rows) -> None:
+async def test_the_controller_admits_by_the_record(engine: AsyncEngine, quotas: QuotaStore, rows: Rows) -> None:
     ann = await rows.user()
     task = await rows.task(ann, tokens=90)
     running = await rows.subtask(ann, task)
-    controller = TokenController(quotas)
+    controller = TokenController(quotas, Ledger(engine))
     await controller.reconcile()
     await controller.set_quota(ann, Quota(max_concurrent=2, max_tokens=100))
     first, second = str(uuid7()), str(uuid7())
     asks = [Ask(sub_task_id=id_, user_id=ann) for id_ in (running, first, second)]
     assert [held.sub_task_id for held in await controller.admit(asks, ())] == [second]
-    restarted = TokenController(quotas)
+    restarted = TokenController(quotas, Ledger(engine))
     await restarted.reconcile()
     ended = [Finished(sub_task_id=running, user_id=ann, tokens=10)]
     assert [held.limit for held in await restarted.admit(asks[2:], ended)] == ["max_tokens"]
@@ -260,7 +263,11 @@ async def test_the_controller_admits_by_the_record(quotas: QuotaStore, rows: Row
 async def test_a_database_that_is_away_is_transient(database: DatabaseSettings) -> None:
     nowhere = DatabaseSettings(url=SecretStr("postgresql+asyncpg://rayloom:x@127.0.0.1:1/nothing"))
     engine = make_engine(nowhere.primary_dsn(), pool_size=1, max_overflow=0, name="test")
-    for call in (Catalogue(engine).read(), QuotaStore(engine).limited(), TokenController(QuotaStore(engine)).step()):
+    for call in (
+        Catalogue(engine).read(),
+        QuotaStore(engine).limited(),
+        TokenController(QuotaStore(engine), Ledger(engine)).step(),
+    ):
         with pytest.raises(Transient):
             await call
     await engine.dispose()

@@ -124,7 +124,7 @@ async def test_a_killed_token_controller_counts_on(
     assert await tokens.quota(ann) == Quota(max_concurrent=2, requests_per_min=3)
     ended = [Finished(sub_task_id=id_, user_id=ann) for id_ in leased]
     assert [one.limit for one in await _admitted(tokens, asks[2:], ended)] == ["requests_per_min"]
-    assert await _healthy(tokens) == {"ok": True, "limited_users": 1, "attempts": 1}
+    assert await _healthy(tokens) == {"ok": True, "limited_users": 1, "attempts": 1, "reserved": 0}
 
 
 async def test_without_a_database_a_singleton_lives_and_says_so(settings: EngineSettings) -> None:

@@ -190,6 +190,15 @@ SENSELESS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "",
         {"id": uuid7(), "role": "user", "key_hash": b"y", "max_level": "god"},
     ),
+    "ck_model_calls_status": ("model_calls", "", {"status": "lost", "settled_at": "now"}),
+    "ck_model_calls_settled": ("model_calls", "", {"status": "settled"}),
+    "ck_model_calls_settled early": ("model_calls", "", {"settled_at": "now"}),
+    "ck_model_calls_reserved": ("model_calls", "", {"reserved_tokens": -1}),
+    "ck_model_calls_reserved usd": ("model_calls", "", {"reserved_usd": -0.5}),
+    "ck_model_calls_used": ("model_calls", "", {"status": "settled", "settled_at": "now", "tokens_out": -1}),
+    "ck_model_calls_unused": ("model_calls", "", {"tokens_in": 1}),
+    "ck_model_calls_unused released": ("model_calls", "", {"status": "released", "settled_at": "now", "cost_usd": 0.1}),
+    "ck_model_calls_payer": ("model_calls", "", {"sub_task_id": uuid7()}),
     "ck_log_lines_stream": ("log_lines", "", {"stream": "river"}),
     "ck_log_lines_level": ("log_lines", "", {"level": "LOUD"}),
 }
@@ -212,6 +221,10 @@ _PLAIN: dict[str, dict[str, Any]] = {
     "blobs": {"sha256": "0", "size": 1, "data": b"1"},
     "breakers": {"key": "t", "openings": 1},
     "mcp_servers": {"name": "m", "transport": "http", "spec": "{}", "secrets": "s"},
+    "model_calls": {
+        "id": uuid7(), "user_id": uuid7(), "model": "m", "purpose": "p", "reserved_tokens": 1, "reserved_usd": 0.0,
+        "status": "reserved", "expires_at": "now",
+    },
     "log_lines": {"task_id": uuid7(), "stream": "tool", "level": "INFO", "message": "m"},
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ from rayloom.actors.described import check_alternative, check_name
 from rayloom.dag.breaker import BreakerView, Call
 from rayloom.dag.errors import Transient, UserError
 from rayloom.dag.mcp import McpServer
+from rayloom.dag.model import Denied, ModelUse, ProviderLimits, Reservation
 from rayloom.dag.ports import (
     Ask,
     BreakerWish,
@@ -23,6 +24,7 @@ from rayloom.dag.ports import (
     Waiting,
 )
 from rayloom.dag.resources import NodeShape
+from rayloom.dag.token_port import TokenFigures
 from rayloom.dag.tool_scope import Level
 from rayloom.dag.values import JsonObject
 from rayloom.serve.deps import Ports
@@ -190,6 +192,7 @@ class FakeTokens(Down):
         self.limited_at: tuple[int, Limited] | None = None
         """After how often it was asked something is held back, and by what."""
         self.asked = 0
+        self.counted = TokenFigures()
 
     async def admit(self, asked: Sequence[Ask], finished: Sequence[Finished]) -> Sequence[Held]:
         return ()
@@ -208,6 +211,26 @@ class FakeTokens(Down):
     async def set_quota(self, user_id: str, quota: Quota) -> None:
         self.check()
         self.quotas[user_id] = quota
+
+    async def key_quota(self, key_id: str) -> Quota:
+        return await self.quota(key_id)
+
+    async def set_key_quota(self, key_id: str, quota: Quota) -> None:
+        await self.set_quota(key_id, quota)
+
+    async def figures(self, user_id: str = "") -> TokenFigures:
+        self.check()
+        return self.counted
+
+    async def reserve(self, reservation: Reservation) -> Denied | None:
+        self.check()
+        return None
+
+    async def settle(self, reservation: Reservation, use: ModelUse) -> None:
+        self.check()
+
+    async def learn(self, model: str, limits: ProviderLimits) -> None:
+        self.check()
 
 
 class FakeMcp(Down):

@@ -8,6 +8,9 @@ import pytest
 from pydantic import SecretStr
 from uuid_utils.compat import uuid7
 
+from rayloom.dag.model import ModelUse, Payer, Reservation
+from rayloom.dag.token_port import Share, TokenFigures, Used
+from rayloom.db.ledger import Ledger
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.serve.settings import ServeSettings
 from tests.integration.serve.world import World, one, serving
@@ -87,6 +90,94 @@ async def test_usage_is_told_by_tool_and_day(world: World) -> None:
     assert usage["reserved"] == {"tokens": 0, "cost_usd": 0.0}
     for before in ("2020-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "0001-01-02"):
         assert (await me.get("/usage", created_before=before))["items"] == []
+
+
+async def test_usage_has_what_models_used_for_each_tool_and_what_is_reserved(world: World) -> None:
+    me = await world.user()
+    task_id = await me.submit()
+    (claimed,) = await world.claimed(task_id)
+    payer = Payer(user_id=str(me.id), task_id=task_id, sub_task_id=claimed.sub_task_id, attempt=claimed.attempt)
+    ledger = Ledger(world.engine)
+    calls = [
+        Reservation(id=str(uuid7()), payer=paid, model="m", purpose="p", tokens=50, cost_usd=0.5, lease_s=60)
+        for paid in (payer, payer, Payer(user_id=str(me.id), task_id=task_id))
+    ]
+    await ledger.reserve(calls)
+    use = ModelUse(tokens_in=3, tokens_out=4, cost_usd=0.25)
+    await ledger.settle([(calls[0], use), (calls[2], use)])
+    # The tool says 2 of its own; the attempt used nine in all.
+    await world.end([claimed], lambda _: 1, tokens_used=9, model_tokens=7)
+    usage = await me.get("/usage")
+    day = usage["items"][0]["day"]
+    assert usage["items"] == [
+        {"user_id": str(me.id), "model": model, "tool": tool, "day": day, "tokens_in": in_, "tokens_out": out,
+         "cost_usd": cost}
+        for model, tool, in_, out, cost in (
+            ("m", None, 3, 4, 0.25), (None, "core.noop", 2, 0, 0.0), ("m", "core.noop", 3, 4, 0.25),
+        )
+    ]  # fmt: skip
+    assert usage["total"] == {"tokens_in": 8, "tokens_out": 8, "cost_usd": 0.5}
+    assert usage["reserved"] == {"tokens": 50, "cost_usd": 0.5}
+    assert usage["warnings"] == []
+    task = await me.get(f"/tasks/{task_id}")
+    assert task["usage"] == {"tokens": 16, "cost_usd": 0.5}
+    (subtask,) = task["subtasks"]
+    assert subtask["tokens_used"] == 9
+    (attempt,) = (await me.get(f"/tasks/{task_id}/subtasks/{subtask['id']}"))["attempts"]
+    assert attempt["tokens_used"] == 9
+    spans = (await me.get(f"/tasks/{task_id}/trace"))["spans"]
+    assert [span["attributes"]["tokens"] for span in spans if span["kind"] == "attempt"] == [9]
+    await ledger.close()
+
+
+async def test_a_limit_that_is_nearly_used_up_is_told_with_the_usage(world: World) -> None:
+    me = await world.user()
+    shares = [("user", "max_tokens", 0.85), ("user", "max_cost_usd", 0.5), ("task", "max_tokens", 0.9)]
+    world.fakes.tokens.counted = TokenFigures(
+        shares=tuple(
+            Share(level=level, id=str(me.id), limit=limit, share=share)  # type: ignore[arg-type]
+            for level, limit, share in shares
+        ),
+        warn_share=0.8,
+    )
+    assert (await me.get("/usage"))["warnings"] == ["max_tokens: 85% of it is used"]
+    world.fakes.tokens.is_down = True
+    assert (await me.get("/usage"))["warnings"] == []
+
+
+async def test_limits_of_a_key_are_read_and_replaced(world: World) -> None:
+    admin = await world.user("admin")
+    made = (await admin.http.post("/api/v1/keys", json={"user": "key-owner"})).json()
+    path = f"/keys/{made['id']}/quota"
+    nothing = dict.fromkeys(("max_tokens", "max_cost_usd", "tokens_per_min", "requests_per_min", "max_concurrent"))
+    assert await admin.get(path) == nothing
+    put = await admin.http.put(f"/api/v1{path}", json={"max_tokens": 5})
+    assert put.json() == {**nothing, "max_tokens": 5} == await admin.get(path)
+    assert (await admin.http.get(f"/api/v1/keys/{uuid7()}/quota")).status_code == 404
+    assert (await admin.http.put(f"/api/v1/keys/{uuid7()}/quota", json={})).status_code == 404
+    user = await world.user()
+    assert (await user.http.get(f"/api/v1{path}")).status_code == 403
+
+
+async def test_metrics_tell_of_models_and_limits(world: World) -> None:
+    world.fakes.tokens.counted = TokenFigures(
+        used=(Used(model="m", purpose="reason", calls=2, tokens_in=3, tokens_out=4, cost_usd=0.5),),
+        denied=(("user", "max_tokens", 7),),
+        reserved_calls=1,
+        reserved_tokens=20,
+        reserved_cost_usd=0.25,
+        shares=(Share(level="user", id="u", limit="max_tokens", share=0.9),),
+    )
+    text = (await world.nobody().get("/metrics")).text
+    for line in (
+        'rayloom_model_calls_total{model="m",purpose="reason"} 2.0',
+        'rayloom_model_tokens_total{direction="out",model="m",purpose="reason"} 4.0',
+        'rayloom_model_cost_usd_total{model="m",purpose="reason"} 0.5',
+        'rayloom_reservations_denied_total{level="user",limit="max_tokens"} 7.0',
+        "rayloom_reserved_tokens 20.0",
+        'rayloom_limit_share{id="u",level="user",limit="max_tokens"} 0.9',
+    ):
+        assert line in text
 
 
 async def test_readiness_names_every_dependency(world: World) -> None:

@@ -251,7 +251,7 @@ async def test_users_may_not_do_what_admins_do(world: World) -> None:
     for method, path in (
         ("GET", "/keys"), ("POST", "/keys"), ("DELETE", "/keys/x"), ("POST", "/tools/register"),
         ("PATCH", "/tools/core.noop"), ("DELETE", "/tools/core.noop"),
-        ("GET", f"/quotas/{me.id}"), ("PUT", f"/quotas/{me.id}"),
+        ("GET", f"/quotas/{me.id}"), ("PUT", f"/quotas/{me.id}"), ("GET", "/keys/x/quota"), ("PUT", "/keys/x/quota"),
     ):  # fmt: skip
         _problem(await me.http.request(method, f"/api/v1{path}"), 403)
 

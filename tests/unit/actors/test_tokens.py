@@ -9,11 +9,15 @@ from dataclasses import replace
 import pytest
 
 from rayloom.actors import tokens
-from rayloom.actors.tokens import FAILED_READINGS_MAX, GRACE_S, TokenController
+from rayloom.actors.accounts import GRACE_S
+from rayloom.actors.tokens import TokenController
+from rayloom.actors.user_accounts import FAILED_READINGS_MAX
+from rayloom.dag.amount import Amount
 from rayloom.dag.errors import Transient
 from rayloom.dag.limits import is_limited
 from rayloom.dag.ports import Ask, Finished, Limited, Quota
 from rayloom.db.quotas import Standing
+from tests.fakes.memory_ledger import MemoryLedger
 
 ANN, BOB, CID = "ann", "bob", "cid"
 
@@ -27,6 +31,7 @@ class Record:
         self.away = False
         self.unreadable: set[str] = set()
         self.readings = 0
+        self.written = asyncio.Event()
         self.while_reading: Callable[[], Awaitable[object]] | None = None
 
     async def limited(self) -> Mapping[str, Quota]:
@@ -40,6 +45,7 @@ class Record:
     async def write(self, user_id: str, quota: Quota) -> str:
         self._answer()
         self.quotas[user_id.lower()] = quota
+        self.written.set()
         return user_id.lower()
 
     async def leased(self, users: Sequence[str]) -> Mapping[str, frozenset[str]]:
@@ -77,7 +83,7 @@ class Clock:
 
 
 async def _controller(record: Record, clock: Clock | None = None) -> TokenController:
-    controller = TokenController(record, clock=clock or Clock())
+    controller = TokenController(record, MemoryLedger(), clock=clock or Clock())
     await controller.reconcile()
     return controller
 
@@ -95,7 +101,7 @@ def _end(user: str, id_: str, tokens_used: int = 0) -> Finished:
 
 
 async def test_a_user_without_limits_is_never_held_and_never_counted() -> None:
-    controller = await _controller(Record(bob=Quota(max_concurrent=1), cid=Quota(max_cost_usd=1.0)))
+    controller = await _controller(Record(bob=Quota(max_concurrent=1)))
     many = [str(number) for number in range(500)]
     assert await _held(controller, _asks(ANN, *many) + _asks(CID, *many)) == []
     assert (await controller.health())["attempts"] == 0
@@ -185,7 +191,7 @@ async def test_a_spent_user_waits_for_a_raised_limit_which_holds_at_once() -> No
 
 async def test_a_first_limit_counts_what_runs_already() -> None:
     record = Record()
-    record.standing[ANN] = Standing(leased=frozenset({"a1", "a2"}), tokens_total=7)
+    record.standing[ANN] = Standing(leased=frozenset({"a1", "a2"}), used=Amount(tokens=7))
     controller = await _controller(record)
     await controller.set_quota(ANN, Quota(max_concurrent=3))
     assert await _held(controller, _asks(ANN, "a2", "a3", "a4")) == ["a4"]
@@ -193,7 +199,7 @@ async def test_a_first_limit_counts_what_runs_already() -> None:
 
 async def test_a_restarted_controller_counts_what_the_record_has() -> None:
     record = Record(ann=Quota(max_concurrent=3, requests_per_min=5, max_tokens=100), bob=Quota(tokens_per_min=10))
-    record.standing[ANN] = Standing(leased=frozenset({"a1"}), starts=((50, 2), (1, 1)), tokens_total=99)
+    record.standing[ANN] = Standing(leased=frozenset({"a1"}), starts=((50, 2), (1, 1)), used=Amount(tokens=99))
     record.standing[BOB] = Standing(tokens=((55, 4), (30, 6)))
     clock = Clock()
     controller = await _controller(record, clock)
@@ -215,7 +221,7 @@ async def test_an_end_that_nobody_told_is_found_in_the_record() -> None:
         clock.now_s += GRACE_S - 1
         await controller.reconcile()
         assert await _held(controller, _asks(ANN, "a2")) == ["a2"], "it still holds its lease"
-    record.standing[ANN] = Standing(tokens_total=9)
+    record.standing[ANN] = Standing(used=Amount(tokens=9))
     clock.now_s += 1
     await controller.reconcile()
     assert await _held(controller, _asks(ANN, "a2")) == ["a2"], "its end may be on its way"
@@ -259,7 +265,7 @@ async def test_before_the_record_was_read_nothing_is_admitted(monkeypatch: pytes
     monkeypatch.setattr(tokens, "START_PATIENCE_S", 0.01)
     record = Record(ann=Quota(max_concurrent=1))
     record.away = True
-    controller = TokenController(record, clock=Clock())
+    controller = TokenController(record, MemoryLedger(), clock=Clock())
     with pytest.raises(Transient, match="away"):
         await controller.step()
     assert (await controller.health())["ok"] is False
@@ -270,7 +276,7 @@ async def test_before_the_record_was_read_nothing_is_admitted(monkeypatch: pytes
     record.away = False
     assert await controller.step() > 0
     assert await _held(controller, _asks(ANN, "a1", "a2")) == ["a2"]
-    assert await controller.health() == {"ok": True, "limited_users": 1, "attempts": 1}
+    assert await controller.health() == {"ok": True, "limited_users": 1, "attempts": 1, "reserved": 0}
 
 
 async def test_what_could_not_be_stored_does_not_hold() -> None:
@@ -295,9 +301,9 @@ async def test_a_user_who_can_not_be_read_holds_up_nobody_else() -> None:
     record = Record(ann=Quota(max_concurrent=1), bob=Quota(max_concurrent=1))
     record.standing[BOB] = Standing(leased=frozenset({"b0"}))
     record.unreadable = {ANN}
-    controller = TokenController(record, clock=Clock())
+    controller = TokenController(record, MemoryLedger(), clock=Clock())
     assert await controller.step() > 0
-    assert (await controller.health()) == {"ok": True, "limited_users": 2, "attempts": 1}
+    assert (await controller.health()) == {"ok": True, "limited_users": 2, "attempts": 1, "reserved": 0}
     held = await controller.admit(_asks(ANN, "a1") + _asks(BOB, "b1") + _asks(CID, "c1"), ())
     assert [(one.sub_task_id, one.limit) for one in held] == [("a1", "standing_unknown"), ("b1", "max_concurrent")]
     assert all(one.ask_again_in_s > 0 for one in held)
@@ -310,7 +316,7 @@ async def test_when_many_can_not_be_read_the_next_turn_begins_with_others() -> N
     bad = [f"bad{number}" for number in range(FAILED_READINGS_MAX + 1)]
     record = Record(**dict.fromkeys([*bad, ANN], Quota(max_concurrent=1)))
     record.unreadable = set(bad)
-    controller = TokenController(record, clock=Clock())
+    controller = TokenController(record, MemoryLedger(), clock=Clock())
     await controller.reconcile()
     assert await _held(controller, _asks(ANN, "a1", "a2")) == ["a1", "a2"]
     await controller.reconcile()
@@ -333,8 +339,8 @@ async def test_a_limit_holds_before_the_standing_of_its_user_can_be_read() -> No
 
 async def test_an_end_while_the_standing_is_read_counts_once() -> None:
     record = Record(ann=Quota(max_concurrent=2, max_tokens=10))
-    record.standing[ANN] = Standing(leased=frozenset({"a1", "a2"}), tokens_total=1)
-    controller = TokenController(record, clock=Clock())
+    record.standing[ANN] = Standing(leased=frozenset({"a1", "a2"}), used=Amount(tokens=1))
+    controller = TokenController(record, MemoryLedger(), clock=Clock())
 
     async def end() -> None:
         record.while_reading = None
@@ -349,16 +355,21 @@ async def test_an_end_while_the_standing_is_read_counts_once() -> None:
 
 async def test_a_limit_that_is_set_anew_meanwhile_is_read_anew() -> None:
     record = Record(ann=Quota(max_concurrent=2))
-    controller = TokenController(record, clock=Clock())
+    controller = TokenController(record, MemoryLedger(), clock=Clock())
 
     async def set_anew() -> None:
         record.while_reading = None
         await controller.set_quota(ANN, Quota())
         record.lease(ANN, "a1")
-        await controller.set_quota(ANN, Quota(max_concurrent=1))
+        record.written.clear()
+        # Its own reading waits for the end of this one.
+        later.append(asyncio.create_task(controller.set_quota(ANN, Quota(max_concurrent=1))))
+        await record.written.wait()
 
+    later: list[asyncio.Task[None]] = []
     record.while_reading = set_anew
     await controller.reconcile()
+    await asyncio.gather(*later)
     assert await _held(controller, _asks(ANN, "a2")) == ["a2"]
 
 
@@ -367,7 +378,7 @@ async def test_tokens_of_lost_ends_are_asked_for_until_they_are_known() -> None:
     controller = await _controller(record, clock)
     assert await _held(controller, _asks(ANN, "a1")) == []
     clock.now_s += GRACE_S + 1
-    record.standing[ANN] = Standing(tokens_total=10)
+    record.standing[ANN] = Standing(used=Amount(tokens=10))
     record.unreadable = {ANN}
     with pytest.raises(Transient, match="too slow"):
         await controller.reconcile()

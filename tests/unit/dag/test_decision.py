@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from rayloom.dag.breaker import BREAKER_OPEN
-from rayloom.dag.decision import BLOBS_AWAY, MAX_RETRY_AFTER_S, OUT_OF_MEMORY, Decision, Past, RetryPolicy, decide
+from rayloom.dag.decision import (
+    BLOBS_AWAY,
+    MAX_RETRY_AFTER_S,
+    OUT_OF_MEMORY,
+    QUOTA_WAIT_S,
+    Decision,
+    Past,
+    RetryPolicy,
+    decide,
+)
 from rayloom.dag.errors import ErrorInfo, RayloomError, Refused, Transient, UserError
 from rayloom.dag.outcome import Outcome, Verdict
 
@@ -56,6 +65,15 @@ def test_what_no_attempt_would_mend_stops_at_once(error: RayloomError | None) ->
 def test_a_lost_attempt_spends_no_retry_however_many_there_were(verdict: Verdict) -> None:
     for retry_count in (0, 3, 99):
         assert _after(None, verdict, retry_count=retry_count) == Decision(retry_in_s=1, spends=False)
+
+
+def test_who_may_not_call_a_model_waits_for_the_quota_and_spends_nothing() -> None:
+    for retry_count in (0, 99):
+        again = _after(Transient("QUOTA_EXCEEDED", "x", retry_after_s=30), retry_count=retry_count)
+        assert again == Decision(retry_in_s=30, spends=False)
+    assert _after(Transient("QUOTA_EXCEEDED", "x")) == Decision(retry_in_s=QUOTA_WAIT_S, spends=False)
+    assert _after(Transient("QUOTA_EXCEEDED", "x", retry_after_s=0)).retry_in_s == 1
+    assert _after(Refused("BUDGET_EXCEEDED", "x")) == STOP
 
 
 def test_what_the_other_side_asks_for_has_jitter_and_a_bound() -> None:

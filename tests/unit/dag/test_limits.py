@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayloom.dag.amount import Amount
 from rayloom.dag.limits import (
     ASK_AGAIN_BUSY_S,
     ASK_AGAIN_MAX_S,
@@ -124,14 +125,14 @@ def test_what_is_given_back_lets_no_minute_hold_more_real_starts_than_the_limit(
 
 def test_nothing_is_added_by_nothing() -> None:
     assert Window().add(0, now_s=1.0) == Window()
-    assert Usage(concurrent=1).ended(-5, now_s=1.0) == Usage()
+    assert Usage(concurrent=1).freed().spent(Amount.of(-5, 0.0), now_s=1.0) == Usage()
 
 
 @pytest.mark.parametrize(
     ("quota", "limits"),
     [
         (Quota(), False),
-        (Quota(max_cost_usd=1.0), False),
+        (Quota(max_cost_usd=1.0), True),
         (Quota(max_tokens=0), True),
         (Quota(tokens_per_min=0), True),
         (Quota(requests_per_min=0), True),
@@ -146,7 +147,7 @@ def test_concurrency_is_held_and_freed() -> None:
     quota = Quota(max_concurrent=2)
     usage = Usage().started(now_s=0).started(now_s=0)
     assert may_start(quota, usage, ahead=0, now_s=0) == Wait(limit="max_concurrent", ask_again_in_s=ASK_AGAIN_MIN_S)
-    assert may_start(quota, usage.ended(0, now_s=0), ahead=0, now_s=0) is None
+    assert may_start(quota, usage.freed().spent(Amount.of(0, 0.0), now_s=0), ahead=0, now_s=0) is None
 
 
 def test_those_further_back_are_asked_later_but_within_a_second() -> None:
@@ -160,9 +161,9 @@ def test_those_further_back_are_asked_later_but_within_a_second() -> None:
 
 def test_total_tokens_close_when_reached() -> None:
     quota = Quota(max_tokens=100)
-    usage = Usage().started(now_s=0).ended(99, now_s=0)
+    usage = Usage().started(now_s=0).freed().spent(Amount.of(99, 0.0), now_s=0)
     assert may_start(quota, usage, ahead=0, now_s=0) is None
-    spent = usage.started(now_s=0).ended(1, now_s=0)
+    spent = usage.started(now_s=0).freed().spent(Amount.of(1, 0.0), now_s=0)
     # However long one waits: only a raised limit helps.
     for now_s in (0.0, 1e6):
         assert may_start(quota, spent, ahead=0, now_s=now_s) == Wait(
@@ -170,9 +171,17 @@ def test_total_tokens_close_when_reached() -> None:
         )
 
 
+def test_money_closes_when_it_is_spent() -> None:
+    usage = Usage().spent(Amount.of(0, 0.7), now_s=0).spent(Amount.of(0, 0.2), now_s=0)
+    assert limited(Quota(max_cost_usd=0.91), usage, now_s=0) is None
+    assert limited(Quota(max_cost_usd=0.9), usage, now_s=0) == Limited(limit="max_cost_usd", free_in_s=None)
+    held = may_start(Quota(max_cost_usd=0.9), usage, ahead=0, now_s=0)
+    assert held == Wait(limit="max_cost_usd", ask_again_in_s=ASK_AGAIN_SPENT_S)
+
+
 def test_tokens_of_the_last_minute_close_and_open_again() -> None:
     quota = Quota(tokens_per_min=10)
-    usage = Usage().ended(25, now_s=100.5)
+    usage = Usage().freed().spent(Amount.of(25, 0.0), now_s=100.5)
     held = may_start(quota, usage, ahead=0, now_s=101)
     assert held is not None
     assert held.limit == "tokens_per_min"
@@ -191,7 +200,7 @@ def test_a_limit_of_nothing_lets_nothing_through_and_says_to_ask_for_a_change() 
 
 
 def test_what_holds_everything_back_and_for_how_long() -> None:
-    busy = Usage(concurrent=1).started(now_s=0.0).ended(9, now_s=0.0)
+    busy = Usage(concurrent=1).started(now_s=0.0).freed().spent(Amount.of(9, 0.0), now_s=0.0)
     for quota, held in (
         (Quota(), None),
         (Quota(max_tokens=10, max_concurrent=2, requests_per_min=2, tokens_per_min=10), None),

@@ -33,3 +33,8 @@ def test_an_outcome_has_nothing_that_was_not_said() -> None:
 def test_an_outcome_can_not_be_changed() -> None:
     with pytest.raises(AttributeError):
         Outcome(verdict="lost").verdict = "succeeded"  # type: ignore[misc]  # that it can't is the point
+
+
+def test_what_models_used_is_not_counted_again() -> None:
+    assert Outcome(verdict="succeeded", tokens_used=9, model_tokens=7).tool_tokens == 2
+    assert Outcome(verdict="failed", tokens_used=3, model_tokens=7).tool_tokens == 0

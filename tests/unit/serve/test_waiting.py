@@ -61,6 +61,18 @@ def test_a_back_off_says_how_long_and_what_for() -> None:
     assert why(failed) == [Reason(kind="backoff", detail=detail, until=_in(9))]
     (reason,) = why(replace(failed, error={"code": "BREAKER_OPEN", "message": "open"}))
     assert (reason.kind, reason.until) == ("breaker", _in(9))
+    (reason,) = why(replace(failed, error={"code": "QUOTA_EXCEEDED", "message": "spent"}))
+    assert (reason.kind, reason.until) == ("quota", _in(9))
+
+
+def test_a_limit_of_another_level_than_the_users_is_named_by_it() -> None:
+    for limit, kind, detail in (
+        ("max_cost_usd", "quota", "max_cost_usd of its user is spent: only a higher one helps"),
+        ("key.max_tokens", "quota", "max_tokens of its key is spent: only a higher one helps"),
+        ("model.tokens_per_min", "limit", "tokens_per_min of its model is reached"),
+    ):
+        (reason, *_) = why(QUEUED, replace(ROOM, limit=limit, limit_in_s=2.0))
+        assert (reason.kind, reason.detail) == (kind, detail)
 
 
 def test_an_approval_is_waited_for_by_a_subtask_or_a_plan() -> None:

@@ -1,0 +1,154 @@
+"""The ledger of the calls of models, kept in memory: what the database does with it, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from rayloom.actors.call_accounts import amount_of
+from rayloom.dag.amount import NOTHING, Amount
+from rayloom.dag.errors import Transient, UserError
+from rayloom.dag.log_line import LogLine
+from rayloom.dag.model import ModelUse, Reservation
+from rayloom.dag.token_port import Level, Quota
+from rayloom.db.ledger import Recent, Standing
+
+
+@dataclass
+class Row:
+    """A call."""
+
+    reservation: Reservation
+    made_at: float
+    status: str = "reserved"
+    use: ModelUse = field(default_factory=ModelUse)
+    settled_at: float | None = None
+
+
+class MemoryLedger:
+    """``LedgerPort``. ``away``: no answer. ``loses_answers``: it does what it is told, and says that it is away."""
+
+    def __init__(self, clock: Callable[[], float] = lambda: 1000.0) -> None:
+        self.clock = clock
+        self.rows: dict[str, Row] = {}
+        self.budgets: dict[str, Quota] = {}
+        self.tools: dict[str, int] = {}
+        """Tokens of tasks that their tools told of."""
+        self.key_quotas: dict[str, Quota] = {}
+        self.lines: list[LogLine] = []
+        self.away = False
+        self.loses_answers = False
+        self.batches: list[int] = []
+        self.readings = 0
+
+    async def reserve(self, reservations: Sequence[Reservation]) -> Mapping[str, str]:
+        self._answer()
+        self.batches.append(len(reservations))
+        known = {each.id: self.rows[each.id].status for each in reservations if each.id in self.rows}
+        for each in reservations:
+            self.rows.setdefault(each.id, Row(each, self.clock()))
+        self._lose()
+        return known
+
+    async def settle(self, settlements: Sequence[tuple[Reservation, ModelUse]]) -> frozenset[str]:
+        self._answer()
+        news = set()
+        for reservation, use in settlements:
+            row = self.rows.setdefault(reservation.id, Row(reservation, self.clock()))
+            if row.status != "settled":
+                row.status, row.use, row.settled_at = "settled", use, self.clock()
+                news.add(reservation.id)
+        self._lose()
+        return frozenset(news)
+
+    async def release_expired(self, *, limit: int) -> Sequence[str]:
+        self._answer()
+        now_s = self.clock()
+        expired = [
+            id_
+            for id_, row in self.rows.items()
+            if row.status == "reserved" and row.made_at + row.reservation.lease_s <= now_s
+        ][:limit]
+        for id_ in expired:
+            self.rows[id_].status, self.rows[id_].settled_at = "released", now_s
+        return expired
+
+    async def open_calls(self) -> Sequence[Reservation]:
+        self._answer()
+        return [row.reservation for row in self.rows.values() if row.status == "reserved"]
+
+    async def recent(self, *, window_s: float) -> Sequence[Recent]:
+        self._answer()
+        now_s = self.clock()
+        return [
+            Recent(
+                key_id=row.reservation.payer.key_id,
+                model=row.reservation.model,
+                made_s=int(now_s - row.made_at),
+                settled_s=None if row.settled_at is None else int(now_s - row.settled_at),
+                calls=1,
+                tokens=row.use.tokens,
+            )
+            for row in self.rows.values()
+            if row.settled_at is None or row.settled_at > now_s - window_s
+        ]
+
+    async def tasks(self, ids: Sequence[str]) -> Mapping[str, Standing]:
+        self._answer()
+        self.readings += 1
+        return {
+            id_: Standing(quota=self.budgets[id_], used=self.used("task", id_) + Amount(tokens=self.tools.get(id_, 0)))
+            for id_ in ids
+            if id_ in self.budgets
+        }
+
+    async def limited_keys(self) -> Mapping[str, Standing]:
+        self._answer()
+        return {
+            id_: Standing(quota=quota, used=self.used("key", id_))
+            for id_, quota in self.key_quotas.items()
+            if quota != Quota()
+        }
+
+    async def tell(self, lines: Sequence[LogLine]) -> None:
+        self._answer()
+        self.lines += lines
+
+    async def key_quota(self, key_id: str) -> Quota:
+        self._answer()
+        return self.key_quotas.get(key_id, Quota())
+
+    async def write_key_quota(self, key_id: str, quota: Quota) -> str:
+        self._answer()
+        if key_id == "unknown":
+            raise UserError("KEY_UNKNOWN", "there is none")
+        self.key_quotas[key_id] = quota
+        return key_id
+
+    def used(self, level: Level, id_: str) -> Amount:
+        """What somebody's settled calls used in all."""
+        rows = [row for row in self.rows.values() if _owner(level, row.reservation) == id_]
+        return sum((Amount.of(row.use.tokens, row.use.cost_usd) for row in rows), NOTHING)
+
+    def reserved(self, level: Level, id_: str) -> Amount:
+        """What is reserved for somebody."""
+        rows = [row for row in self.rows.values() if _owner(level, row.reservation) == id_ and row.status == "reserved"]
+        return sum((amount_of(row.reservation) for row in rows), NOTHING)
+
+    def expire(self, id_: str) -> None:
+        """Its caller is dead."""
+        row = self.rows[id_]
+        row.reservation = replace(row.reservation, lease_s=0.0)
+
+    def _answer(self) -> None:
+        if self.away:
+            raise Transient("DATABASE_UNAVAILABLE", "away")
+
+    def _lose(self) -> None:
+        if self.loses_answers:
+            raise Transient("DATABASE_UNAVAILABLE", "the answer was lost")
+
+
+def _owner(level: Level, reservation: Reservation) -> str:
+    payer = reservation.payer
+    return {"user": payer.user_id, "key": payer.key_id, "task": payer.task_id, "model": reservation.model}[level]
