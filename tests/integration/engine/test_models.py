@@ -168,3 +168,21 @@ def test_a_refusal_blocks_and_a_fallback_helps(instance: Instance, client: Clien
     run = Run.submit(instance, client, plan)
     assert run.completed()["result"] == "without a model"
     assert run.subtask("a")["attempts"][0]["error"]["code"] == "MODEL_REFUSED"
+
+
+@pytest.mark.exact
+def test_a_task_whose_budget_runs_out_keeps_what_it_has_and_goes_on_with_more(
+    instance: Instance, client: Client, rig: Rig
+) -> None:
+    # The longest answer is reserved with the question: room for the first, and not for the second beside what it used.
+    plan = [reasoning("a", "Be brief."), reasoning("b", "Be patient with a long word. " * 100, None, depends_on=["a"])]
+    run = Run.submit(instance, client, plan, budget={"max_tokens": 4_500})
+    task = run.finished()
+    assert task["status"] == "FAILED"
+    a, b = task["subtasks"]
+    assert (a["status"], a["output"]) == ("COMPLETED", {"text": "Good."})
+    assert (b["status"], b["error"]["code"], b["error"]["class"]) == ("BLOCKED", "BUDGET_EXCEEDED", "refused")
+    asked = len(rig.endpoint.asked)
+    client.post(f"/api/v1/tasks/{run.task_id}/retry", {"budget": {"max_tokens": 50_000}})
+    assert run.completed()["result"] == {"text": "Good."}
+    assert len(rig.endpoint.asked) == asked + 1
