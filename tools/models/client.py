@@ -14,6 +14,7 @@ from openai import APIConnectionError, APIError, APIStatusError, AsyncStream
 
 from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
 from rayloom.dag.model import Completion, ModelRequest, ModelUse, ModelView, ProviderLimits
+from rayloom.dag.values import Json
 from rayloom.tools.models.connection import Connections
 from rayloom.tools.models.failures import BROKE_OFF, REFUSED, TOO_LONG, UNAVAILABLE, Failure, excerpt, provider_limits
 from rayloom.tools.models.settings import ModelSettings
@@ -110,7 +111,10 @@ class ModelCall:
             raise Transient(BROKE_OFF, f"{settings.shown} was not done after {settings.call_s:g} s") from None
         cut_off = self._cut_off()
         text = self.heard.text
-        value = None if self._request.schema is None else structured(text, self._request.schema, cut_off=cut_off)
+        value: Json = None
+        if self._request.schema is not None:
+            # A large answer may take a while to judge, and others have calls in this loop, too.
+            value = await asyncio.to_thread(structured, text, self._request.schema, cut_off=cut_off)
         duration_s = monotonic() - self._started
         return Completion(
             text=text,

@@ -15,7 +15,8 @@ from rayloom.tools.call import schema_faults
 
 # What a model thinks aloud first; of some, the template says the opening itself.
 _THOUGHT: Final = re.compile(r"\A.*?</think(?:ing)?>", re.S)
-_FENCE: Final = re.compile(r"```[a-zA-Z0-9_-]*[ \t]*\n(.*?)```", re.S)
+_FENCE: Final = re.compile(r"```[a-zA-Z0-9_-]*[ \t]*(?=\n)")
+_FENCE_END: Final = re.compile(r"\n[ \t]*```")
 _OPENING: Final = re.compile(r"[\[{]")
 _MAX_OPENINGS: Final = 64
 """So many places are tried as the beginning of a JSON text: one is found at the first, or not at all."""
@@ -61,7 +62,7 @@ def _values(text: str) -> Iterator[tuple[int, Json]]:
             yield len(whole), _DECODER.decode(whole.strip())
             return
     text = whole
-    for fenced in _FENCE.findall(text):
+    for fenced in _fenced(text):
         with suppress(ValueError, RecursionError):
             yield len(fenced), _DECODER.decode(fenced.strip())
     at = 0
@@ -73,6 +74,16 @@ def _values(text: str) -> Iterator[tuple[int, Json]]:
         with suppress(ValueError, RecursionError):
             value, at = _DECODER.raw_decode(text, opening.start())
             yield at - opening.start(), value
+
+
+def _fenced(text: str) -> Iterator[str]:
+    at = 0
+    while opening := _FENCE.search(text, at):
+        end = _FENCE_END.search(text, opening.end())
+        if end is None:
+            return
+        yield text[opening.end() : end.start()]
+        at = end.end()
 
 
 def _why_not(text: str) -> str:

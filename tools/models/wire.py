@@ -18,11 +18,11 @@ Way = Literal["schema", "object", "prompt"]
 Option = Literal["stream_options", "seed", "temperature", "max_tokens", "max_completion_tokens", "schema", "object"]
 
 _NEXT: Final[Mapping[Way, Way]] = {"schema": "object", "object": "prompt"}
+_HARD_SCHEMAS_MAX: Final = 500
+"""They may be users': with more of them it is found out anew which are hard."""
 _MESSAGE_TOKENS: Final = 4
 """What a message costs beside its text: about what chat templates put around it."""
-_OF_THIS_SCHEMA: Final = re.compile(
-    r"invalid (json )?schema|in context=|grammar|not permitted|unsupported.*keyword", re.I
-)
+_OF_THIS_SCHEMA: Final = re.compile(r"invalid (json )?schema|in context=|grammar|unsupported.*keyword", re.I)
 _OF_THE_VALUE: Final = re.compile(r"too (large|high|big)|at most|less than|exceed|maximum", re.I)
 _ANSWER_JSON: Final = "Answer with one JSON value that fits this JSON Schema, and with nothing else:\n"
 
@@ -100,7 +100,7 @@ class Wire:
             return False
         if named == "schema" and request.schema is not None and _OF_THIS_SCHEMA.search(message):
             # It can't take this one, though it may take others: it says which part of it.
-            self.hard_schemas.add(_key(request.schema))
+            self._avoid(request.schema)
         else:
             self.refused.add(named)
         return True
@@ -108,9 +108,14 @@ class Wire:
     def confirm(self, request: ModelRequest, doubted: Set[Way]) -> None:
         """Without the ways that were doubted it went well: it was them."""
         if request.schema is not None and "schema" in doubted:
-            self.hard_schemas.add(_key(request.schema))
+            self._avoid(request.schema)
         if "object" in doubted:
             self.refused.add("object")
+
+    def _avoid(self, schema: JsonObject) -> None:
+        if len(self.hard_schemas) >= _HARD_SCHEMAS_MAX:
+            self.hard_schemas.clear()
+        self.hard_schemas.add(_key(schema))
 
     @property
     def _limit(self) -> Literal["max_tokens", "max_completion_tokens"]:

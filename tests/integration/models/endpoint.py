@@ -33,10 +33,10 @@ class Reply:
 
     Where ``status`` is not 200: ``error``, the members of the body's ``error``. Else ``text``, streamed in pieces of
     ``piece_chars`` with ``gap_s`` seconds between. ``hang``: say nothing more ``before`` the head of the answer, before
-    the ``first`` piece, or ``within``, when half of the text is said, until the client leaves. ``ends``: ``unfinished``
-    says half of the text and closes the stream without a word of why, ``cut`` breaks the connection there, ``undone``
-    leaves out the last ``[DONE]`` alone. ``usage``: what it says it has used; None: nothing. ``gate``: halfway it waits
-    for `Endpoint.open_gate`. ``raw``: bytes in place of the whole stream.
+    the ``first`` piece, ``within``, when half of the text is said, or ``after`` its end but before its usage, until the
+    client leaves. ``ends``: ``unfinished`` says half of the text and closes the stream without a word of why, ``cut``
+    breaks the connection there, ``undone`` leaves out the last ``[DONE]`` alone. ``usage``: what it says it has used;
+    None: nothing. ``gate``: halfway it waits for `Endpoint.open_gate`. ``raw``: bytes in place of the whole stream.
     """
 
     text: str = "Good."
@@ -45,7 +45,7 @@ class Reply:
     error: Mapping[str, object] = field(default_factory=dict)
     piece_chars: int = 8
     gap_s: float = 0.0
-    hang: Literal["before", "first", "within"] | None = None
+    hang: Literal["before", "first", "within", "after"] | None = None
     ends: Literal["well", "unfinished", "cut", "undone"] = "well"
     finish: str = "stop"
     usage: Mapping[str, object] | Literal["right"] | None = "right"
@@ -255,6 +255,9 @@ class Endpoint:
             return True
         await _pieces(asked, writer, reply, reply.text[half:])
         writer.write(_event(asked, finish=reply.finish))
+        if reply.hang == "after":
+            await writer.drain()
+            await asyncio.Event().wait()
         if reply.usage is not None and (asked.body.get("stream_options") or {}).get("include_usage"):
             used = _right(asked, reply.text) if reply.usage == "right" else dict(reply.usage)
             writer.write(_event(asked, usage=used))

@@ -14,6 +14,7 @@ import pytest
 
 from rayloom.dag.errors import AnswerInvalid, RayloomError, Refused, Transient, UserError
 from rayloom.dag.model import Message, ModelUse, ProviderLimits
+from rayloom.tools.models import stream
 from rayloom.tools.models.client import ModelClient
 from rayloom.tools.models.settings import ModelSettings
 from rayloom.tools.models.tokens import count
@@ -327,6 +328,19 @@ async def test_half_an_answer_is_none(serve: Serve, client: Client, reply: Reply
 
 async def test_an_answer_is_whole_without_the_last_word(serve: Serve, client: Client) -> None:
     assert (await client(serve([Reply(ends="undone")])).complete(question())).text == "Good."
+
+
+async def test_an_answer_is_whole_whatever_comes_after_its_end(
+    serve: Serve, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_AFTERWARDS_S", 0.1)
+    said = b'data: {"choices": [{"delta": {"content": "Good."}, "finish_reason": "stop"}]}\n\n'
+    endpoint = serve([Reply(hang="after"), Reply(raw=said + b'data: {"error": {"message": "no usage"}}\n\n')])
+    model = client(endpoint)
+    for _ in range(2):
+        answer = await model.complete(question())
+        assert (answer.text, answer.finish, answer.use.is_estimated) == ("Good.", "stop", True)
+    assert await asyncio.to_thread(endpoint.asked[0].left.wait, PATIENCE_S)
 
 
 async def test_a_page_is_no_stream(serve: Serve, client: Client) -> None:

@@ -34,6 +34,8 @@ class Account:
     learned: list[tuple[str, ProviderLimits]] = field(default_factory=list)
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     gate: asyncio.Event | None = None
+    settling: asyncio.Event = field(default_factory=asyncio.Event)
+    settle_gate: asyncio.Event | None = None
 
     async def reserve(self, reservation: Reservation) -> Denied | None:
         self.asked.append(reservation)
@@ -46,6 +48,9 @@ class Account:
         return answer
 
     async def settle(self, reservation: Reservation, use: ModelUse) -> None:
+        self.settling.set()
+        if self.settle_gate is not None:
+            await self.settle_gate.wait()
         if self.settle_faults:
             self.settle_faults -= 1
             raise Transient("ACTOR_UNAVAILABLE", "the token controller is away")
@@ -176,6 +181,19 @@ async def test_who_is_cancelled_while_it_reserves_releases(serve: Serve, setting
         await running
     assert bench.account.settled == [(bench.account.asked[0], ModelUse())]
     assert endpoint.asked == []
+
+
+async def test_a_settlement_that_has_begun_is_ended(serve: Serve, setting: Setting) -> None:
+    gate = asyncio.Event()
+    bench = setting(serve(), Account(settle_gate=gate))
+    running = asyncio.ensure_future(bench.models.complete(question()))
+    await bench.account.settling.wait()
+    running.cancel()
+    asyncio.get_running_loop().call_soon(gate.set)
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert len(bench.account.settled) == len(bench.records) == 1
+    assert bench.models.use.tokens > 0
 
 
 async def test_what_can_not_be_asked_is_not_reserved(serve: Serve, setting: Setting) -> None:

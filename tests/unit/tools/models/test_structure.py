@@ -59,6 +59,12 @@ def test_what_is_wrong_is_told(text: str, fault: str) -> None:
     assert error.value.faults[0].startswith(fault)
 
 
+@pytest.mark.parametrize("piece", ["a```\n", "```\n", "{", '{"a": ', "[1] ", '"', "</think>"])
+def test_what_is_meant_to_take_long_does_not(piece: str) -> None:
+    with pytest.raises(AnswerInvalid):
+        structured(piece * (256 * 1024 // len(piece)), SCHEMA)
+
+
 def test_too_deep_is_a_fault() -> None:
     with pytest.raises(AnswerInvalid) as error:
         structured("[" * 100 + "]" * 100, {})
