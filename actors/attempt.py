@@ -196,7 +196,7 @@ async def _phases(
         started_at, ok = record.clock(), False
 
         async def make() -> ToolResult:
-            record.called = True
+            record.called = not record.is_thought
             return await run_tool(tool, input_, context)
 
         try:

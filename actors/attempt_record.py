@@ -71,6 +71,8 @@ class AttemptRecord:
     result: ToolResult | None = None
     called: bool = False
     """Something of the tool may have run."""
+    is_thought: bool = False
+    """A model does it: then it has called something as soon as a model has been asked."""
     model_use: ModelUse = field(default_factory=ModelUse)
     """What calls of models used so far, whatever became of them; each was settled when it was over."""
     tool_tokens: int = 0
@@ -98,6 +100,7 @@ class AttemptRecord:
 
         It is what the audit is read from.
         """
+        self.called = True
         told: JsonObject = {"version": version, "input_sha256": input_digest(input), "called": True}
         started_at, ok = self.clock(), False
         try:
@@ -111,6 +114,7 @@ class AttemptRecord:
 
     def note(self, call: ModelCallTold) -> None:
         """A call of a model is over."""
+        self.called = True
         self.model_use += call.use
         self.add(call.purpose, "model", call.started_at, call.is_ok, **call.attributes)
 

@@ -49,6 +49,7 @@ async def thinker(
         record.note(call)
         context.log.line(call.line, stream="model", level="INFO" if call.is_ok else "WARNING", fields=call.attributes)
 
+    record.is_thought = True
     named = given.get("use_tools")
     granted = [str(name) for name in named] if isinstance(named, list) else []
     thinking = Thinking(

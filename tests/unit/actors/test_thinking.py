@@ -77,13 +77,22 @@ async def test_reasoning_is_an_attempt_like_any_other() -> None:
 async def test_what_a_failed_attempt_has_used_is_told() -> None:
     models = ScriptedModels(["a b c", Transient("MODEL_UNAVAILABLE", "away", retry_after_s=4)])
     outcome = await attempt(place(models), {"output_schema": {"type": "integer"}})
-    assert (outcome.verdict, code_of(outcome)) == ("failed", "MODEL_UNAVAILABLE")
+    assert (outcome.verdict, code_of(outcome), outcome.called) == ("failed", "MODEL_UNAVAILABLE", True)
     assert outcome.error is not None
     assert (outcome.error.retryable, outcome.error.retry_after_s) == (True, 4)
     assert outcome.tokens_used == models.use.tokens > 3
     assert [span for span in spans(outcome) if span[0] == "model"] == [
         ("model", "reason", False), ("model", "repair", False), ("model", "reasoning", False),
     ]  # fmt: skip
+
+
+async def test_what_was_never_asked_spends_no_retry() -> None:
+    class Closed(ScriptedModels):
+        async def complete(self, request: ModelRequest, **_more: Any) -> Any:
+            raise Transient("ACTOR_UNAVAILABLE", "the token controller is away")
+
+    outcome = await attempt(place(Closed()))
+    assert (outcome.verdict, code_of(outcome), outcome.called) == ("lost", "ACTOR_UNAVAILABLE", False)
 
 
 async def test_without_a_model_nothing_is_tried() -> None:
@@ -261,4 +270,4 @@ async def test_code_needs_the_leave_of_what_runs_it() -> None:
     assert code_of(await attempt(where, None, told)) == "TOOL_REFUSED"
     # Somebody has retried it with code of their own.
     outcome = await attempt(where, {"code": "1"}, thought("CODE_GEN"))
-    assert outcome.output == '"as given"'
+    assert (outcome.output, outcome.called) == ('"as given"', True)
