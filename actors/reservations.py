@@ -36,6 +36,7 @@ DENIED_KEPT: Final = 10_000
 PROMISE_S: Final = 60.0
 """What room was found for in admitting a subtask is kept for it so long, or until its attempt has ended."""
 SHARES_SHOWN: Final = 200
+RESERVING_LANES: Final = 2
 
 
 class LedgerPort(Books, Protocol):
@@ -85,7 +86,7 @@ class Reservations:
     ) -> None:
         self._ledger, self._accounts, self._users = ledger, accounts, users
         self._totals, self._warn_share, self._clock = totals, warn_share, clock
-        self._reserving = GroupCommit(self._write_reserved)
+        self._reserving = GroupCommit(self._write_reserved, lanes=RESERVING_LANES)
         self._settling = GroupCommit(self._write_settled)
         self._reading = GroupCommit(self._read_tasks)
         self._writing: dict[str, asyncio.Future[None]] = {}
@@ -114,6 +115,7 @@ class Reservations:
             if denied is not None:
                 return self._deny(reservation, denied)
             if id_ not in self._accounts.counted:
+                self._denied.pop(payer.sub_task_id, None)
                 self._accounts.count(id_, reservation)
                 self._writing[id_] = asyncio.ensure_future(self._reserving.put(reservation))
         writing = self._writing.get(id_)

@@ -34,8 +34,8 @@ from rayloom.db.settings import DatabaseSettings
 from rayloom.tools.builtin.catalogue import BUILTINS
 
 POOL_SIZE: Final = 2
-TOKENS_POOL_SIZE: Final = 5
-"""Two of them are kept for reserving and settling."""
+TOKENS_POOL_SIZE: Final = 6
+"""Three of them are kept for reserving and settling."""
 MAX_CONCURRENCY: Final = 1000
 HEALTH_GROUP: Final = "health"
 

@@ -26,6 +26,7 @@ from rayloom.cluster.running import RunningCluster, end_singletons
 from rayloom.cluster.serving import serve_runs, start_serve, until_deployed
 from rayloom.cluster.settings import Settings
 from rayloom.dag.errors import Transient
+from rayloom.dag.token_port import Quota
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.serve.settings import REPLICA_RETRIES
 from rayloom.tools.tool import LIGHT
@@ -208,7 +209,15 @@ def _start_singletons(settings: WorkerSettings, home: Home, secret_key: SecretSt
     from rayloom.actors.singletons import start_registry, start_tokens
 
     start_registry(settings.engine, settings.database)
-    start_tokens(settings.engine, settings.database)
+    limits = {
+        each.name: Quota(
+            tokens_per_min=each.tokens_per_min,
+            requests_per_min=each.requests_per_min,
+            max_concurrent=each.max_concurrent,
+        )
+        for each in settings.models.models
+    }
+    start_tokens(settings.engine, settings.database, models=limits)
     start_mcp_host(settings.engine, settings.database, secret_key=secret_key, tools=settings.tools)
     start_scheduler(settings, cluster=str(home.path))
 

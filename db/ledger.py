@@ -98,20 +98,28 @@ class Ledger:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        # Every call of a model waits for these two: no checkout, no ping.
-        self._reserving, self._settling = Line(engine), Line(engine)
+        # Every call of a model waits for these: no checkout, no ping.
+        self._settling = Line(engine)
+        self._free: list[Line] = []
 
     async def close(self) -> None:
         """Give back the connections that it keeps."""
-        await self._reserving.drop()
-        await self._settling.drop()
+        for line in (self._settling, *self._free):
+            await line.drop()
 
     async def reserve(self, reservations: Sequence[Reservation]) -> Mapping[str, str]:
-        """Write calls down before they are made; answers the statuses of those that were known already."""
+        """Write calls down before they are made; answers the statuses of those that were known already.
+
+        As many at a time as there are connections.
+        """
         columns = _columns(reservations)
         leases = [each.lease_s for each in reservations]
-        async with driver(self._reserving) as connection:
-            rows = await connection.fetch(_RESERVE, *columns, leases, timeout=QUERY_TIMEOUT_S)
+        line = self._free.pop() if self._free else Line(self._engine)
+        try:
+            async with driver(line) as connection:
+                rows = await connection.fetch(_RESERVE, *columns, leases, timeout=QUERY_TIMEOUT_S)
+        finally:
+            self._free.append(line)
         return {str(row["id"]): row["status"] for row in rows}
 
     async def settle(self, settlements: Sequence[tuple[Reservation, ModelUse]]) -> frozenset[str]:

@@ -263,7 +263,8 @@ class _Learning:
 
 def _refusal(denied: Denied) -> RayloomError:
     message = f"{denied.detail} (limit: {denied.limit} of the {denied.level})"
-    if denied.level in ("task", "subtask"):
+    # What is only reserved may be settled with less: a budget is spent when nothing but a higher one helps.
+    if denied.level in ("task", "subtask") and denied.retry_in_s is None:
         return Refused("BUDGET_EXCEEDED", message)
     return Transient("QUOTA_EXCEEDED", message, retry_after_s=denied.retry_in_s)
 

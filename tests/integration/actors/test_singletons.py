@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +20,9 @@ from rayloom.actors.callers import REGISTRY_NAME, TOKENS_NAME, RayRegistry, RayT
 from rayloom.actors.settings import EngineSettings
 from rayloom.actors.singletons import start_registry, start_tokens
 from rayloom.dag.errors import Transient, UserError
+from rayloom.dag.model import ModelUse, Payer, ProviderLimits, Reservation
 from rayloom.dag.ports import Ask, Finished, Held, Limited, Quota, RegistryPort, TokenPort
+from rayloom.db.engine import driver
 from rayloom.db.settings import DatabaseSettings
 from rayloom.tools.builtin.catalogue import BUILTINS
 from tests.integration.actors.rows import Rows
@@ -125,6 +129,57 @@ async def test_a_killed_token_controller_counts_on(
     ended = [Finished(sub_task_id=id_, user_id=ann) for id_ in leased]
     assert [one.limit for one in await _admitted(tokens, asks[2:], ended)] == ["requests_per_min"]
     assert await _healthy(tokens) == {"ok": True, "limited_users": 1, "attempts": 1, "reserved": 0}
+
+
+async def test_reservations_outlive_a_token_controller_that_is_killed_in_the_middle(
+    settings: EngineSettings, database: DatabaseSettings, engine: AsyncEngine
+) -> None:
+    rows = Rows(engine)
+    ann = await rows.user()
+    payer = Payer(user_id=ann, task_id=await rows.task(ann))
+    tokens = start_tokens(settings, database, models={"m": Quota(max_concurrent=1000)})
+    await tokens.set_quota(ann, Quota(max_tokens=100 * 120))
+    asked = [
+        Reservation(id=str(uuid7()), payer=payer, model="m", purpose="drill", tokens=100, cost_usd=0.0, lease_s=600)
+        for _ in range(500)
+    ]
+    use, settled = ModelUse(tokens_in=60, tokens_out=40), 0
+
+    async def call(reservation: Reservation) -> bool:
+        """As a worker does it: asked until there is an answer, and settled until that is heard."""
+        nonlocal settled
+        while True:
+            with suppress(Transient):
+                if await tokens.reserve(reservation) is not None:
+                    return False
+                await tokens.settle(reservation, use)
+                settled += 1
+                if settled == 20:
+                    half_way.set()
+                return True
+
+    half_way = asyncio.Event()
+    async with asyncio.timeout(GENEROUS_S):
+        calls = [asyncio.create_task(call(each)) for each in asked]
+        await half_way.wait()
+        await _kill(TOKENS_NAME, settings)
+        granted = sum(await asyncio.gather(*calls))
+    async with driver(engine) as connection:
+        (row,) = await connection.fetch("SELECT tokens_used FROM token_totals WHERE user_id = $1", ann)
+        found = await connection.fetch("SELECT status, count(*) AS n FROM model_calls GROUP BY status")
+    # Of those that were in flight some may have been denied for the sake of others that ended before: never overspent.
+    assert granted == 120
+    assert row["tokens_used"] == 100 * 120
+    assert {each["status"]: each["n"] for each in found} == {"settled": 120}
+    denied = await tokens.reserve(replace(asked[0], id=str(uuid7())))
+    assert denied is not None
+    assert (denied.level, denied.limit, denied.retry_in_s) == ("user", "max_tokens", None)
+    await tokens.learn("m", ProviderLimits(retry_after_s=600.0))
+    await tokens.set_quota(ann, Quota())
+    denied = await tokens.reserve(replace(asked[0], id=str(uuid7())))
+    assert denied is not None
+    assert denied.level == "model"
+    assert (await tokens.figures()).denied
 
 
 async def test_without_a_database_a_singleton_lives_and_says_so(settings: EngineSettings) -> None:

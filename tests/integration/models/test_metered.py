@@ -208,6 +208,7 @@ async def test_what_can_not_be_asked_is_not_reserved(serve: Serve, setting: Sett
     [
         ("task", None, Refused, "BUDGET_EXCEEDED"),
         ("subtask", None, Refused, "BUDGET_EXCEEDED"),
+        ("task", 6.0, Transient, "QUOTA_EXCEEDED"),
         ("user", None, Transient, "QUOTA_EXCEEDED"),
         ("key", 6.0, Transient, "QUOTA_EXCEEDED"),
         ("model", 60.0, Transient, "QUOTA_EXCEEDED"),

@@ -254,6 +254,17 @@ async def test_a_subtask_that_was_denied_is_not_admitted_before_there_is_room_fo
     assert (await world.controller.figures()).reserved_tokens == 50
 
 
+async def test_who_waited_for_room_and_got_it_is_held_no_more() -> None:
+    world = await _world(Quota(max_tokens=100))
+    first = _granted(await world.reserve(90, payer=Payer(user_id=ANN)))
+    assert _denied(await world.reserve(20))[1] == "max_tokens"
+    await world.controller.settle(first, ModelUse())
+    second = _granted(await world.reserve(20))
+    await world.controller.settle(second, ModelUse())
+    _granted(await world.reserve(90, payer=Payer(user_id=ANN)))
+    assert await _held(world, SUBTASK) == []
+
+
 async def test_room_that_was_kept_in_vain_is_given_back() -> None:
     world = await _world(Quota(max_tokens=100))
     hungry = identity(9)
