@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Protocol
 
 import orjson
 
-from rayloom.actors.attempt_record import AttemptRecord, Output
+from rayloom.actors.attempt_record import AttemptRecord, ModelCallTold, Output
 from rayloom.actors.order import AttemptOrder
 from rayloom.actors.settings import WorkerSettings
-from rayloom.dag.breaker import BREAKER_OPEN
+from rayloom.dag.breaker import BREAKER_OPEN, Call
 from rayloom.dag.cache_key import cache_key, input_digest
 from rayloom.dag.errors import ErrorInfo, Refused, Transient, UserError
+from rayloom.dag.model import ModelPort
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.output import sanitise
+from rayloom.dag.ports import ToolSnapshot
 from rayloom.dag.references import Outputs, resolve
 from rayloom.dag.states import Phase
 from rayloom.dag.values import Json, JsonObject
@@ -66,6 +68,15 @@ class Surroundings(Protocol):
 
     async def tool(self, name: str, registry_version: int) -> Tool:
         """The tool, as the registry knows it at this version or later. Raises Refused, UserError."""
+
+    async def tools(self, registry_version: int) -> ToolSnapshot:
+        """Every tool, as the registry knows them at this version or later."""
+
+    def models(self, order: AttemptOrder, on_call: Callable[[ModelCallTold], None]) -> ModelPort:
+        """The models, on the account of whose attempt it is; ``on_call`` is told of each call. Raises Refused."""
+
+    async def report(self, call: Call) -> None:
+        """Tell the registry how a call went that a model made by itself. Never raises."""
 
     async def outputs(self, task_id: str, keys: Sequence[str], *, within_s: float) -> Outputs:
         """What subtasks of a task that are done have given, by their ids in the plan.
@@ -146,7 +157,9 @@ async def _phases(
         is_old = not order.running and record.started_at - order.handed_at > LEASE_CHECK_S
         if is_old and not await surroundings.begin(order):
             raise Refused("LEASE_LOST", "the attempt came too late: its lease is gone")
-        tool = await surroundings.tool(order.calls, order.registry_version)
+        tool = None
+        if order.thought is None:
+            tool = await surroundings.tool(order.calls, order.registry_version)
         # A blob store that is silent must not let the time run out: that would spend a retry.
         input_: Json = orjson.loads(
             await surroundings.content(order.input_blob, within_s=_part_of(deadline))
@@ -159,7 +172,6 @@ async def _phases(
             input_ = resolve(input_, values, pointer="/input", nothing=outputs.nothing)
         else:
             input_ = resolve(input_, {}, pointer="/input")
-        input_ = checked(tool, input_) if not order.alternative else _fitting(tool, input_, order, reporter)
         context = ToolContext(
             task_id=order.task_id,
             user_id=order.user_id,
@@ -171,13 +183,20 @@ async def _phases(
             files=surroundings.files(order.task_id),
             contents=surroundings.contents(),
         )
+        if tool is None:
+            # Most workers never think, and need not wait for what it takes.
+            from rayloom.actors.thinking import thinker
+
+            tool = await thinker(order, input_, surroundings, context, record)
+        input_ = checked(tool, input_) if not order.alternative else _fitting(tool, input_, order, reporter)
     with record.phase(Phase.EXECUTING, reporter.phase):
+        name = order.calls or tool.spec.name
         # What the audit is read from, besides the row of the attempt itself.
         told: JsonObject = {"version": tool.spec.version, "input_sha256": input_digest(input_)}
         started_at, ok = record.clock(), False
 
         async def make() -> ToolResult:
-            record.called = True
+            record.called = not record.is_thought
             return await run_tool(tool, input_, context)
 
         try:
@@ -186,14 +205,14 @@ async def _phases(
                 record.result = await make()
             else:
                 scope = "" if tool.spec.is_public else order.user_id
-                key = cache_key(tool=order.calls, version=tool.spec.version, input=input_, scope=scope)
+                key = cache_key(tool=name, version=tool.spec.version, input=input_, scope=scope)
                 record.result, told["cache"] = await calls.call(key, make)
             ok = True
         finally:
             instead: JsonObject = {"instead_of": order.tool} if order.alternative else {}
             if not record.called:
                 told["called"] = False
-            record.add(order.calls, "tool", started_at, ok, **instead, **told)
+            record.add(name, "tool" if order.calls else "model", started_at, ok, **instead, **told)
     with record.phase(Phase.POST_PROCESS, reporter.phase):
         made = orjson.dumps(sanitise(record.result.output))
         largest = surroundings.settings.engine.output_max_bytes

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import orjson
 
-from rayloom.dag.errors import ErrorInfo
+from rayloom.dag.cache_key import input_digest
+from rayloom.dag.errors import ErrorInfo, RayloomError
 from rayloom.dag.model import ModelUse
 from rayloom.dag.outcome import Outcome, Verdict
 from rayloom.dag.output import clean_text
@@ -27,6 +28,34 @@ class Output:
     size: int = 0
 
 
+class ModelCallTold(Protocol):
+    """What is told of a call of a model when it is over: `rayloom.tools.models.metered.CallRecord`."""
+
+    @property
+    def purpose(self) -> str:
+        """What it was made for."""
+
+    @property
+    def use(self) -> ModelUse:
+        """What it used."""
+
+    @property
+    def started_at(self) -> float:
+        """Seconds since the epoch."""
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether it gave an answer that is what was asked for."""
+
+    @property
+    def attributes(self) -> JsonObject:
+        """What its span says: model, tokens, cost …"""
+
+    @property
+    def line(self) -> str:
+        """What the log says of it."""
+
+
 @dataclass(slots=True)
 class AttemptRecord:
     """What is known of the attempt so far.
@@ -42,8 +71,12 @@ class AttemptRecord:
     result: ToolResult | None = None
     called: bool = False
     """Something of the tool may have run."""
+    is_thought: bool = False
+    """A model does it: then it has called something as soon as a model has been asked."""
     model_use: ModelUse = field(default_factory=ModelUse)
-    """What calls of models used so far; each was settled when it was over."""
+    """What calls of models used so far, whatever became of them; each was settled when it was over."""
+    tool_tokens: int = 0
+    """What tools that a model called said that they used."""
 
     @property
     def undone(self) -> Verdict:
@@ -60,6 +93,30 @@ class AttemptRecord:
             ok = True
         finally:
             self.add(phase, "phase", started_at, ok)
+
+    @contextmanager
+    def tool_call(self, name: str, version: str, input: JsonObject) -> Iterator[JsonObject]:
+        """A tool is called by a model as long as the block lasts; the attributes of its span may be added to.
+
+        It is what the audit is read from.
+        """
+        self.called = True
+        told: JsonObject = {"version": version, "input_sha256": input_digest(input), "called": True}
+        started_at, ok = self.clock(), False
+        try:
+            yield told
+            ok = True
+        except RayloomError as error:
+            told["error"] = error.code
+            raise
+        finally:
+            self.add(name, "tool", started_at, ok, **told)
+
+    def note(self, call: ModelCallTold) -> None:
+        """A call of a model is over."""
+        self.called = True
+        self.model_use += call.use
+        self.add(call.purpose, "model", call.started_at, call.is_ok, **call.attributes)
 
     def add(
         self, name: str, kind: Literal["phase", "tool", "model"], started_at: float, ok: bool, **attributes: Json
@@ -90,7 +147,7 @@ class AttemptRecord:
             finished_at=self.clock(),
             stdout=_head(result.stdout, self.limit) if result else "",
             stderr=_head(result.stderr, self.limit) if result else "",
-            tokens_used=(result.tokens_used if result else 0) + self.model_use.tokens,
+            tokens_used=(result.tokens_used if result else 0) + self.tool_tokens + self.model_use.tokens,
             model_tokens=self.model_use.tokens,
             spans=orjson.dumps(self.spans).decode(),
             worker_id=worker_id,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from rayloom.actors.order import AttemptOrder
+from rayloom.actors.order import AttemptOrder, Thought
 from rayloom.dag.breaker import BREAKER_OPEN
 from rayloom.dag.errors import ErrorClass, ErrorInfo
 from rayloom.dag.outcome import Outcome, Verdict
@@ -119,6 +119,7 @@ class Flight:
             alternative=stand_in.tool if stand_in else "",
             breaker_wait_s=stand_in.wait_s if stand_in else 0.0,
             input_blob=claimed.input_blob,
+            thought=None if claimed.tool else _thought(claimed),
         )
         flying: Flying
         has_ended, handed_at = False, order.handed_at
@@ -195,6 +196,16 @@ class Flight:
 
     def __iter__(self) -> Iterator[Flying]:
         return iter(list(self.attempts.values()))
+
+
+def _thought(claimed: Claimed) -> Thought:
+    return Thought(
+        task_type=claimed.task_type,
+        instruction=claimed.instruction,
+        skills=claimed.skills,
+        rules=claimed.rules,
+        key_id=claimed.key_id,
+    )
 
 
 def never_started(claimed: Claimed, shape: ResourceShape, *, turns: bool = False) -> Flying:

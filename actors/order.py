@@ -11,6 +11,21 @@ from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Thought:
+    """What only an attempt by a model must know.
+
+    ``task_type``: REASONING or CODE_GEN. ``skills``: names of the Skills that it goes by. ``rules``: JSON text, which
+    tools its task may use (`ToolScope.of`). ``key_id``: the API key that the task came with, empty where there is none.
+    """
+
+    task_type: str
+    instruction: str
+    skills: tuple[str, ...] = ()
+    rules: str = ""
+    key_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptOrder:
     """One attempt of one subtask.
 
@@ -19,7 +34,8 @@ class AttemptOrder:
     worker's list of tools must be at least this new. ``running``: the row is RUNNING already; else the worker says so
     when it has begun. ``handed_at``: when the scheduler handed it over, in seconds since the epoch. ``cacheable``: the
     result of an equal call will do. ``alternative``: the tool to call, as the breaker of ``tool`` is open;
-    ``breaker_wait_s``: when to try again if its input does not fit that.
+    ``breaker_wait_s``: when to try again if its input does not fit that. ``thought``: where a model does
+    it in place of a tool, what it is told.
     """
 
     sub_task_id: str
@@ -38,6 +54,7 @@ class AttemptOrder:
     alternative: str = ""
     breaker_wait_s: float = 0.0
     input_blob: str = ""
+    thought: Thought | None = None
 
     @property
     def calls(self) -> str:

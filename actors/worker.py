@@ -19,7 +19,8 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from rayloom.actors.attempt import KEEP_S, run_attempt
-from rayloom.actors.callers import RayRegistry
+from rayloom.actors.attempt_record import ModelCallTold
+from rayloom.actors.callers import RayAccounts, RayRegistry
 from rayloom.actors.mcp_caller import RayMcp
 from rayloom.actors.mcp_tool import McpTool
 from rayloom.actors.order import AttemptOrder
@@ -27,11 +28,14 @@ from rayloom.actors.reporter import AttemptReporter
 from rayloom.actors.resolve import resolve
 from rayloom.actors.sandbox_counts import count_run
 from rayloom.actors.settings import WorkerSettings
-from rayloom.dag.errors import Refused, UserError
+from rayloom.dag.breaker import Call
+from rayloom.dag.errors import RayloomError, Refused, UserError
+from rayloom.dag.model import ModelPort, Payer
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.ports import ToolSnapshot
 from rayloom.dag.references import Outputs
 from rayloom.db import faults
+from rayloom.tools.models.clients import ModelClients
 from rayloom.tools.ports import ContentsPort, FileEntry, FilesPort
 from rayloom.tools.sandbox import measures
 from rayloom.tools.tool import Tool
@@ -68,6 +72,8 @@ class Worker:
         self._kept_records: WorkerRecords | None = None
         self._registry = RayRegistry(settings.engine)
         self._mcp = RayMcp(settings.engine)
+        self._accounts = RayAccounts(settings.engine)
+        self._clients: ModelClients | None = None
         self._current: asyncio.Task[Outcome] | None = None
         self._order: AttemptOrder | None = None
         self._snapshot = ToolSnapshot(version=-1, tools={})
@@ -130,6 +136,8 @@ class Worker:
             await asyncio.gather(*left, return_exceptions=True)
             if self._kept_records is not None:
                 await self._kept_records.close()
+            if self._clients is not None:
+                await self._clients.aclose()
 
     async def _attempt(self, order: AttemptOrder, ray_task_id: str) -> Outcome:
         self._current = asyncio.current_task()
@@ -176,6 +184,34 @@ class Worker:
         if not registered.is_active:
             raise Refused("TOOL_INACTIVE", f"the tool {name} is switched off")
         return McpTool(registered, self._mcp) if registered.type == "MCP" else resolve(registered)
+
+    async def tools(self, registry_version: int) -> ToolSnapshot:
+        """Every tool, as the registry knows them now, breakers and all."""
+        await self._renew_tools()
+        return self._snapshot
+
+    def models(self, order: AttemptOrder, on_call: Callable[[ModelCallTold], None]) -> ModelPort:
+        """The models, on the account of whose attempt it is."""
+        from rayloom.tools.models.metered import MeteredModels
+
+        if self._clients is None:
+            self._clients = ModelClients(self.settings.models)
+        key_id = "" if order.thought is None else order.thought.key_id
+        payer = Payer(
+            user_id=order.user_id,
+            key_id=key_id,
+            task_id=order.task_id,
+            sub_task_id=order.sub_task_id,
+            attempt=order.attempt,
+        )
+        return MeteredModels(self._clients, self._accounts, payer, on_call=on_call)
+
+    async def report(self, call: Call) -> None:
+        """Tell the registry how a call went that a model made by itself. What it does not take is dropped."""
+        try:
+            await self._registry.report([call])
+        except RayloomError as error:
+            _log.warning("breaker.call_untold", extra={"error": error.message})
 
     async def _renew_tools(self) -> None:
         self._snapshot = await self._registry.snapshot()

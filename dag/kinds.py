@@ -8,15 +8,10 @@ from typing import Final
 from rayloom.dag.plan import Subtask, TaskType
 
 CODE_TOOL: Final = "python.run"
-"""What runs the code of a CODE_GEN subtask that names no tool."""
+"""What runs the code of a CODE_GEN subtask that names no tool, whoever wrote it."""
 
 # What later versions bring. Each row: the field, when it is asked for, and what to say. Support removes the row.
 UNSUPPORTED: Final[tuple[tuple[str, Callable[[Subtask], bool], str], ...]] = (
-    (
-        "skills",
-        lambda s: bool(s.skills),
-        "no model runs in this version that could go by them: call the tool `skill.<name>`",
-    ),
     (
         "resources/lane",
         lambda s: s.resources.lane == "shared",
@@ -43,6 +38,8 @@ def kind_faults(subtask: Subtask, *, model_available: bool) -> Iterator[tuple[st
     if needs_model(subtask) and not model_available:
         remedy = "give the code in `input.code`" if subtask.type is TaskType.CODE_GEN else "use a tool instead"
         yield "type", f"no model is configured, so this {subtask.type} can't run: {remedy}"
+    if subtask.skills and not needs_model(subtask):
+        yield "skills", "no model does this subtask that could go by them: call the tool `skill.<name>`"
 
 
 def _policy_faults(subtask: Subtask) -> Iterator[tuple[str, str]]:
@@ -66,7 +63,15 @@ def needs_model(subtask: Subtask) -> bool:
 
 
 def tool_of(subtask: Subtask) -> str:
-    """The tool that runs it; empty where it names none and needs none, or needs one."""
+    """The tool that runs it; empty where a model does it, or it names none and needs one."""
+    return "" if needs_model(subtask) else permitted_by(subtask)
+
+
+def permitted_by(subtask: Subtask) -> str:
+    """The tool that its task must be allowed, and whose resources it asks for; empty where it takes none.
+
+    It is the one that runs it. What a model writes as CODE_GEN runs as if it were given.
+    """
     if subtask.type is TaskType.REASONING:
         return ""
     return subtask.tool or (CODE_TOOL if subtask.type is TaskType.CODE_GEN else "")

@@ -93,8 +93,7 @@ class ToolSnapshot:
         return tool is not None and tool.is_active and tool.breaker_key not in self.breakers
 
     def stand_ins(self, name: str) -> Iterator[str]:
-        """What may be called in place of a tool whose breaker is not closed: its alternative, the alternative of that,
-        and so on, as far as their own are."""
+        """What may be called in its place while its breaker is not closed: its alternative, that of this, and so on."""
         seen, tool = {name}, self.tools.get(name)
         while tool is not None and tool.alternative is not None and tool.alternative not in seen:
             seen.add(tool.alternative)
@@ -114,6 +113,7 @@ class ToolSnapshot:
                 lane=tool.lane,
                 description=tool.description,
                 output_schema=tool.output_schema,
+                type=tool.type,
             )
             for name, tool in self.tools.items()
         }

@@ -25,3 +25,4 @@ class ToolView:
     """For whoever chooses a tool: a person or a model."""
     output_schema: Mapping[str, Any] | None = None
     """JSON Schema of its output, where its author gave one."""
+    type: Literal["NATIVE", "MCP", "SKILL"] = "NATIVE"

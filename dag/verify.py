@@ -8,23 +8,20 @@ that the cluster could ever have.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Final
 
 from rayloom.dag import graph
 from rayloom.dag.errors import Fault, InvalidPlan
-from rayloom.dag.input_check import InputCheck
-from rayloom.dag.kinds import kind_faults, needs_model, tool_of
+from rayloom.dag.kinds import kind_faults, needs_model, permitted_by, tool_of
 from rayloom.dag.nearest import Hints
-from rayloom.dag.plan import MAX_EDGES, MAX_FAULTS, MAX_SHAPES, NO_WISHES, Fallback, Plan, Resources, Subtask
+from rayloom.dag.plan import MAX_EDGES, MAX_FAULTS, MAX_SHAPES, NO_WISHES, Fallback, Plan, Subtask
 from rayloom.dag.references import scan
 from rayloom.dag.resources import NodeShape, ResourceShape, effective, fits, largest
+from rayloom.dag.tool_judge import ToolJudge, globs_of
 from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan, VerifiedSubtask
 
-_MODEL_DEFAULTS: Final[Mapping[str, float]] = {"CPU": 0.25}
-"""What a subtask without a tool asks for: it waits for a model."""
 _SHOWN_MEMBERS: Final = 30
 
 
@@ -72,20 +69,18 @@ class _Verification:
     ) -> None:
         self.plan = plan
         self.done, self.unusable = done, unusable
-        self.tools, self.nodes = tools, nodes
-        self.allow, self.deny = allow, deny
+        self.nodes = nodes
         self.model_available = model_available
         self.approval_levels = approval_levels
         self.pointer = pointer
         self.faults: list[Fault] = []
         self.hints = Hints()
+        self.judge = ToolJudge(tools, allow=allow, deny=deny, levels=approval_levels, hints=self.hints)
         self.references: dict[int, tuple[str, ...]] = {}
         self.fallback_references: dict[int, tuple[str, ...]] = {}
         self.ordinals: dict[str, int] = {}
         self.offered = frozenset(name for node in nodes for name, amount in node.total.items() if amount > 0)
-        self.tool_faults: dict[str, str | None] = {}
-        self.input_checks: dict[str, InputCheck] = {}
-        self.default_shapes: dict[str, ResourceShape] = {}
+        self.default_shapes: dict[tuple[str, tuple[str, ...]], ResourceShape] = {}
         self.shapes: dict[ResourceShape, ResourceShape] = {}
         self.shape_faults: dict[ResourceShape, str | None] = {}
         self.edges = 0
@@ -174,16 +169,20 @@ class _Verification:
             self._fault(f"{where}/{field}", message)
         if subtask.fallback is not None:
             self._check_fallback(subtask.fallback, f"{where}/fallback")
-        name = tool_of(subtask)
+        name = permitted_by(subtask)
         if name:
-            fault = self._tool_fault(name)
+            fault = self.judge.fault(name)
             if fault is not None:
                 self._fault(f"{where}/tool", fault)
                 return
-            if not needs_model(subtask):
-                self._add(self._input_check(name).faults(subtask.input, pointer=f"{where}/input"))
+        if needs_model(subtask):
+            self._add(self.judge.thinking_check(subtask).faults(subtask.input, pointer=f"{where}/input"))
+            for field, message in self.judge.thinking_faults(subtask):
+                self._fault(f"{where}/{field}", message)
+        elif name:
+            self._add(self.judge.input_check(name).faults(subtask.input, pointer=f"{where}/input"))
         known = len(self.shapes)
-        fault = self._shape_fault(self._shape(name, subtask.resources))
+        fault = self._shape_fault(self._shape(subtask))
         if known == MAX_SHAPES < len(self.shapes):
             message = f"a plan asks for at most {MAX_SHAPES} different sets of resources, and this is one more"
             self._fault(f"{where}/resources", message)
@@ -191,53 +190,29 @@ class _Verification:
             self._fault(f"{where}/resources", fault)
 
     def _check_fallback(self, fallback: Fallback, where: str) -> None:
-        fault = self._tool_fault(fallback.tool)
+        fault = self.judge.fault(fallback.tool)
         if fault is not None:
             self._fault(f"{where}/tool", fault)
         else:
-            self._add(self._input_check(fallback.tool).faults(fallback.input, pointer=f"{where}/input"))
+            self._add(self.judge.input_check(fallback.tool).faults(fallback.input, pointer=f"{where}/input"))
 
     def _needs_approval(self, subtask: Subtask) -> bool:
         if subtask.require_approval or not self.approval_levels:
             return subtask.require_approval
         # The fallback comes without another question, so what it may do is asked for at once.
-        names = (tool_of(subtask), subtask.fallback.tool if subtask.fallback is not None else "")
-        return any(self.tools[name].permission_level in self.approval_levels for name in names if name)
+        names = (permitted_by(subtask), subtask.fallback.tool if subtask.fallback is not None else "")
+        return any(self.judge.wants_approval(name) for name in names if name)
 
-    def _tool_fault(self, name: str) -> str | None:
-        if name not in self.tool_faults:
-            self.tool_faults[name] = self._judge_tool(name)
-        return self.tool_faults[name]
-
-    def _judge_tool(self, name: str) -> str | None:
-        tool = self.tools.get(name)
-        if tool is None:
-            active = sorted(known for known, view in self.tools.items() if view.is_active)
-            return f"there is no tool `{name}`{self.hints(name, active)}"
-        if not tool.is_active:
-            return f"the tool `{name}` is switched off"
-        if any(fnmatchcase(name, glob) for glob in self.deny):
-            return f"the tool `{name}` is denied to this task by `tools.deny`"
-        if not any(fnmatchcase(name, glob) for glob in self.allow):
-            return f"the tool `{name}` is not among those that `tools.allow` gives this task"
-        return None
-
-    def _input_check(self, name: str) -> InputCheck:
-        if name not in self.input_checks:
-            self.input_checks[name] = InputCheck(self.tools[name].schema)
-        return self.input_checks[name]
-
-    def _shape(self, tool: str, wishes: Resources) -> ResourceShape:
+    def _shape(self, subtask: Subtask) -> ResourceShape:
         """The resource shape of a subtask; the same object for all that ask for the same."""
-        if wishes is NO_WISHES and tool in self.default_shapes:
-            return self.default_shapes[tool]
-        # A tool that is gone has none: what it did is done.
-        known = self.tools.get(tool)
-        defaults: Mapping[str, float] = (known.resources if known else {}) if tool else _MODEL_DEFAULTS
-        shape = effective(wishes, defaults, self.offered)
+        asking = (permitted_by(subtask), globs_of(subtask))
+        wishes = subtask.resources
+        if wishes is NO_WISHES and asking in self.default_shapes:
+            return self.default_shapes[asking]
+        shape = effective(wishes, self.judge.resources(*asking), self.offered)
         shape = self.shapes.setdefault(shape, shape)
         if wishes is NO_WISHES:
-            self.default_shapes[tool] = shape
+            self.default_shapes[asking] = shape
         return shape
 
     def _shape_fault(self, shape: ResourceShape) -> str | None:
@@ -279,7 +254,7 @@ class _Verification:
                     fallback_references=self.fallback_references.get(ordinal, ()),
                     needs_approval=spec.id not in self.done and self._needs_approval(spec),
                     rank=rank[ordinal],
-                    shape=self._shape(tool_of(spec), spec.resources),
+                    shape=self._shape(spec),
                     # A tool may be made for the shared lane; until there is one, everything runs in its own.
                     lane="own",
                 )

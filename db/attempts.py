@@ -24,6 +24,8 @@ CLAIM_CHARS = 64 * 1024 * 1024
 class Claimed:
     """A subtask whose lease was just taken: all that an attempt needs. ``running``: it is RUNNING already.
     ``cacheable``: the result of an equal call will do. ``input_blob``: where the input is when it is kept apart.
+    Where a model does it (``tool`` is empty): ``instruction``, ``skills``, ``rules``: which tools its task may use, as
+    JSON text, and ``key_id``: the API key that it came with.
 
     ``unreadable``: why PostgreSQL can't give its input; then there is none, and nothing to be run.
     """
@@ -45,6 +47,10 @@ class Claimed:
     running: bool
     cacheable: bool = False
     input_blob: str = ""
+    instruction: str = ""
+    skills: tuple[str, ...] = ()
+    rules: str = ""
+    key_id: str = ""
     unreadable: str = ""
 
     @property
@@ -156,6 +162,10 @@ async def _claim(
             running=row["running"],
             cacheable=row["cacheable"],
             input_blob=row["input_blob"] or "",
+            instruction=row["instruction"] or "",
+            skills=tuple(row["skills"] or ()),
+            rules=row["rules"] or "",
+            key_id=str(row["api_key_id"] or ""),
         )
         for row in rows
     )

@@ -14,26 +14,36 @@ from sqlalchemy import Row, text
 
 from rayloom.db.reader import ReadSource, reading
 
-Position = tuple[datetime, UUID, int]
+Position = tuple[datetime, UUID, int, int]
 
 _CALLS: Final = """
-    SELECT e.sub_task_id, e.attempt, e.start_time, e.task_id, s.key AS subtask, t.user_id, u.name AS user_name,
+    SELECT e.sub_task_id, e.attempt, c.place, e.start_time, e.task_id, s.key AS subtask, t.user_id, u.name AS user_name,
         t.api_key_id, c.tool, c.span #>> '{attributes,version}' AS version,
         c.span #>> '{attributes,input_sha256}' AS input_sha256,
         -- A worker that died told nothing.
         CASE WHEN c.span IS NOT NULL THEN coalesce((c.span #>> '{attributes,called}')::boolean, true)
             WHEN e.spans <> '[]' THEN false END AS called,
-        e.status, e.error ->> 'code' AS code, e.duration, e.worker_id
+        -- Of several calls of one attempt, which a model made, each has an end of its own.
+        CASE WHEN NOT c.is_one_of_many THEN e.status WHEN (c.span ->> 'ok')::boolean THEN 'COMPLETED' ELSE 'FAILED' END
+            AS status,
+        CASE WHEN c.is_one_of_many THEN c.span #>> '{attributes,error}' ELSE e.error ->> 'code' END AS code,
+        CASE WHEN c.is_one_of_many
+            THEN 1000 * ((c.span ->> 'finished_at')::float8 - (c.span ->> 'started_at')::float8) ELSE e.duration END
+            AS duration,
+        e.worker_id
     FROM execution_logs e
     JOIN sub_tasks s ON s.id = e.sub_task_id
     JOIN tasks t ON t.id = e.task_id
     JOIN users u ON u.id = t.user_id
     CROSS JOIN LATERAL (
-        SELECT found.span, coalesce(found.span ->> 'name',
-            CASE WHEN e.attempt = ANY (s.fallback_attempts) THEN s.fallback_tool ELSE s.tool END) AS tool
-        FROM (SELECT jsonb_path_query_first(e.spans, '$[*] ? (@.kind == "tool")') AS span) found
+        SELECT found.span, found.place, s.tool = '' AND e.attempt <> ALL (s.fallback_attempts) AS is_one_of_many,
+            coalesce(found.span ->> 'name',
+                CASE WHEN e.attempt = ANY (s.fallback_attempts) THEN s.fallback_tool ELSE s.tool END) AS tool
+        FROM (SELECT) AS nothing
+        LEFT JOIN jsonb_path_query(e.spans, '$[*] ? (@.kind == "tool")') WITH ORDINALITY AS found (span, place) ON true
     ) c
-    WHERE c.tool IS NOT NULL
+    -- A model that called none has none.
+    WHERE c.tool <> ''
 """
 
 
@@ -51,14 +61,16 @@ class AuditFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditedCall:
-    """One attempt to call a tool. ``called``: whether the tool was called; None where nobody can know.
+    """One attempt to call a tool. ``place``: its number among those of the subtask's attempt, from 1.
 
-    ``key_id``: the key that the task was submitted with. ``input_sha256``: of the resolved input, as JSON with sorted
-    keys. ``outcome`` is that of the attempt; ``duration_ms`` milliseconds.
+    ``called``: whether the tool was called; None where nobody can know. ``key_id``: the key that the task was submitted
+    with. ``input_sha256``: of the resolved input, as JSON with sorted keys. ``outcome`` is that of the attempt, or of
+    this call where a model made it; ``duration_ms`` milliseconds.
     """
 
     sub_task_id: UUID
     attempt: int
+    place: int
     at: datetime
     user_id: UUID
     user: str
@@ -90,10 +102,15 @@ async def read_calls(
     parts = {condition: value for condition, value in given.items() if value is not None}
     values = {condition.rpartition(":")[2]: value for condition, value in parts.items()}
     if after is not None:
-        parts["(e.start_time, e.sub_task_id, e.attempt) < (:after_at, :after_id, :after_attempt)"] = after
-        values |= dict(zip(("after_at", "after_id", "after_attempt"), after, strict=True))
+        # The shorter comparison is one that an index answers.
+        parts["e.start_time <= :after_at"] = after
+        parts[
+            "(e.start_time, e.sub_task_id, e.attempt, coalesce(c.place, 1)) "
+            "< (:after_at, :after_id, :after_attempt, :after_place)"
+        ] = after
+        values |= dict(zip(("after_at", "after_id", "after_attempt", "after_place"), after, strict=True))
     statement = "".join([_CALLS, *(f" AND {condition}" for condition in parts)])
-    order = " ORDER BY e.start_time DESC, e.sub_task_id DESC, e.attempt DESC LIMIT :limit"
+    order = " ORDER BY e.start_time DESC, e.sub_task_id DESC, e.attempt DESC, c.place DESC LIMIT :limit"
     async with reading(source) as connection:
         rows = (await connection.execute(text(statement + order), {**values, "limit": limit})).all()
     return [_call(row) for row in rows]
@@ -103,6 +120,7 @@ def _call(row: Row[Any]) -> AuditedCall:
     return AuditedCall(
         sub_task_id=row.sub_task_id,
         attempt=row.attempt,
+        place=row.place or 1,
         at=row.start_time,
         user_id=row.user_id,
         user=row.user_name,

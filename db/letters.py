@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rayloom.db.reader import ReadSource, reading, writing
 from rayloom.db.reads import Record
 from rayloom.db.schema import execution_logs, sub_tasks, tasks
+from rayloom.db.schema_calls import model_tokens
 from rayloom.db.schema_letters import dead_letters
 
 LISTED_INPUT_CHARS: Final = 64 * 1024
@@ -109,7 +110,11 @@ async def letter_with_attempts(
     statement = _columns(sub_tasks.c.input_context).where(
         dead_letters.c.id == letter_id, dead_letters.c.user_id == user_id
     )
-    logs = select(execution_logs).where(execution_logs.c.sub_task_id == letter_id).order_by(execution_logs.c.attempt)
+    logs = (
+        select(execution_logs, model_tokens().label("model_tokens"))
+        .where(execution_logs.c.sub_task_id == letter_id)
+        .order_by(execution_logs.c.attempt)
+    )
     async with reading(engine) as connection:
         row = (await connection.execute(statement)).one_or_none()
         if row is None:

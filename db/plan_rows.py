@@ -27,6 +27,8 @@ POLICY_COLUMNS = (
 """Written only where a subtask of the plan has something else in them than every other plan."""
 BLOB_COLUMNS = ("input_blob",)
 """Written only where an input of the plan is kept apart."""
+MODEL_COLUMNS = ("instruction", "skills")
+"""Written only where a subtask of the plan is done by a model."""
 EVENT_COLUMNS = ("task_id", "kind", "subtask", "from_status", "to_status", "reason", "at")
 ACCEPTED = move_subtask(SubtaskStatus.PENDING, SubtaskEvent.ACCEPTED)
 """What a subtask is as soon as its plan is accepted."""
@@ -82,23 +84,30 @@ def first_events(new: NewSubtask, now: datetime, *, reason: str | None = None) -
 async def write_subtasks(connection: asyncpg.Connection[Any], rows: Sequence[NewSubtask], now: datetime) -> None:
     """Write new subtasks; their events are the caller's."""
     has_policies = any(_has_policy(row.planned) for row in rows)
+    has_models = any(_is_thought(row.planned) for row in rows)
     has_blobs = any(row.input.blob is not None for row in rows)
-    columns = SUB_TASK_COLUMNS + (BLOB_COLUMNS if has_blobs else ()) + (POLICY_COLUMNS if has_policies else ())
-    records = (_record(row, now, has_blobs=has_blobs, has_policies=has_policies) for row in rows)
+    columns = SUB_TASK_COLUMNS + (BLOB_COLUMNS if has_blobs else ())
+    columns += (POLICY_COLUMNS if has_policies else ()) + (MODEL_COLUMNS if has_models else ())
+    records = [
+        _record(row, now)
+        + ((row.input.blob,) if has_blobs else ())
+        + (_policy(row.planned, row.status, now) if has_policies else ())
+        + (_told(row.planned) if has_models else ())
+        for row in rows
+    ]
     await connection.copy_records_to_table("sub_tasks", records=records, columns=columns)
 
 
-def _record(row: NewSubtask, now: datetime, *, has_blobs: bool, has_policies: bool) -> tuple[Any, ...]:
+def _record(row: NewSubtask, now: datetime) -> tuple[Any, ...]:
+    """The values of ``SUB_TASK_COLUMNS``."""
     spec, shape, status = row.planned.spec, shape_of(row.planned), row.status
-    record: tuple[Any, ...] = (
+    return (
         row.id, row.task_id, row.user_id, spec.id, spec.name or spec.id, spec.type, status,
         row.planned.ordinal, dump(list(row.keys)), list(row.dependents), row.pending,
         row.planned.tool, row.input.text, list(row.planned.references), spec.timeout_s, spec.max_retries,
         shape, shape, row.score, now, now if status is SubtaskStatus.QUEUED else None,
         now if status is SubtaskStatus.SKIPPED else None, spec.cacheable,
     )  # fmt: skip
-    record += (row.input.blob,) if has_blobs else ()
-    return record + _policy(row.planned, status, now) if has_policies else record
 
 
 def _has_policy(subtask: VerifiedSubtask) -> bool:
@@ -118,3 +127,12 @@ def _policy(subtask: VerifiedSubtask, status: SubtaskStatus, now: datetime) -> t
         subtask.needs_approval,
         now if status is SubtaskStatus.AWAITING_APPROVAL else None,
     )
+
+
+def _is_thought(subtask: VerifiedSubtask) -> bool:
+    return not subtask.tool
+
+
+def _told(subtask: VerifiedSubtask) -> tuple[Any, ...]:
+    """The values of ``MODEL_COLUMNS``: what a tool has no use for is left in the plan."""
+    return (subtask.spec.instruction, list(subtask.spec.skills)) if _is_thought(subtask) else (None, [])

@@ -202,6 +202,8 @@ sub_tasks = Table(
     _at("held_at"),
     Column("input_blob", Text, ForeignKey("blobs.sha256")),
     Column("output_blob", Text, ForeignKey("blobs.sha256")),
+    _text("instruction"),
+    Column("skills", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
     _flag("superseded"),
     UniqueConstraint("parent_id", "key", name="uq_sub_tasks_parent_id_key"),
 )

@@ -25,6 +25,7 @@ from rayloom.db.plan_rows import (
     ACCEPTED,
     BLOB_COLUMNS,
     EVENT_COLUMNS,
+    MODEL_COLUMNS,
     POLICY_COLUMNS,
     SUB_TASK_COLUMNS,
     NewSubtask,
@@ -254,7 +255,7 @@ async def _write_plan(
     await write_subtasks(connection, rows, now)
     if over is not None:
         await write_taken(
-            connection, taken, columns=SUB_TASK_COLUMNS + BLOB_COLUMNS + POLICY_COLUMNS,
+            connection, taken, columns=SUB_TASK_COLUMNS + BLOB_COLUMNS + POLICY_COLUMNS + MODEL_COLUMNS,
             source=over.task_id, task_id=task_id, user_id=target.user_id, now=now,
         )  # fmt: skip
     # In two steps, as the guard sees no way from SPLITTING to PROCESSING but through READY.

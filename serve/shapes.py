@@ -151,6 +151,8 @@ def subtask_in_full(
     """One subtask, with its attempts and what is told of its input (``given``). ``kept``: see ``subtask``."""
     shown = subtask(task_id, row, kept)
     shown |= given
+    if row.instruction is not None:
+        shown |= {"instruction": row.instruction, "skills": row.skills}
     shown["resources"] = row.resources
     shown["timeout_s"] = row.timeout_s
     shown["max_retries"] = row.max_retries

@@ -33,7 +33,7 @@ async def audit(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:
-    """Calls of tools, one for each attempt that has ended, newest first (admin)."""
+    """Calls of tools in attempts that have ended, newest first (admin)."""
     wanted = AuditFilter(
         user_id=cursors.uuid_in("/query/user_id", user_id),
         key_id=cursors.uuid_in("/query/key_id", key_id),
@@ -54,16 +54,16 @@ async def audit(
 
 
 def _cursor(call: AuditedCall) -> str:
-    return cursors.encode("audit", cursors.encode_moment("audit", call.at, call.sub_task_id), call.attempt)
+    return cursors.encode("audit", cursors.encode_moment("audit", call.at, call.sub_task_id), call.attempt, call.place)
 
 
 def _position(cursor: str | None) -> Position | None:
     if cursor is None:
         return None
-    moment, attempt = cursors.decode("audit", cursor, (str, int))
+    moment, attempt, place = cursors.decode("audit", cursor, (str, int, int))
     found = cursors.decode_moment("audit", str(moment))
     assert found is not None
-    return *found, max(0, min(int(attempt), 2**31 - 1))
+    return *found, max(0, min(int(attempt), 2**31 - 1)), max(0, min(int(place), 2**31 - 1))
 
 
 def _shown(call: AuditedCall) -> dict[str, Any]:

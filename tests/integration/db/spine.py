@@ -29,6 +29,7 @@ from rayloom.db.submit import NewTask, Submitted, submit_task
 from tests.integration.db.rules import RULES
 
 TOOLS = {name: ToolView(name=name, schema={}, resources={"CPU": 1}) for name in "tu"}
+TOOLS["s"] = ToolView(name="s", schema={}, resources={}, type="SKILL")
 NODES = (NodeShape(total={"CPU": 4.0}, labels={}, count_max=1),)
 BROKEN = ErrorInfo(code="BROKEN", error_class="transient", message="it broke", retryable=True)
 
@@ -56,7 +57,7 @@ def plan_of(edges: Edges, policies: Policies | None = None) -> VerifiedPlan:
         {"id": key, "type": "TOOL", "tool": "t", "depends_on": list(above), **more.get(key, {})}
         for key, above in edges.items()
     ]
-    return verify(parse_plan({"subtasks": subtasks}), tools=TOOLS, nodes=NODES)
+    return verify(parse_plan({"subtasks": subtasks}), tools=TOOLS, nodes=NODES, model_available=True)
 
 
 def outcome(value: Json = None, *, error: ErrorInfo | None = None, **more: Any) -> Outcome:

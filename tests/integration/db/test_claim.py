@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from typing import Any
 from uuid import UUID
@@ -11,10 +12,13 @@ import asyncpg
 import pytest
 from uuid_utils.compat import uuid7
 
+from rayloom.dag.values import JsonObject
 from rayloom.db import attempts, leases
 from rayloom.db.attempts import Claimed
+from rayloom.db.forks import TakenOver
 from rayloom.db.incarnations import begin_incarnation, dead_with_leases, end_incarnation, heartbeat
-from tests.integration.db.spine import BROKEN, Spine, outcome
+from rayloom.db.retries import NewInput, retry_with_input
+from tests.integration.db.spine import BROKEN, FALLBACK, Spine, outcome
 
 
 @pytest.fixture
@@ -34,6 +38,40 @@ async def test_a_claim_gives_all_that_an_attempt_needs(spine: Spine) -> None:
     assert (claimed.shape, claimed.score) == (made.queued[0].shape, made.queued[0].score)
     row = await spine.subtask(made.task_id, "a")
     assert (row["status"], row["phase"], row["incarnation"]) == ("RUNNING", "PREPARE_ENV", spine.incarnation)
+
+
+THINKS: JsonObject = {"type": "REASONING", "tool": None, "instruction": "Think hard.", "skills": ["s"]}
+
+
+async def test_what_a_model_does_is_claimed_with_what_it_is_told(spine: Spine) -> None:
+    options: JsonObject = {"tools": {"allow": ["t"], "deny": ["u"]}}
+    made = await spine.submit({"a": [], "b": []}, {"a": THINKS | FALLBACK}, options=options)
+    claimed = await spine.claim(made.task_id)
+    a, b = claimed["a"], claimed["b"]
+    assert (a.tool, a.task_type, a.instruction, a.skills) == ("", "REASONING", "Think hard.", ("s",))
+    assert json.loads(a.rules) == {"allow": ["t"], "deny": ["u"]}
+    assert a.key_id == ""
+    # A tool is told nothing of that.
+    assert (b.tool, b.instruction, b.skills, b.rules, b.key_id) == ("t", "", (), "", "")
+    await spine.fail(a)
+    again = (await spine.claim(made.task_id, "a"))["a"]
+    assert (again.tool, again.instruction, again.skills, again.rules) == ("u", "", (), "")
+
+
+async def test_what_a_model_was_told_is_taken_over_and_stays_with_another_input(spine: Spine) -> None:
+    made = await spine.submit({"a": [], "b": ["a"]}, {"a": THINKS, "b": THINKS})
+    await attempts.complete(spine.engine, [spine.ending((await spine.claim(made.task_id, "a"))["a"], outcome(1))])
+    over = TakenOver(task_id=made.task_id, keys=frozenset({"a"}))
+    forked = await spine.submit({"a": [], "b": ["a"]}, {"a": THINKS, "b": THINKS}, taken_over=over)
+    for key in "ab":
+        row = await spine.subtask(forked.task_id, key)
+        assert (row["instruction"], row["skills"]) == ("Think hard.", ["s"])
+    b = (await spine.claim(made.task_id, "b"))["b"]
+    await spine.fail(b)
+    given = NewInput(value={"x": 1}, referred=(), dependencies=("a",))
+    await retry_with_input(spine.engine, spine.blobs, UUID(b.sub_task_id), given, reason="again")
+    again = (await spine.claim(made.task_id, "b"))["b"]
+    assert (again.input, again.instruction, again.skills) == ('{"x": 1}', "Think hard.", ("s",))
 
 
 @pytest.mark.parametrize("running", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 import httpx2
 import orjson
@@ -10,6 +11,7 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from rayloom.dag.values import JsonObject
+from rayloom.db.engine import driver
 from tests.integration.serve.world import Person, World, one
 
 DIGEST = "ab" * 32
@@ -67,6 +69,44 @@ async def test_whether_a_tool_was_called_is_said_as_far_as_it_is_known(world: Wo
         ("core.noop", None, None),
     ]
     assert {(call["outcome"], call["code"]) for call in calls} == {("FAILED", "BOOM")}
+
+
+async def as_if_a_model_did(world: World, sub_task_id: str) -> None:
+    async with driver(world.engine) as connection:
+        await connection.execute("UPDATE sub_tasks SET tool = '' WHERE id = $1", UUID(sub_task_id))
+
+
+async def test_each_call_that_a_model_made_is_audited_by_itself(world: World) -> None:
+    admin, me = await world.user("admin"), await world.user()
+    task_id = await me.submit()
+    [item] = await world.claimed(task_id)
+    await as_if_a_model_did(world, item.sub_task_id)
+    times: JsonObject = {"started_at": 1.0, "finished_at": 1.5}
+    told: list[JsonObject] = [
+        {"name": "reasoning", "kind": "model", "ok": True, "attributes": {}, **times},
+        {"name": "one", "kind": "tool", "ok": True, "attributes": {"version": "1", "input_sha256": DIGEST}, **times},
+        {"name": "two", "kind": "tool", "ok": False, "attributes": {"called": False, "error": "NO"}, **times},
+        {"name": "one", "kind": "tool", "ok": False, "attributes": {"error": "HTTP_503"}, **times},
+    ]
+    await world.end([item], lambda _: 1, spans=orjson.dumps(told).decode())
+    other = await me.submit()
+    [item] = await world.claimed(other)
+    await as_if_a_model_did(world, item.sub_task_id)
+    await world.end([item], lambda _: 1, spans=orjson.dumps(told[:1]).decode())
+    calls = await audited(admin, user_id=str(me.id))
+    assert [(call["tool"], call["outcome"], call["code"], call["called"]) for call in calls] == [
+        ("one", "FAILED", "HTTP_503", True),
+        ("two", "FAILED", "NO", False),
+        ("one", "COMPLETED", None, True),
+    ]
+    assert {call["duration_ms"] for call in calls} == {500.0}
+    found, cursor = [], None
+    while True:
+        page = await admin.get("/audit", user_id=str(me.id), limit=1, **({"cursor": cursor} if cursor else {}))
+        found += page["items"]
+        if (cursor := page["next_cursor"]) is None:
+            break
+    assert found == calls
 
 
 async def test_the_fallback_of_a_subtask_is_named(world: World) -> None:

@@ -14,12 +14,16 @@ from pydantic import SecretStr
 
 from rayloom.actors import attempt
 from rayloom.actors.attempt import LEASE_CHECK_S, run_attempt
+from rayloom.actors.attempt_record import ModelCallTold
 from rayloom.actors.order import AttemptOrder
 from rayloom.actors.settings import EngineSettings, WorkerSettings
 from rayloom.actors.shared_calls import SharedCalls
+from rayloom.dag.breaker import BreakerView, Call
 from rayloom.dag.decision import RetryPolicy, decide
 from rayloom.dag.errors import Bug, RayloomError, Refused, Transient, UserError
+from rayloom.dag.model import ModelPort
 from rayloom.dag.outcome import Outcome
+from rayloom.dag.ports import RegisteredTool, ToolSnapshot
 from rayloom.dag.references import Outputs
 from rayloom.dag.states import Phase
 from rayloom.dag.values import Json, JsonObject
@@ -27,6 +31,7 @@ from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.tools.ports import ContentsPort, FilesPort
 from rayloom.tools.settings import ToolSettings
 from rayloom.tools.tool import Tool, ToolContext, ToolResult, ToolSpec
+from tests.fakes.scripted_models import ScriptedModels
 from tests.unit.actors.test_shared_calls import Memory
 from tests.unit.tools.context import KeptContents, KeptFiles, KeptLog
 
@@ -87,6 +92,11 @@ class Place:
     spec: ToolSpec = SPEC
     blobs: dict[str, bytes | Exception] = field(default_factory=dict)
     keeps: Callable[[], Awaitable[None]] | None = None
+    thinks: ScriptedModels | None = None
+    registry: dict[str, tuple[RegisteredTool, Tool]] = field(default_factory=dict)
+    breakers: dict[str, BreakerView] = field(default_factory=dict)
+    reported: list[Call] = field(default_factory=list)
+    kept_contents: dict[str, bytes] = field(default_factory=dict)
     within: list[float] = field(default_factory=list)
 
     settings: WorkerSettings = field(init=False)
@@ -100,7 +110,22 @@ class Place:
     async def tool(self, name: str, registry_version: int) -> Tool:
         if self.refuses:
             raise self.refuses
+        if name in self.registry:
+            return self.registry[name][1]
         return ScriptedTool(self.do, replace(self.spec, input_schema=self.schema))
+
+    async def tools(self, registry_version: int) -> ToolSnapshot:
+        tools = {name: registered for name, (registered, _) in self.registry.items()}
+        return ToolSnapshot(version=1, tools=tools, breakers=self.breakers)
+
+    def models(self, order: AttemptOrder, on_call: Callable[[ModelCallTold], None]) -> ModelPort:
+        if self.thinks is None:
+            raise Refused("MODEL_MISSING", "no model is configured")
+        self.thinks.on_call = on_call
+        return self.thinks
+
+    async def report(self, call: Call) -> None:
+        self.reported.append(call)
 
     async def outputs(self, task_id: str, keys: Sequence[str], *, within_s: float) -> Outputs:
         self.within.append(within_s)
@@ -129,7 +154,7 @@ class Place:
         return KeptFiles()
 
     def contents(self) -> ContentsPort:
-        return KeptContents()
+        return KeptContents(self.kept_contents)
 
     def shared_calls(self) -> SharedCalls | None:
         return self.calls

@@ -9,17 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayloom.actors import parcel
-from rayloom.actors.order import AttemptOrder
+from rayloom.actors.order import AttemptOrder, Thought
 from rayloom.dag.errors import ErrorInfo
 from rayloom.dag.outcome import Outcome
 
 TEXT = st.text(st.characters(codec=None), max_size=20)
+THOUGHTS = st.builds(
+    Thought, task_type=TEXT, instruction=TEXT, skills=st.lists(TEXT, max_size=3).map(tuple), rules=TEXT, key_id=TEXT,
+)  # fmt: skip
 ORDERS = st.builds(AttemptOrder, **{field.name: st.nothing() for field in fields(AttemptOrder)} | {
     "sub_task_id": TEXT, "task_id": TEXT, "user_id": TEXT, "key": TEXT, "tool": TEXT,
     "registry_version": st.integers(0), "attempt": st.integers(1), "timeout_s": st.floats(0, 1e6), "input": TEXT,
     "referred": st.lists(TEXT, max_size=3).map(tuple), "running": st.booleans(), "handed_at": st.floats(0, 1e12),
     "cacheable": st.booleans(), "input_blob": TEXT,
-    "alternative": TEXT, "breaker_wait_s": st.floats(0, 1e6),
+    "alternative": TEXT, "breaker_wait_s": st.floats(0, 1e6), "thought": st.none() | THOUGHTS,
 })  # fmt: skip
 ERRORS = st.builds(
     ErrorInfo, code=TEXT, error_class=st.sampled_from(["user", "transient", "bug"]), message=TEXT,

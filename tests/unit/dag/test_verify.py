@@ -316,7 +316,93 @@ def test_with_a_model_its_work_is_taken() -> None:
         {"id": "b", "type": "CODE_GEN", "instruction": "sort", "input": {"data": {"$ref": "a.output"}}},
         model_available=True,
     )
-    assert [(s.tool, s.shape.cpus) for s in plan.subtasks] == [("", 0.25), ("python.run", 1)]
+    assert [(s.tool, s.shape.cpus) for s in plan.subtasks] == [("", 0.25), ("", 1)]
+    assert plan.subtasks[1].shape.custom == (("sandbox", 1),)
+
+
+THINKS = {"id": "a", "type": "REASONING", "instruction": "think"}
+WRITES = {"id": "a", "type": "CODE_GEN", "instruction": "sort"}
+MORE_TOOLS = {
+    **TOOLS,
+    "skill.pdf": ToolView(name="skill.pdf", schema={}, resources={}, type="SKILL"),
+    "strong.tool": ToolView(name="strong.tool", schema={}, resources={"GPU": 1}, permission_level="execute"),
+}
+
+
+@pytest.mark.parametrize(
+    ("subtask", "faults"),
+    [
+        ({**THINKS, "skills": ["skill.pdf"]}, []),
+        ({**WRITES, "skills": ["skill.pdf"]}, []),
+        (
+            {**THINKS, "skills": ["skill.pdff", "core.noop"]},
+            [
+                ("0/skills/0", "there is no tool `skill.pdff`; did you mean skill.pdf?"),
+                ("0/skills/1", "`core.noop` is no Skill: their names begin with `skill.`"),
+            ],
+        ),
+        (
+            _noop("a", skills=["skill.pdf"]),
+            [("0/skills", "no model does this subtask that could go by them: call the tool `skill.<name>`")],
+        ),
+        ({**THINKS, "input": {"output_schema": {"type": "object"}, "x": 1}}, []),
+        ({**THINKS, "input": {"output_schema": {"$literal": {"$ref": "#/$defs/x", "$defs": {"x": True}}}}}, []),
+        ({**WRITES, "input": {"output_schema": {"type": 7}}}, [("0/input/output_schema", "is no JSON Schema: ")]),
+        ({**THINKS, "input": {"output_schema": "text"}}, [("0/input/output_schema", "'text' is not of type 'object'")]),
+        ({**THINKS, "input": {"use_tools": ["core.*", "http.request"], "max_steps": 3}}, []),
+        ({**THINKS, "input": {"use_tools": [1]}}, [("0/input/use_tools/0", "1 is not of type 'string'")]),
+        ({**THINKS, "input": {"max_steps": 3}}, [("0/input", "'use_tools' is a dependency of 'max_steps'")]),
+        (
+            {**THINKS, "input": {"use_tools": ["core.nope", "old.*", "strong.tool"]}},
+            [
+                ("0/input/use_tools/0", "there is no tool `core.nope`; did you mean core.noop"),
+                ("0/input/use_tools/1", "there is no tool `old.*` that a model may call for this task"),
+                (
+                    "0/input/use_tools/2",
+                    "the tool `strong.tool` wants approval, so no model may call it by itself",
+                ),
+            ],
+        ),
+        ({**WRITES, "input": {"max_repairs": 9, "data": [1]}}, [("0/input/max_repairs", "9 is greater than the ")]),
+        ({**WRITES, "input": {"files": 3}}, [("0/input/files", "3 is not of type 'object'")]),
+    ],
+)
+def test_what_a_model_is_given_is_judged(subtask: dict[str, Any], faults: list[tuple[str, str]]) -> None:
+    runs = ToolView(
+        name="python.run", schema={"required": ["code"], "properties": {"files": {"type": "object"}, "code": {}}},
+        resources={},
+    )  # fmt: skip
+    options = {"tools": {**MORE_TOOLS, "python.run": runs}, "model_available": True, "approval_levels": ("execute",)}
+    if not faults:
+        assert _verify(subtask, **options).sinks == ("a",)
+        return
+    found = _faults(subtask, **options)
+    assert [
+        (where, message[: len(fault)]) for (where, message), (_, fault) in zip(found, faults, strict=True)
+    ] == faults
+
+
+def test_a_schema_by_reference_is_judged_when_it_is_there() -> None:
+    given = {**THINKS, "input": {"output_schema": {"$ref": "b.output.schema"}, "use_tools": {"$ref": "b.output.names"}}}
+    assert _verify(given, _noop("b"), model_available=True).subtasks[0].dependencies == (1,)
+
+
+def test_code_that_a_model_writes_needs_what_runs_it() -> None:
+    found = _faults(WRITES, model_available=True, deny=["python.*"])
+    assert found == [("0/tool", "the tool `python.run` is denied to this task by `tools.deny`")]
+    two = _verify(WRITES, {**WRITES, "id": "b"}, model_available=True)
+    assert two.subtasks[0].shape is two.subtasks[1].shape
+    found = _faults(WRITES, model_available=True, tools={"core.noop": TOOLS["core.noop"]})
+    assert found == [("0/tool", "there is no tool `python.run`")]
+    runs = ToolView(name="python.run", schema={}, resources={}, permission_level="execute")
+    plan = _verify(WRITES, model_available=True, tools={"python.run": runs}, approval_levels=("execute",))
+    assert plan.subtasks[0].needs_approval
+
+
+def test_a_model_that_calls_tools_asks_for_what_they_do() -> None:
+    calls = {**THINKS, "input": {"use_tools": ["strong.*", "python.run"]}}
+    shape = _verify(calls, model_available=True, tools=MORE_TOOLS).subtasks[0].shape
+    assert shape == ResourceShape(cpus=1, gpus=1, custom=(("sandbox", 1),))
 
 
 def test_faults_are_told_together_but_not_without_end() -> None:
