@@ -31,6 +31,7 @@ def test_everything_that_was_found_is_stored() -> None:
         calls=(call, call),
         estimate=Estimate(tokens=1, cost_usd=0.0, seconds=2.0, subtasks=()),
         over_budget=("too much",),
+        joiner="answer",
     )
     told: JsonObject = {
         "purpose": "split",
@@ -50,4 +51,5 @@ def test_everything_that_was_found_is_stored() -> None:
         "brief": {"intent": "x"},
         "estimate": {"tokens": 1, "cost_usd": 0.0, "seconds": 2.0},
         "over_budget": ["too much"],
+        "joiner": "answer",
     }
