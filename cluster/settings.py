@@ -162,9 +162,9 @@ class Settings(EngineFields, BlobFields, E2bFields, ModelFields, PackageFields):
             api_replicas=self.api_replicas,
             secret_key=self.secret_key,
             allow_addresses=self.allow_addresses,
-            with_models=self.models.is_configured,
             approval_levels=self.approval_levels,
             skills_dir=self.skills_dir,
+            with_models=self.models.is_configured,
         )
 
     @property

@@ -16,12 +16,22 @@ from rayloom.dag.errors import Refused, UserError
 from rayloom.dag.order import queue_score
 from rayloom.dag.states import SubtaskEvent, SubtaskStatus, TaskEvent, TaskStatus, move_subtask, move_task
 from rayloom.dag.values import JsonObject
-from rayloom.dag.verified import VerifiedPlan, VerifiedSubtask
+from rayloom.dag.verified import VerifiedPlan
 from rayloom.db.blobs import BlobStore
 from rayloom.db.engine import DRIVER_ERRORS, driver, dump, dump_sorted, is_refusal
 from rayloom.db.forks import TakenOver, TakenSubtask, write_taken
 from rayloom.db.plan_inputs import KeptInput, keep_inputs
 from rayloom.db.queue import Queued
+from rayloom.db.subtask_columns import (
+    BLOB_COLUMNS,
+    MODEL_COLUMNS,
+    POLICY_COLUMNS,
+    SUB_TASK_COLUMNS,
+    has_policy,
+    is_thought,
+    policy_of,
+    told_of,
+)
 from rayloom.db.task_moves import must_be_splitting
 
 
@@ -67,19 +77,6 @@ class Submitted:
     queued: tuple[Queued, ...] = ()
 
 
-SUB_TASK_COLUMNS = (
-    "id", "parent_id", "user_id", "key", "name", "task_type", "status", "execution_order", "dependencies", "dependents",
-    "pending_dependencies", "tool", "input_context", "referred", "timeout_s", "max_retries", "resources", "shape",
-    "score", "created_at", "queued_at", "cacheable",
-)  # fmt: skip
-POLICY_COLUMNS = (
-    "on_failure", "stand_in", "fallback_tool", "fallback_input", "fallback_referred", "require_approval", "held_at",
-)  # fmt: skip
-"""Written only where a subtask of the plan has something else in them than every other plan."""
-BLOB_COLUMNS = ("input_blob",)
-"""Written only where an input of the plan is kept apart."""
-MODEL_COLUMNS = ("instruction", "skills")
-"""Written only where a subtask of the plan is done by a model."""
 EVENT_COLUMNS = ("task_id", "kind", "subtask", "from_status", "to_status", "reason", "at")
 
 
@@ -202,8 +199,8 @@ async def _write_plan(
     accepted = move_subtask(SubtaskStatus.PENDING, SubtaskEvent.ACCEPTED)
     task_id, created_ms = target.task_id, int(target.created_at.timestamp() * 1000)
     ids = [uuid7() for _ in plan.subtasks]
-    has_policies = any(_has_policy(subtask) for subtask in plan.subtasks)
-    has_models = any(_is_thought(subtask) for subtask in plan.subtasks)
+    has_policies = any(has_policy(subtask) for subtask in plan.subtasks)
+    has_models = any(is_thought(subtask) for subtask in plan.subtasks)
     has_blobs = any(given.blob is not None for given in target.inputs)
     rows: list[tuple[Any, ...]] = []
     over = target.taken_over
@@ -242,8 +239,8 @@ async def _write_plan(
             shape, shape, score, now, now if is_queued else None, spec.cacheable,
         )  # fmt: skip
         row += (given.blob,) if has_blobs else ()
-        row += _policy(subtask, status, now) if has_policies else ()
-        rows.append(row + _told(subtask) if has_models else row)
+        row += policy_of(subtask, status, now) if has_policies else ()
+        rows.append(row + told_of(subtask) if has_models else row)
     columns = SUB_TASK_COLUMNS + (BLOB_COLUMNS if has_blobs else ())
     columns += (POLICY_COLUMNS if has_policies else ()) + (MODEL_COLUMNS if has_models else ())
     await connection.copy_records_to_table("sub_tasks", records=rows, columns=columns)
@@ -269,31 +266,3 @@ async def _write_plan(
     events.append((task_id, "task", None, ready, processing, None, now))
     events.extend(freed_events)
     return tuple(queued)
-
-
-def _has_policy(subtask: VerifiedSubtask) -> bool:
-    return subtask.needs_approval or subtask.spec.on_failure != "block"
-
-
-def _policy(subtask: VerifiedSubtask, status: SubtaskStatus, now: datetime) -> tuple[Any, ...]:
-    """The values of ``POLICY_COLUMNS``."""
-    spec, fallback = subtask.spec, subtask.spec.fallback
-    has_stand_in = spec.on_failure in ("continue", "default")
-    return (
-        spec.on_failure,
-        dump(spec.default) if has_stand_in else None,
-        None if fallback is None else fallback.tool,
-        None if fallback is None else dump(fallback.input),
-        list(subtask.fallback_references),
-        subtask.needs_approval,
-        now if status is SubtaskStatus.AWAITING_APPROVAL else None,
-    )
-
-
-def _is_thought(subtask: VerifiedSubtask) -> bool:
-    return not subtask.tool
-
-
-def _told(subtask: VerifiedSubtask) -> tuple[Any, ...]:
-    """The values of ``MODEL_COLUMNS``: what a tool has no use for is left in the plan."""
-    return (subtask.spec.instruction, list(subtask.spec.skills)) if _is_thought(subtask) else (None, [])
