@@ -19,6 +19,9 @@ MINUTES ?= 5
 SEED ?= 1
 CHAOS ?=
 
+LOCKED := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-strip-extras --no-header \
+    --no-annotate
+
 # Says what a virtual environment was made from, so that nothing is done twice: the lock, the project, the place.
 key = $$({ cat $(1) pyproject.toml; pwd; $(BIN)/python -V; } | cksum)
 
@@ -43,13 +46,18 @@ setup: .venv-dev names  ## make .venv with the locked dependencies of product an
 .PHONY: test
 test: setup  ## all tests but the long ones; starts the services that it needs by itself
 	@failed=0; \
-	$(PYTEST) $(ISOLATED) -n 2 --dist loadfile -m "not long" || failed=1; \
-	$(PYTEST) tests $(addprefix --ignore=,$(ISOLATED)) -m "not long" || failed=1; \
+	$(PYTEST) $(ISOLATED) -n 2 --dist loadfile -m "not long and not model" || failed=1; \
+	$(PYTEST) tests $(addprefix --ignore=,$(ISOLATED)) -m "not long and not model" || failed=1; \
 	exit $$failed
 
 .PHONY: test-fast
 test-fast: setup  ## the tests that need no services, under a minute
 	@$(PYTEST) tests/unit tests/property -n 2 --dist loadfile
+
+.PHONY: test-model
+test-model: setup  ## the tests with the small model, which is downloaded into build/models (Gemma terms of use)
+	@$(BIN)/python -m tests.integration.local_model.shelf
+	@$(PYTEST) tests/integration/local_model -m model
 
 .PHONY: test-long
 test-long: setup  ## only the long runs
@@ -88,13 +96,15 @@ bench: setup  ## the workloads W1, W2, W3 and W5 beside plain Ray; BENCH="--repe
 ##@ keep it
 
 .PHONY: lock
-lock: .venv-made  ## make both lock files anew from pyproject.toml (needs network)
+lock: .venv-made  ## make the lock files anew, from pyproject.toml and those of the local models (needs network)
 	@$(BIN)/uv --version >/dev/null 2>&1 || $(PIP) install --quiet uv
 	@for lock in "requirements.lock --extra embedded --extra build" \
 	             "requirements-dev.lock --extra embedded --extra build --extra e2b --extra dev -c requirements.lock"; do \
 	    set -- $$lock; out=$$1; shift; \
-	    $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
-	        --no-emit-index-url --no-strip-extras --no-header --no-annotate "$$@" --output-file $$out || exit 1; \
+	    $(BIN)/uv pip compile pyproject.toml $(LOCKED) "$$@" --output-file $$out || exit 1; \
+	done
+	@cd cluster/local_model && for model in small coder; do \
+	    ../../$(BIN)/uv pip compile $$model.in $(LOCKED) --output-file $$model.lock || exit 1; \
 	done
 
 .PHONY: clean

@@ -11,39 +11,58 @@ from ray.serve.exceptions import RayServeException
 
 from rayloom.dag.answer import opened
 from rayloom.dag.errors import Bug, Transient
-from rayloom.dag.ports import PARSER_BROKE, Planned, PlanRequest
+from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.ports import PARSER_BROKE
+from rayloom.dag.replan import ReplanRequest
 
 APPLICATION: Final = "rayloom"
 DEPLOYMENT: Final = "Parser"
 TAKEN_S: Final = 120.0
-"""Within which a replica must have room for a prompt."""
+"""Within which a replica must have room for a prompt; as long as an answer may take, where that is longer."""
 ANSWER_S: Final = 120.0
-"""Within which it must have answered."""
+"""Within which it must have answered, where no model plans."""
 
 
 class ServeParser:
-    """``ParserPort`` over a deployment handle. Belongs to one event loop."""
+    """``PlannerPort`` over a deployment handle. Belongs to one event loop.
 
-    def __init__(self) -> None:
+    ``answer_s``: within which a replica that has taken a prompt must have answered.
+    """
+
+    def __init__(self, *, answer_s: float = ANSWER_S) -> None:
+        self._answer_s = answer_s
         self._handle: Any = None
 
     async def plan(self, request: PlanRequest) -> Planned:
         """Parse a prompt and split it into a plan.
 
-        Raises UserError when it can't be planned, Bug (``PARSER_FAILED``), and Transient: ``PARSER_UNAVAILABLE`` when
-        no replica takes the prompt, ``PARSER_BROKE`` when one took it and died or was silent.
+        Raises NeedsClarification, UserError when it can't be planned otherwise, Bug (``PARSER_FAILED``), and Transient:
+        ``PARSER_UNAVAILABLE`` when no replica takes the prompt, ``PARSER_BROKE`` when one took it and died or was
+        silent, and what kept the models from answering.
         """
+        return await self._call("plan", request)
+
+    async def replan(self, request: ReplanRequest) -> Planned:
+        """What to add to the plan of a running task. Raises as ``plan``."""
+        return await self._call("replan", request)
+
+    async def _call(self, method: str, request: PlanRequest | ReplanRequest) -> Planned:
         response: Any = None
         taken = False
         try:
             if self._handle is None:
                 self._handle = await asyncio.to_thread(_find)
-            response = self._handle.plan.remote(request)
-            async with asyncio.timeout(TAKEN_S):
+            response = getattr(self._handle, method).remote(request)
+            async with asyncio.timeout(max(TAKEN_S, self._answer_s)):
                 await response._to_object_ref()  # waits until a replica has taken it
             taken = True
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(self._answer_s):
                 answer = await response
+        except asyncio.CancelledError:
+            # Nobody waits any more: a model that is writing the plan is to stop.
+            if response is not None:
+                response.cancel()
+            raise
         except RayTaskError as error:
             raise Bug("PARSER_FAILED", f"the parser broke: {type(error.cause).__name__}: {error.cause}") from error
         except (RayError, RayServeException, TimeoutError, _NotDeployed) as error:

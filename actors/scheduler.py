@@ -22,15 +22,16 @@ from rayloom.actors.flight import Flight, Flying, Lane
 from rayloom.actors.letters import LetterKeeper
 from rayloom.actors.nodes import ClusterView
 from rayloom.actors.passing import Passing
+from rayloom.actors.planning import Planning
 from rayloom.actors.reaper import Reaper
 from rayloom.actors.settings import WorkerSettings
-from rayloom.actors.splitting import Splitting
 from rayloom.actors.timers import Timers
 from rayloom.actors.trouble import Trouble, is_away
 from rayloom.actors.webhooks import Webhooks
 from rayloom.dag.errors import RayloomError
 from rayloom.dag.outcome import Outcome
-from rayloom.dag.ports import AdmissionPort, Health, ParserPort, RegistryPort, Waiting
+from rayloom.dag.ports import AdmissionPort, Health, RegistryPort, Waiting
+from rayloom.dag.replan import PlannerPort
 from rayloom.dag.resources import NodeShape
 from rayloom.db import incarnations
 from rayloom.db.blobs import BlobStore
@@ -39,6 +40,7 @@ from rayloom.db.queue import TASKS, WAKE, ReadyQueue, Signals, make_redis
 
 _log = logging.getLogger(__name__)
 
+NAME = "rayloom-scheduler"
 AGAIN_S = 0.3
 NODES_S = 2.0
 CLOSE_S = 2.0
@@ -58,20 +60,16 @@ class Scheduler:
         lane: Lane,
         registry: RegistryPort,
         tokens: AdmissionPort,
-        parser: ParserPort,
+        parser: PlannerPort,
         look: Callable[[], Awaitable[ClusterView]],
         actor: str,
     ) -> None:
         engine, database = settings.engine, settings.database
         self._settings, self._actor, self._look, self._registry = engine, actor, look, registry
         self._awake, self._split_awake = asyncio.Event(), asyncio.Event()
-        self._engine = make_engine(
-            database.primary_dsn(),
-            pool_size=database.pool_size,
-            max_overflow=database.max_overflow,
-            name="rayloom-scheduler",
-        )
-        self._redis = make_redis(settings.redis, name="rayloom-scheduler")
+        size, more = database.pool_size, database.max_overflow
+        self._engine = make_engine(database.primary_dsn(), pool_size=size, max_overflow=more, name=NAME)
+        self._redis = make_redis(settings.redis, name=NAME)
         blobs = BlobStore(self._engine, self._redis, settings.blobs)
         self._backlog = Backlog(self._engine, ReadyQueue(self._redis))
         # Commits and claims take turns in one loop, so they share one line.
@@ -82,19 +80,17 @@ class Scheduler:
         self._dispatch = Dispatch(self._line, self._backlog, self._commits, self._flight, tokens, self._passing, engine)
         letters = LetterKeeper(self._engine, self._redis, retention_s=engine.dead_letter_retention_s)
         self._reaper = Reaper(self._engine, self._backlog, self._flight, self._commits, letters, engine)
-        self._splitting = Splitting(
-            self._engine, blobs, self._backlog, parser, on_room=self._split_awake.set, levels=engine.approval_levels
+        self._planning = Planning(
+            self._engine, blobs, self._backlog, parser, engine, on_room=self._split_awake.set, on_closed=self._tell_ends
         )
-        grace_s = settings.blobs.grace_s
-        self._collector = BlobCollector(self._engine, blobs, grace_s=grace_s, every_s=engine.sweep_s)
+        self._collector = BlobCollector(self._engine, blobs, grace_s=settings.blobs.grace_s, every_s=engine.sweep_s)
         self._webhooks = Webhooks.of(settings, self._engine, blobs)
-        self._view = ClusterView()
+        self._view, self._beat_trouble = ClusterView(), Trouble()
         self._incarnation: UUID | None = None
         self._loops: list[asyncio.Task[None]] = []
         self._closing, self._turns = False, 0
         self._timers = Timers(self._awake.set)
         self._held_timer: asyncio.TimerHandle | None = None
-        self._beat_trouble = Trouble()
 
     async def start(self) -> None:
         """Begin a life, take back what earlier lives left, and start the loops."""
@@ -111,7 +107,7 @@ class Scheduler:
         # The Redis client swallows a cancellation that reaches it while it connects: don't wait for that loop for ever.
         await asyncio.wait(self._loops, timeout=CLOSE_S)
         await self._timers.close(within_s=CLOSE_S)
-        await self._splitting.close()
+        await self._planning.close()
         if self._webhooks is not None:
             await self._webhooks.close()
         await self._write_down_the_last()
@@ -163,7 +159,7 @@ class Scheduler:
             "incarnation": str(self._incarnation),
             "in_flight": len(self._flight),
             "uncommitted": len(self._commits),
-            "splitting": self._splitting.count,
+            **self._planning.counts(),
             "waiting": sum(self._backlog.waiting.values()),
             "halted": len(self._backlog.halted),
             "redis": "away" if self._backlog.redis_away else "ok",
@@ -233,6 +229,8 @@ class Scheduler:
                     self._timers.after(committed.retry_in_s + 0.01, self._reaper.requeue)
                 if committed.closed:
                     self._tell_ends()
+                if committed.grows:
+                    self._split_awake.set()
                 started: Sized = ()
                 may_start, backlog = self._incarnation is not None, self._backlog
                 if backlog.next_held_s() == 0:
@@ -264,7 +262,7 @@ class Scheduler:
             await self._split_awake.wait()
             self._split_awake.clear()
             if self._incarnation is not None:
-                await self._splitting.turn(self._incarnation)
+                await self._planning.turn(self._incarnation)
 
     async def _listen(self) -> None:
         """Wake-ups from Redis."""
@@ -286,15 +284,16 @@ class Scheduler:
             if (view.nodes, view.types) != (self._view.nodes, self._view.types):
                 await self.wake()
             self._view = view
-            self._splitting.nodes = self._commits.nodes = (*view.nodes, *view.types)
+            self._commits.nodes = nodes = (*view.nodes, *view.types)
+            self._planning.judge.nodes = nodes
             self._dispatch.window.look(view.nodes, view.types, total=view.total, free=view.free)
             self._dispatch.note_hopeless()
             await asyncio.sleep(NODES_S)
 
     async def _watch_tools(self) -> None:
         while True:
-            snapshot = await self._registry.changed(self._splitting.tools.version)
-            self._splitting.tools = snapshot
+            snapshot = await self._registry.changed(self._planning.judge.tools.version)
+            self._planning.judge.tools = snapshot
             self._passing.news(snapshot)
             self._split_awake.set()
             self._awake.set()

@@ -66,7 +66,7 @@ class _SchedulerActor:
             lane=self._lane,
             registry=RayRegistry(settings.engine),
             tokens=RayTokens(settings.engine),
-            parser=ServeParser(),
+            parser=ServeParser(answer_s=settings.engine.plan_answer_s),
             look=look,
             # One actor of this name in a cluster, restarted by Ray: its lives never overlap.
             actor=f"{cluster}/{ray.get_runtime_context().get_actor_id()}",

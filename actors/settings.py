@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+)
 
 from rayloom.dag.breaker import BreakerPolicy
 from rayloom.dag.resources import NodeShape
@@ -47,6 +56,8 @@ class EngineSettings(BaseModel):
     dead_letter_retention_s: PositiveFloat = Field(
         default=30 * 86_400, description="how long letters are kept of which nothing can come any more"
     )
+    with_models: bool = Field(default=False, description="a model is configured, for planning, thinking and coding")
+    plan_answer_s: PositiveFloat = Field(default=120.0, description="a parser that takes longer did not answer")
     quota_warn_share: PositiveFloat = Field(default=0.8, le=1, description="a limit is nearly used up from here on")
     faults: str = Field(default="", description="seed:rate, faults injected at the seams of every process; tests only")
     breaker: BreakerSettings = BreakerSettings()
@@ -56,6 +67,7 @@ class EngineSettings(BaseModel):
     batch_max: PositiveInt = Field(default=256, description="outcomes or claims in one commit, at most")
     stop_grace_s: NonNegativeFloat = Field(default=0.8, description="how long a cancelled attempt may clean up")
     timeout_grace_s: NonNegativeFloat = Field(default=3.0, description="over timeout_s, before the worker is killed")
+    max_replans: NonNegativeInt = Field(default=2, description="so often a plan of a model may be added to")
     output_max_bytes: PositiveInt = Field(default=64 * 1024 * 1024, description="a larger output fails its attempt")
     output_text_chars: PositiveInt = Field(
         default=256 * 1024, description="stdout and stderr kept in the attempt's row"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,27 +13,32 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.actors.backlog import Backlog
+from rayloom.actors.jobs import Jobs
+from rayloom.actors.judge import Judge
 from rayloom.dag.errors import Bug, ErrorInfo, InvalidPlan, RayloomError, Stale, Transient
 from rayloom.dag.log_line import LogLine
-from rayloom.dag.plan import parse_plan
-from rayloom.dag.ports import PARSER_BROKE, ParserPort, Planned, PlanRequest, ToolSnapshot
-from rayloom.dag.resources import NodeShape
-from rayloom.dag.tool_scope import ToolScope
-from rayloom.dag.tool_view import ToolView
+from rayloom.dag.ports import PARSER_BROKE, ParserPort
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
-from rayloom.dag.verify import verify
 from rayloom.db import incarnations, task_moves
 from rayloom.db.blobs import BlobStore
 from rayloom.db.log_lines import append
 from rayloom.db.submit import accept_plan
 from rayloom.db.task_moves import TaskToSplit
+from rayloom.db.usage import tool_stats
 
 _log = logging.getLogger(__name__)
 
 AT_ONCE = 8
 AGAIN_S = 1.0
+AGAIN_MAX_S = 30.0
 BROKEN_MAX = 3
+AWAY_MAX_S = 3600.0
+"""How long a model that does not answer is waited for; a quota is waited for as long as the task may live."""
+WAITING_MAX = 200
+"""How many tasks may wait for a model or a quota beside those that are being split."""
+WAITED_FOR = ("MODEL_", "QUOTA_")
+"""How the codes begin of what nobody but a model, or who sets its limits, can end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +47,15 @@ class _Made:
 
     plan: VerifiedPlan
     meta: JsonObject
+    hold: str
+    """Why it must not start before somebody approves; empty where it may."""
+    replans: int
 
 
 class Splitting:
     """The tasks that this incarnation is splitting. They are rows; losing this object loses nothing.
 
-    ``levels``: permission levels of tools that want approval.
+    ``replans``: how often what a model planned may grow.
     """
 
     def __init__(
@@ -56,55 +64,55 @@ class Splitting:
         blobs: BlobStore,
         backlog: Backlog,
         parser: ParserPort,
+        judge: Judge,
         *,
         on_room: Callable[[], None],
-        levels: Collection[str] = (),
+        replans: int = 0,
     ) -> None:
         self._engine, self._blobs = engine, blobs
         self._backlog, self._parser, self._on_room = backlog, parser, on_room
-        self._levels = levels
-        self._busy: dict[asyncio.Task[None], UUID] = {}
+        self._judge, self._replans = judge, replans
+        self._jobs = Jobs(at_once=AT_ONCE, on_room=on_room)
+        self._waiting: set[UUID] = set()
+        self._settled: set[UUID] = set()
         self._suspected = asyncio.Lock()
-        self.tools = ToolSnapshot(version=-1, tools={})
-        self.nodes: tuple[NodeShape, ...] = ()
 
     async def turn(self, incarnation: UUID) -> None:
-        """Take as many tasks as there is room for, once tools and nodes are known.
-
-        Without tools every mention of one would be taken for plain text, and without nodes nobody offers what tools ask
-        for by default.
-        """
-        if self.tools.version < 0 or not self.nodes:
+        """Take as many tasks as there is room for, once tools and nodes are known."""
+        if not self._judge.is_ready:
             return
-        room = AT_ONCE - len(self._busy)
+        await self._drop_ended(incarnation)
+        # What waits for a model keeps no other prompt from being split, up to a point.
+        room = self._jobs.room + min(len(self._waiting), WAITING_MAX)
         if room <= 0:
             return
         dead = await incarnations.dead_with_leases(self._engine)
-        busy = tuple(self._busy.values())
+        busy = self._jobs.busy
         taken = await task_moves.claim_tasks(self._engine, incarnation=incarnation, dead=dead, limit=room, busy=busy)
         for task in taken:
-            job = asyncio.get_running_loop().create_task(self._split(task, incarnation))
-            self._busy[job] = task.task_id
-            job.add_done_callback(self._done)
+            self._jobs.start(task.task_id, self._split(task, incarnation))
 
-    def _done(self, job: asyncio.Task[None]) -> None:
-        self._busy.pop(job, None)
-        self._on_room()
+    async def _drop_ended(self, incarnation: UUID) -> None:
+        """Stop planning what was cancelled, or is overdue, meanwhile: a model's answer may take minutes."""
+        if not self._judge.with_models or not self._jobs.busy:
+            return
+        self._settled.intersection_update(self._jobs.busy)
+        gone = await task_moves.moved_on(self._engine, self._jobs.busy, incarnation=incarnation)
+        # What is stored goes to the queue, and what failed is told, though by then it is split no longer.
+        self._jobs.drop(gone - self._settled)
 
     async def close(self) -> None:
         """Stop; what was being split is taken over by the next incarnation."""
-        for job in self._busy:
-            job.cancel()
-        if self._busy:
-            await asyncio.wait(self._busy)
+        await self._jobs.close()
 
     @property
     def count(self) -> int:
         """How many tasks are being split."""
-        return len(self._busy)
+        return len(self._jobs.busy)
 
     async def _split(self, task: TaskToSplit, incarnation: UUID) -> None:
         broken: list[Exception] = []
+        away = Away()
         made: _Made | None = None
         while True:
             try:
@@ -118,10 +126,18 @@ class Splitting:
                         made = await self._plan(task, incarnation)
                 # What the parser has made once is kept: only to store it is tried again.
                 if made is not None:
+                    self._settled.add(task.task_id)
                     await self._store(task, made, incarnation)
                 return
             except Transient as error:
                 _log.warning("split.again", extra={"task_id": str(task.task_id), "error": error.message})
+                if error.code.startswith(WAITED_FOR):
+                    pause_s = away.pause_s(error, asyncio.get_running_loop().time())
+                    if pause_s is None:
+                        await self._fail(task, incarnation, error)
+                        return
+                    await self._wait(task, error, pause_s)
+                    continue
                 if error.code == PARSER_BROKE:
                     broken.append(
                         Bug(
@@ -137,19 +153,27 @@ class Splitting:
                 broken.append(error)
             await asyncio.sleep(AGAIN_S)
 
+    async def _wait(self, task: TaskToSplit, error: Transient, pause_s: float) -> None:
+        """Wait for a model or a quota. Others are split meanwhile."""
+        said = f"not planned yet: {error.message}; tried again in {pause_s:.0f} s"
+        await append(self._engine, [LogLine(at=datetime.now(UTC), task_id=str(task.task_id), message=said)])
+        self._waiting.add(task.task_id)
+        self._on_room()
+        try:
+            await asyncio.sleep(pause_s)
+        finally:
+            self._waiting.discard(task.task_id)
+
     async def _plan(self, task: TaskToSplit, incarnation: UUID) -> _Made | None:
         """What the parser and the rules make of it; None where the task has ended over that."""
         await self._backlog.add((), tasks=[str(task.task_id)])
         try:
-            planned = await self._parser.plan(
-                PlanRequest(
-                    task_id=str(task.task_id),
-                    prompt=task.prompt,
-                    context=task.context,
-                    tools=_usable(self.tools, _scope(task)),
-                )
-            )
-            verified = await asyncio.to_thread(self._verify, planned, task)
+            request = self._judge.request(
+                task_id=task.task_id, user_id=task.user_id, key_id=task.key_id, prompt=task.prompt,
+                context=task.context, options=task.options, p50_s=await self._p50_s(),
+            )  # fmt: skip
+            planned = await self._parser.plan(request)
+            verified = await asyncio.to_thread(self._judge.verify, planned.plan, task.options)
         except Transient:
             raise
         except RayloomError as error:
@@ -161,33 +185,33 @@ class Splitting:
             for note in planned.notes
         ]
         await append(self._engine, lines)
-        meta: JsonObject = {
-            "source": planned.source,
-            "language": planned.language,
-            "notes": list(planned.notes),
-            "parsed_s": planned.parsed_s,
-            "split_s": planned.split_s,
-        }
-        return _Made(verified, meta)
+        hold = "; ".join(planned.over_budget)
+        # What its author laid out is not second-guessed; what a model made may be.
+        replans = self._replans if planned.source == "model" else 0
+        return _Made(verified, planned.meta(), f"over budget: {hold}" if hold else "", replans)
+
+    async def _p50_s(self) -> dict[str, float]:
+        """What the tools took lately; nothing where nobody estimates."""
+        if not self._judge.with_models:
+            return {}
+        stats = await tool_stats(self._engine)
+        return {name: each.p50_ms / 1000 for name, each in stats.items() if each.p50_ms is not None}
 
     async def _store(self, task: TaskToSplit, made: _Made, incarnation: UUID) -> None:
         queued = await accept_plan(
-            self._engine, self._blobs, task.task_id, made.plan, meta=made.meta, incarnation=incarnation
+            self._engine,
+            self._blobs,
+            task.task_id,
+            made.plan,
+            meta=made.meta,
+            incarnation=incarnation,
+            hold=made.hold,
+            replans=made.replans,
         )
         await self._backlog.add(queued, tasks=[str(task.task_id)])
 
-    def _verify(self, planned: Planned, task: TaskToSplit) -> VerifiedPlan:
-        scope = _scope(task)
-        return verify(
-            parse_plan(planned.plan),
-            tools=self.tools.views(),
-            nodes=self.nodes,
-            allow=scope.allow,
-            deny=scope.deny,
-            approval_levels=self._levels,
-        )
-
     async def _fail(self, task: TaskToSplit, incarnation: UUID, error: Exception) -> None:
+        self._settled.add(task.task_id)
         info = ErrorInfo.from_exception(error)
         if isinstance(error, InvalidPlan):
             info = ErrorInfo(
@@ -201,13 +225,18 @@ class Splitting:
         await self._backlog.add((), tasks=[str(task.task_id)])
 
 
-def _scope(task: TaskToSplit) -> ToolScope:
-    return ToolScope.of(task.options.get("tools"))
+@dataclass(slots=True)
+class Away:
+    """Since when a task's models are away, and how often they were asked."""
 
+    since: float | None = None
+    count: int = 0
 
-def _usable(snapshot: ToolSnapshot, scope: ToolScope) -> dict[str, ToolView]:
-    return {
-        name: view
-        for name, view in snapshot.views().items()
-        if view.is_active and scope.takes(name) and scope.admits(view.permission_level)
-    }
+    def pause_s(self, error: Transient, now: float) -> float | None:
+        """How long to wait before they are asked again; None where that has been long enough."""
+        self.since = now if self.since is None else self.since
+        if now - self.since > AWAY_MAX_S and not error.code.startswith("QUOTA_"):
+            return None
+        self.count += 1
+        pause_s: float = min(AGAIN_MAX_S, AGAIN_S * 2.0 ** min(self.count, 10))
+        return max(pause_s, min(error.retry_after_s or 0.0, AWAY_MAX_S))

@@ -21,9 +21,11 @@ from rayloom.cluster.checks import StartRefused
 from rayloom.cluster.first_rows import prepare_database
 from rayloom.cluster.hearsay import keep_out_of_the_terminal
 from rayloom.cluster.home import Home
+from rayloom.cluster.local_model.server import LlamaSettings
 from rayloom.cluster.node_types import node_types
+from rayloom.cluster.planning_models import answer_s
 from rayloom.cluster.running import RunningCluster, end_singletons
-from rayloom.cluster.serving import serve_runs, start_serve, until_deployed
+from rayloom.cluster.serving import serve_model, serve_runs, start_serve, until_deployed
 from rayloom.cluster.settings import Settings
 from rayloom.dag.errors import Transient
 from rayloom.dag.token_port import Quota
@@ -48,9 +50,15 @@ OBJECT_STORE_BYTES = 512 * 1024 * 1024
 
 
 async def start(
-    settings: Settings, database: DatabaseSettings, redis: RedisSettings, *, exclusive: bool
+    settings: Settings,
+    database: DatabaseSettings,
+    redis: RedisSettings,
+    *,
+    exclusive: bool,
+    llama: LlamaSettings | None = None,
 ) -> RunningCluster:
-    """Start everything above the services. ``exclusive``: no other scheduler can use this database.
+    """Start everything above the services. ``exclusive``: no other scheduler can use this database. ``llama``: a local
+    model to serve; it may load for longer than this takes.
 
     Raises StartRefused, with one line that says what to do. Whatever it is that ends it early, cancellation too: what
     it had started on Ray is taken away again.
@@ -58,7 +66,14 @@ async def start(
     home = Home(settings.home)
     database, api_key = await prepare_database(settings, home, database)
     nodes = node_types(settings.ray_cluster_file, settings.ray_address)
-    engine = settings.engine.model_copy(update={"exclusive": exclusive, "node_types": nodes})
+    engine = settings.engine.model_copy(
+        update={
+            "exclusive": exclusive,
+            "node_types": nodes,
+            "with_models": settings.models.is_configured,
+            "plan_answer_s": answer_s(settings.models),
+        }
+    )
     secret_key = settings.secret_key if settings.secret_key.get_secret_value() else SecretStr(home.secret("secret_key"))
     worker_settings = WorkerSettings(
         engine=engine,
@@ -86,6 +101,8 @@ async def start(
             running.owns_serve = not await asyncio.to_thread(serve_runs)
         _start_singletons(worker_settings, home, secret_key)
         deploying = asyncio.ensure_future(asyncio.to_thread(start_serve, settings, worker_settings))
+        await asyncio.shield(deploying)
+        deploying = asyncio.ensure_future(asyncio.to_thread(serve_model, llama))
         await asyncio.shield(deploying)
         await until_deployed(READY_TIMEOUT_S)
         # Not at RAYLOOM_URL: what stands between that and us may come up after us.

@@ -18,6 +18,7 @@ from rayloom.cluster.embedded.binaries import PgBinaries, RedisBinary
 from rayloom.cluster.embedded.identity import ServiceError, choose
 from rayloom.cluster.embedded.services import data_version
 from rayloom.cluster.home import Home
+from rayloom.cluster.local_model import chosen as local_model
 from rayloom.cluster.settings import Settings, SettingsError, load_settings
 
 RAY_VERSION = "2.60.0"
@@ -57,7 +58,8 @@ def diagnose(folder: Path | None = None) -> Iterator[Check]:
     yield home_folder(home)
     yield checks.disk_space(home.path)
     yield checks.api_key(settings)
-    yield checks.models(settings)
+    yield local_model.check(settings)
+    yield checks.models(local_model.as_served(settings))
     yield instance(home)
     if home.owner() is None:
         yield checks.port(settings)

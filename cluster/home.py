@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Literal
 
 _FLOCK = "hhqqi4x"
-_BEFORE_FIRST_START = frozenset({".env", "rayloom.toml", "skills", "logs", "api_key", "secret_key", "lost+found"})
+_BEFORE_FIRST_START = frozenset(
+    {".env", "rayloom.toml", "skills", "logs", "api_key", "secret_key", "models", "lost+found"}
+)
 
-Secret = Literal["api_key", "secret_key", "database_password", "worker_password", "redis_password"]
+Secret = Literal["api_key", "secret_key", "database_password", "worker_password", "redis_password", "local_model_key"]
 
 
 class HomeError(Exception):
@@ -64,6 +66,7 @@ class Home:
         self.logs = path / "logs"
         self.postgres = path / "postgres"
         self.redis = path / "redis"
+        self.models = path / "models"
         self.run_file = path / "run.json"
         self._lock_file = path / "lock"
         self._lock: int | None = None
@@ -247,4 +250,5 @@ _MAKERS: dict[Secret, Callable[[], str]] = {
     "database_password": _url_safe,
     "worker_password": _url_safe,
     "redis_password": _url_safe,
+    "local_model_key": _url_safe,
 }

@@ -13,6 +13,7 @@ from rayloom.cluster import checks
 from rayloom.cluster.cli.exits import ExitCode
 from rayloom.cluster.cli.output import Output, complain
 from rayloom.cluster.home import Home
+from rayloom.cluster.local_model.chosen import as_served
 from rayloom.cluster.settings import Settings, load_settings
 
 DOWN_TIMEOUT_S = 60.0
@@ -78,7 +79,7 @@ def read_status(settings: Settings) -> dict[str, Any]:
     home = Home(settings.home)
     pid, told = home.owner(), home.read_run()
     url = settings.url or (told.url if told else settings.api_url)
-    ready, confined, models = _ready(url), checks.sandbox(settings), checks.models(settings)
+    ready, confined, models = _ready(url), checks.sandbox(settings), checks.models(as_served(settings))
     return {
         "running": pid is not None,
         "state": told.state if told else ("starting" if pid is not None else "down"),

@@ -31,6 +31,6 @@ def ray_ports(engine: EngineSettings) -> Ports:
         registry=RayRegistry(engine),
         tokens=RayTokens(engine),
         mcp=RayMcp(engine),
-        parser=ServeParser(),
+        parser=ServeParser(answer_s=engine.plan_answer_s),
         ray=_ray_health,
     )

@@ -52,12 +52,13 @@ class RunningCluster:
         from ray import serve
 
         from rayloom.actors.parsing import APPLICATION
+        from rayloom.cluster.local_model.deployment import MODEL_APPLICATION
 
         if not self.owns_ray:
-            applications = serve.status().applications
-            if APPLICATION in applications:
-                serve.delete(APPLICATION)
-            if not self.owns_serve or set(applications) - {APPLICATION}:
+            applications, ours = serve.status().applications, {APPLICATION, MODEL_APPLICATION}
+            for name in ours & set(applications):
+                serve.delete(name)
+            if not self.owns_serve or set(applications) - ours:
                 # Others have theirs on this Serve.
                 return
         serve.shutdown()  # type: ignore[no-untyped-call]

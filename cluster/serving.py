@@ -7,6 +7,7 @@ from functools import partial
 
 from rayloom.actors.settings import WorkerSettings
 from rayloom.cluster.checks import StartRefused
+from rayloom.cluster.local_model.server import LlamaSettings
 from rayloom.cluster.settings import Settings
 
 
@@ -27,6 +28,7 @@ def start_serve(settings: Settings, worker_settings: WorkerSettings) -> None:
     from ray.exceptions import RayActorError
 
     from rayloom.actors.parsing import APPLICATION
+    from rayloom.cluster.planning_models import planning_models
     from rayloom.cluster.ports import ray_ports
     from rayloom.serve.deployment import bind
 
@@ -47,13 +49,24 @@ def start_serve(settings: Settings, worker_settings: WorkerSettings) -> None:
                     "node, and the machine not too busy?"
                 ) from None
     given, ports = worker_settings, partial(ray_ports, worker_settings.engine)
-    application = bind(settings.serve, given.database, given.redis, given.blobs, ports)
+    models = partial(planning_models, given.models, given.engine) if given.models.is_configured else None
+    application = bind(settings.serve, given.database, given.redis, given.blobs, ports, models)
     # Not `serve.run`: it waits as long as it takes, and nothing can end that.
     serve.run_many(
         [serve.RunTarget(target=application, name=APPLICATION, route_prefix="/")],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )
+
+
+def serve_model(llama: LlamaSettings | None) -> None:
+    """Have Serve bring up a local model, or end the one of an earlier `up`; returns before the model is loaded."""
+    from rayloom.cluster.local_model.deployment import deploy, withdraw
+
+    if llama is None:
+        withdraw()
+    else:
+        deploy(llama)
 
 
 async def until_deployed(within_s: float) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -18,18 +18,21 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from rayloom.cluster.settings_blobs import BlobFields, from_aws
 from rayloom.cluster.settings_e2b import E2bFields, from_e2b
 from rayloom.cluster.settings_engine import EngineFields
+from rayloom.cluster.settings_local_model import LocalModelFields
 from rayloom.cluster.settings_models import ModelFields
 from rayloom.cluster.settings_packages import PackageFields
 from rayloom.cluster.sources import PREFIX, SettingsError, Source, fault_lines, from_environment, from_folder
 from rayloom.cluster.spellings import AddressList, CommaList, DatabaseUrl, HttpUrl, JsonObjectOfSecrets, RedisUrl
 from rayloom.db.settings import DatabaseSettings, RedisSettings
-from rayloom.serve.settings import ServeSettings
+from rayloom.serve.settings import PLAIN_PLAN_TIMEOUT_S, ServeSettings
 from rayloom.tools.settings import DockerSettings, SandboxLimits, ToolSettings
 
 __all__ = ["Settings", "SettingsError", "default_home", "load_settings"]
 
 
 _NONE = SecretStr("")
+PLAN_TIMEOUT_S: Final = 900.0
+"""Of planning without running, with a model: one of one's own needs minutes for an answer."""
 
 
 def default_home() -> Path:
@@ -37,7 +40,7 @@ def default_home() -> Path:
     return Path("~/.rayloom")
 
 
-class Settings(EngineFields, BlobFields, E2bFields, ModelFields, PackageFields):
+class Settings(EngineFields, BlobFields, E2bFields, LocalModelFields, ModelFields, PackageFields):
     """Everything that a user may set; each field is the variable ``RAYLOOM_<FIELD>``."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -111,6 +114,8 @@ class Settings(EngineFields, BlobFields, E2bFields, ModelFields, PackageFields):
     def _consistent(self) -> Settings:
         if self.retry_max_s < self.retry_initial_s:
             raise ValueError("RAYLOOM_RETRY_MAX_S is less than RAYLOOM_RETRY_INITIAL_S")
+        if self.local_model and self.llm_base_url:
+            raise ValueError("RAYLOOM_LOCAL_MODEL and RAYLOOM_LLM_BASE_URL both say which model to ask: leave one out")
         if self.lease_s < 2 * self.heartbeat_s:
             raise ValueError("RAYLOOM_LEASE_S must be at least twice RAYLOOM_HEARTBEAT_S")
         return self
@@ -162,9 +167,10 @@ class Settings(EngineFields, BlobFields, E2bFields, ModelFields, PackageFields):
             api_replicas=self.api_replicas,
             secret_key=self.secret_key,
             allow_addresses=self.allow_addresses,
+            with_models=self.models.is_configured,
             approval_levels=self.approval_levels,
             skills_dir=self.skills_dir,
-            with_models=self.models.is_configured,
+            plan_timeout_s=PLAN_TIMEOUT_S if self.models.is_configured else PLAIN_PLAN_TIMEOUT_S,
         )
 
     @property

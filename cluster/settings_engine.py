@@ -23,6 +23,7 @@ class EngineFields(BreakerFields):
     approval_ttl_s: float = Field(
         default=7 * 86_400, gt=0, le=3_650 * 86_400, description="what waits for approval longer is rejected"
     )
+    max_replans: int = Field(default=2, ge=0, le=100, description="so often a plan made by a model may be added to")
     heartbeat_s: float = Field(default=1.0, gt=0, le=60, description="how often a scheduler says that it lives")
     lease_s: float = Field(default=10.0, gt=0, le=3600, description="a silent scheduler loses its attempts after this")
     cache_ttl_s: float = Field(
@@ -41,6 +42,7 @@ class EngineFields(BreakerFields):
             lane=self.lane,
             approval_levels=self.approval_levels,
             approval_ttl_s=self.approval_ttl_s,
+            max_replans=self.max_replans,
             heartbeat_s=self.heartbeat_s,
             lease_s=self.lease_s,
             cache_ttl_s=self.cache_ttl_s,

@@ -10,16 +10,14 @@ import asyncio
 import errno
 import logging
 import os
-import signal
-import socket
 import sys
 import threading
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Literal, Protocol, TypeVar
 
 import typer
@@ -31,6 +29,10 @@ from rayloom.cluster.embedded.identity import ServiceError
 from rayloom.cluster.embedded.services import EmbeddedServices
 from rayloom.cluster.home import Home, HomeError, RunningInstance
 from rayloom.cluster.instance import run_down, run_status
+from rayloom.cluster.interrupts import Interrupts
+from rayloom.cluster.local_model.chosen import agree, asked_by_all, put_here
+from rayloom.cluster.local_model.look import Loading
+from rayloom.cluster.local_model.server import LlamaSettings
 from rayloom.cluster.logbook import open_logbook
 from rayloom.cluster.settings import Settings, load_settings
 from rayloom.dag.errors import RayloomError
@@ -42,7 +44,6 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 State = Literal["starting", "serving", "stopping"]
-INTERRUPTED = 130
 ORPHANS_S = 20
 
 
@@ -61,8 +62,10 @@ class Running(Protocol):
         """Drain Serve, then end Ray if we started it."""
 
 
-def run_up(*, demo: bool | None = None, host: str | None = None, port: int | None = None, as_json: bool = False) -> int:
+def run_up(given: Mapping[str, object], *, demo: bool | None = None, as_json: bool = False) -> int:
     """Serve until SIGINT or SIGTERM; gives the exit code. ``demo`` None: as the settings say.
+
+    ``given``: settings that go before all others, as for `load_settings`.
 
     ``as_json``: one JSON document on stdout as soon as it serves; what is told to people goes to stderr.
 
@@ -73,8 +76,9 @@ def run_up(*, demo: bool | None = None, host: str | None = None, port: int | Non
     if version.level == "fail":
         typer.echo(f"rayloom: {version.detail}: {version.advice}", err=True)
         return 1
-    settings = load_settings(Path.cwd(), host=host, port=port)
+    settings = load_settings(Path.cwd(), environ=None, **given)
     try:
+        agree(settings, partial(typer.echo, err=as_json))
         with asyncio.Runner() as runner:
             return runner.run(_Supervisor(settings, settings.demo if demo is None else demo, as_json).run())
     except (StartRefused, ServiceError) as error:
@@ -95,11 +99,12 @@ class _Supervisor:
         self._services = EmbeddedServices(settings, self._home, self._say)
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._urls: Mapping[str, str] = {}
+        self._llama: LlamaSettings | None = None
 
     async def run(self) -> int:
         self._home.acquire()
         self._stop = asyncio.Event()
-        self._interrupts = _Interrupts(asyncio.get_running_loop(), self._stop)
+        self._interrupts = Interrupts(asyncio.get_running_loop(), self._stop)
         self._interrupts.install()
         logbook = open_logbook(self._home.logs)
         try:
@@ -108,6 +113,9 @@ class _Supervisor:
             refuse_to_start(self._settings)
             for line in warnings(self._settings):
                 _log.warning(line)
+            self._llama = await self._unless_stopped(put_here(self._settings, self._home, self._say))
+            if self._llama is not None:
+                self._settings = asked_by_all(self._settings, self._llama.installed.model, self._llama.key)
             return await self._serve()
         except _Stopped:
             return 0
@@ -136,7 +144,7 @@ class _Supervisor:
         from rayloom.cluster import bringup
 
         starting: asyncio.Future[Running] = asyncio.ensure_future(
-            bringup.start(self._settings, database, redis, exclusive=exclusive)
+            bringup.start(self._settings, database, redis, exclusive=exclusive, llama=self._llama)
         )
         try:
             running = await self._unless_stopped(starting)
@@ -144,18 +152,21 @@ class _Supervisor:
             if not starting.cancelled() and starting.exception() is None:
                 await starting.result().stop()  # it was done before it heard that it should not be
             raise
+        loading = Loading(self._settings, self._llama, self._say)
         try:
             # Ray has put its own in their place.
             self._interrupts.install()
             self._urls = dict(running.urls)
             self._tell("serving")
             self._welcome(running)
+            loading.begin()
             if self._demo:
                 self._begin_demonstration(running)
             else:
                 self._say("serving until Ctrl-C")
             await self._stop.wait()
         finally:
+            loading.stop()
             self._say("stopping (Ctrl-C again: at once)")
             # A disk may be full, and that must not keep us from stopping in order.
             with suppress(HomeError):
@@ -256,45 +267,5 @@ class _Supervisor:
             url=self._settings.api_url,
             urls=dict(self._urls),
             ray_address=self._settings.ray_address or "local",
-            services=self._services.told(),
+            services=self._services.told() | ({"local_model": self._settings.local_model} if self._llama else {}),
         )
-
-
-class _Interrupts:
-    """SIGINT, SIGTERM and a closed terminal: the first asks to stop, the second ends the process, and its servers."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-        self._loop = loop
-        self._stop = stop
-        self._asked = False
-        # The kernel may give a signal to any thread; Python calls the handler in this one, which may sleep in its loop.
-        self._woken, self._wakes = socket.socketpair()
-        for end in (self._woken, self._wakes):
-            end.setblocking(False)
-        loop.add_reader(self._woken, self._woken.recv, 4096)
-
-    def install(self) -> None:
-        """Take the signals, also from a library that has taken them since."""
-        signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGINT, self._on_signal)
-        signal.signal(signal.SIGTERM, self._on_signal)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            # Not under `nohup`.
-            signal.signal(signal.SIGHUP, self._on_signal)
-
-    def release(self) -> None:
-        """Give the signals back to Python."""
-        signal.set_wakeup_fd(-1)
-        self._loop.remove_reader(self._woken)
-        self._woken.close()
-        self._wakes.close()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if self._asked:
-            os._exit(INTERRUPTED)
-        self._asked = True
-        self._loop.call_soon_threadsafe(self._stop.set)

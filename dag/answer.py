@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Literal, TypeVar, assert_never
 
-from rayloom.dag.errors import Bug, ErrorInfo, RayloomError, Refused, Stale, Transient, UserError
+from rayloom.dag.errors import Bug, ErrorInfo, NeedsClarification, RayloomError, Refused, Stale, Transient, UserError
 
 T = TypeVar("T")
 Answer = tuple[Literal["ok"], T] | tuple[Literal["error"], ErrorInfo]
@@ -22,6 +22,8 @@ async def as_value(result: Awaitable[T]) -> Answer[T]:
 def as_error(info: ErrorInfo) -> RayloomError:
     """The error that a value stands for."""
     match info.error_class:
+        case "user" if info.questions:
+            return NeedsClarification(info.questions)
         case "user":
             return UserError(info.code, info.message)
         case "refused":

@@ -2,7 +2,8 @@
 
     RayloomError
     ├── UserError      the request is wrong: tell, never retry
-    │   └── InvalidPlan    with a JSON pointer for every fault
+    │   ├── InvalidPlan    with a JSON pointer for every fault
+    │   └── NeedsClarification  with what has to be known first
     ├── Refused        a rule says no, or not now: wait or stop
     ├── Transient      the world failed: retry with back-off
     ├── Stale          somebody was faster: drop it
@@ -17,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
+
+from rayloom.dag.values import JsonObject
 
 ErrorClass = Literal["user", "refused", "transient", "stale", "bug"]
 MAX_MESSAGE_CHARS = 4_000
@@ -67,6 +70,17 @@ class InvalidPlan(UserError):
         return (type(self), (self.faults,))
 
 
+class NeedsClarification(UserError):
+    """A prompt that could mean too many things; ``questions`` are what its author would have to say."""
+
+    def __init__(self, questions: Sequence[str]) -> None:
+        super().__init__("NEEDS_CLARIFICATION", "the request leaves open: " + " ".join(questions))
+        self.questions = tuple(questions)
+
+    def __reduce__(self) -> tuple[type[NeedsClarification], tuple[tuple[str, ...]]]:
+        return (type(self), (self.questions,))
+
+
 class Refused(RayloomError):
     """A rule (permission, quota, address, breaker) says no."""
 
@@ -104,7 +118,10 @@ class Bug(RayloomError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorInfo:
-    """An error as a value: what the API shows, what the database keeps, what crosses processes."""
+    """An error as a value: what the API shows, what the database keeps, what crosses processes.
+
+    ``questions``: of `NeedsClarification`.
+    """
 
     code: str
     error_class: ErrorClass
@@ -112,6 +129,7 @@ class ErrorInfo:
     retryable: bool
     attempt: int | None = None
     retry_after_s: float | None = None
+    questions: tuple[str, ...] = ()
 
     @classmethod
     def from_exception(cls, error: BaseException) -> ErrorInfo:
@@ -124,6 +142,7 @@ class ErrorInfo:
                 message=error.message[:MAX_MESSAGE_CHARS],
                 retryable=error.retryable,
                 retry_after_s=retry_after_s,
+                questions=error.questions if isinstance(error, NeedsClarification) else (),
             )
         message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return cls(code="INTERNAL", error_class="bug", message=message[:MAX_MESSAGE_CHARS], retryable=False)
@@ -132,9 +151,9 @@ class ErrorInfo:
         """The same error, of a given attempt."""
         return replace(self, attempt=attempt)
 
-    def as_json(self) -> dict[str, str | bool | int]:
-        """The ``error`` object of the API: ``{code, class, message, retryable, attempt?}``."""
-        shown: dict[str, str | bool | int] = {
+    def as_json(self) -> JsonObject:
+        """The ``error`` object of the API: ``{code, class, message, retryable, attempt?, questions?}``."""
+        shown: JsonObject = {
             "code": self.code,
             "class": self.error_class,
             "message": self.message,
@@ -142,4 +161,6 @@ class ErrorInfo:
         }
         if self.attempt is not None:
             shown["attempt"] = self.attempt
+        if self.questions:
+            shown["questions"] = list(self.questions)
         return shown

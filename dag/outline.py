@@ -7,7 +7,7 @@
   little loses data. Joining bullets in a row, such as "Summarise A", "Summarise B", stay side by side.
 - ``@tool {json}``, addresses and fenced code become calls; checked boxes (``[x]``) are done already and left out.
 - What is none of these is text. Without a model nobody can act on it, so it is recorded: its subtask echoes the text
-  with the results of the calls before it.
+  with the results of the calls before it. Where there is a model, it does what the text says (``with_model``).
 """
 
 from __future__ import annotations
@@ -39,22 +39,28 @@ class Outline:
     notes: tuple[str, ...]
     language: str
     """``en``, ``zh``, or ``und`` where it can't be told."""
+    is_structured: bool
+    """The prompt has lists, steps or calls that could be taken at their word."""
 
 
-def split(prompt: str, tools: Collection[str], *, views: Mapping[str, ToolView] = _NO_VIEWS) -> Outline:
+def split(
+    prompt: str, tools: Collection[str], *, views: Mapping[str, ToolView] = _NO_VIEWS, with_model: bool = False
+) -> Outline:
     """The plan that a prompt spells out; one subtask where it spells out nothing. Never raises.
 
     ``tools`` are the names that may be used; what text needs (``core.echo``) is taken for granted. With ``views`` of
     them, a mention whose input its tool would refuse is kept as text and noted, so that the plan passes verification.
+    ``with_model``: text is not recorded but thought about, by a subtask of the type REASONING.
     """
     text = clean_text(prompt)
     tools = frozenset(tools)
-    outline = _Outliner(text, tools, views)
+    outline = _Outliner(text, tools, views, with_model)
     outline.run(read(text))
     steps = outline.steps
-    if not 1 <= len(steps.subtasks) <= MAX_SUBTASKS:
+    is_structured = 1 <= len(steps.subtasks) <= MAX_SUBTASKS
+    if not is_structured:
         outline.notes.append("this prompt could not be split, so it is one subtask")
-        steps = Steps(tools, views, outline.notes)
+        steps = Steps(tools, views, outline.notes, with_model=with_model)
         steps.add([text], before=[])
     notes = outline.notes
     if steps.texts:
@@ -65,7 +71,7 @@ def split(prompt: str, tools: Collection[str], *, views: Mapping[str, ToolView] 
     if len(notes) > _MAX_NOTES:
         notes = [*notes[: _MAX_NOTES - 1], f"{len(notes) - _MAX_NOTES + 1:,} more notes are left out"]
     plan = parse_plan({"subtasks": steps.subtasks})
-    return Outline(plan=plan, notes=tuple(notes), language=language_of(text))
+    return Outline(plan=plan, notes=tuple(notes), language=language_of(text), is_structured=is_structured)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,11 +83,11 @@ class _Stage:
 
 
 class _Outliner:
-    def __init__(self, text: str, tools: Collection[str], views: Mapping[str, ToolView]) -> None:
+    def __init__(self, text: str, tools: Collection[str], views: Mapping[str, ToolView], with_model: bool) -> None:
         self.text = text
         self.tools = tools
         self.notes: list[str] = []
-        self.steps = Steps(tools, views, self.notes)
+        self.steps = Steps(tools, views, self.notes, with_model=with_model)
 
     def run(self, blocks: Sequence[Block]) -> None:
         """Turn all blocks into steps; no steps where the prompt has no structure that could be taken at its word."""

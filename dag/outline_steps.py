@@ -20,6 +20,7 @@ GATHER_TOOL: Final = "core.noop"
 MAX_GATHERED: Final = 64
 """More open ends than this are tied together by a subtask of their own: else two wide stages would have as many edges
 as the product of their sizes."""
+MAX_INSTRUCTION_CHARS: Final = 100_000
 MAX_RESULTS: Final = 16
 """How many results a text is recorded with: the latest."""
 _MAX_NAME_CHARS: Final = 80
@@ -37,12 +38,15 @@ _NOTHING_ELSE: Final = re.compile(r"[\s:：]*\Z")
 class Steps:
     """Collects subtasks. Every method gives back the ids on which what comes next depends."""
 
-    def __init__(self, tools: Collection[str], views: Mapping[str, ToolView], notes: list[str]) -> None:
+    def __init__(
+        self, tools: Collection[str], views: Mapping[str, ToolView], notes: list[str], *, with_model: bool = False
+    ) -> None:
         self.subtasks: list[Json] = []
         self.texts: set[str] = set()
         """Ids of the subtasks that only record text."""
         self._tools = tools
         self._notes = notes
+        self._with_model = with_model
         self._check = CallCheck(tools, views)
         self._repeats: dict[str, int] = {}
         # For each id the calls whose results a text after it is recorded with. Texts pass on what they were given,
@@ -138,13 +142,17 @@ class Steps:
         detail = f"Fetch {url}" if isinstance(url, str) else call.runs_on
         name = about if about and is_alone and not isinstance(url, str) else _joined(about, detail)
         added = self._add(name, call.type, call.tool, call.input, before)
-        self._results[added] = (added,)
-        self._all_results[added] = (*self._results_of(before, self._all_results), added)[-MAX_RESULTS:]
+        self._gives(added, before)
         return added
 
     def _add_text(self, text: str, before: Sequence[str], about: str) -> str:
         # Who sums up means everything so far; anybody else what came just before.
         results = self._results_of(before, self._all_results if joining_word(text) else self._results)
+        if self._with_model:
+            seen: JsonObject = {result: {REF: f"{result}.output"} for result in results}
+            added = self._add(about or text, TaskType.REASONING, None, seen, before, instruction=text)
+            self._gives(added, before)
+            return added
         value: JsonObject = {"step": literal(text)}
         if results:
             value["results"] = {result: {REF: f"{result}.output"} for result in results}
@@ -152,6 +160,11 @@ class Steps:
         self._pass_on(added, before)
         self.texts.add(added)
         return added
+
+    def _gives(self, added: str, before: Sequence[str]) -> None:
+        """Let what comes after a subtask see what it gave."""
+        self._results[added] = (added,)
+        self._all_results[added] = (*self._results_of(before, self._all_results), added)[-MAX_RESULTS:]
 
     def _pass_on(self, added: str, before: Sequence[str]) -> None:
         """Let what comes after a subtask without a result of its own see what was before it."""
@@ -162,7 +175,15 @@ class Steps:
         unique = dict.fromkeys(result for needed in before for result in known[needed])
         return tuple(unique)[-MAX_RESULTS:]
 
-    def _add(self, name: str, kind: TaskType, tool: str | None, given: JsonObject, before: Sequence[str]) -> str:
+    def _add(
+        self,
+        name: str,
+        kind: TaskType,
+        tool: str | None,
+        given: JsonObject,
+        before: Sequence[str],
+        instruction: str = "",
+    ) -> str:
         name = _EMPHASIS.sub("", " ".join(name.split()))[:_MAX_NAME_CHARS].strip(_NAME_EDGES)
         added = self._id_for(name)
         entry: JsonObject = {"id": added, "type": str(kind), "input": given, "depends_on": list(before)}
@@ -170,6 +191,8 @@ class Steps:
             entry["name"] = name
         if tool is not None:
             entry["tool"] = tool
+        if instruction:
+            entry["instruction"] = instruction[:MAX_INSTRUCTION_CHARS]
         self.subtasks.append(entry)
         return added
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
 from rayloom.dag.breaker import BreakerView, Call, breaker_key
+from rayloom.dag.planned import Planned, PlanRequest
 from rayloom.dag.resources import NodeShape
 
 # The token controller's port has a file of its own; here is where every port is found.
@@ -110,6 +111,8 @@ class ToolSnapshot:
                 permission_level=tool.permission_level,
                 is_active=tool.is_active,
                 lane=tool.lane,
+                description=tool.description,
+                output_schema=tool.output_schema,
                 type=tool.type,
             )
             for name, tool in self.tools.items()
@@ -134,28 +137,6 @@ class Waiting:
     room: int
     fits: bool
     gives_up_in_s: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanRequest:
-    """What the parser needs to plan a prompt. ``tools``: those that the task may use, by name."""
-
-    task_id: str
-    prompt: str
-    context: JsonObject
-    tools: Mapping[str, ToolView]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """A plan as the parser proposes it, not yet verified; ``parsed_s`` and ``split_s`` are how long each took."""
-
-    plan: JsonObject
-    source: Literal["outline", "model"]
-    notes: tuple[str, ...]
-    language: str
-    parsed_s: float
-    split_s: float
 
 
 class SchedulerPort(Protocol):
@@ -232,6 +213,7 @@ class ParserPort(Protocol):
     async def plan(self, request: PlanRequest) -> Planned:
         """Parse a prompt and split it into a plan.
 
-        Raises UserError when it can't be planned, and Transient when it was not: with the code ``PARSER_BROKE`` when a
-        parser took the prompt and never answered, with any other when there was none to take it.
+        Raises NeedsClarification, UserError when it can't be planned otherwise, and Transient when it was not: with the
+        code ``PARSER_BROKE`` when a parser took the prompt and never answered, with any other when there was none to
+        take it, or no model to think.
         """

@@ -1,4 +1,4 @@
-"""What must be known of a tool to judge a plan that uses it."""
+"""What must be known of a tool to make a plan that uses it, and to judge one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Lane = Literal["own", "shared"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolView:
-    """What must be known of a tool to judge a plan."""
+    """What must be known of a tool to make a plan, and to judge one."""
 
     name: str
     schema: Mapping[str, Any]
@@ -21,4 +21,8 @@ class ToolView:
     permission_level: Literal["read", "write", "execute", "admin"] = "read"
     is_active: bool = True
     lane: Lane = "own"
+    description: str = ""
+    """For whoever chooses a tool: a person or a model."""
+    output_schema: Mapping[str, Any] | None = None
+    """JSON Schema of its output, where its author gave one."""
     type: Literal["NATIVE", "MCP", "SKILL"] = "NATIVE"

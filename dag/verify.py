@@ -36,16 +36,19 @@ def verify(
     approval_levels: Collection[str] = (),
     pointer: str = "/plan",
     done: Collection[str] = (),
+    unusable: Collection[str] = (),
 ) -> VerifiedPlan:
     """The plan with its dependencies, ranks and resource shapes settled.
 
     ``tools`` are all that exist, by name; ``allow`` and ``deny`` are globs of names, deny wins. ``nodes`` are all node
     types that the cluster could ever have; where there are none, resources are not judged. ``approval_levels`` are the
     permission levels of tools that want approval. ``done`` are the ids whose outputs are there already: neither their
-    tools nor their inputs or resources are judged, and they want no approval. Raises InvalidPlan with every fault
-    found, at most 100.
+    tools nor their inputs or resources are judged, and they want no approval. ``unusable`` are those of them that give
+    nothing: no other may depend on them. Raises InvalidPlan with every fault found, at most 100.
     """
-    return _Verification(plan, tools, nodes, allow, deny, model_available, approval_levels, pointer, done).run()
+    return _Verification(
+        plan, tools, nodes, allow, deny, model_available, approval_levels, pointer, done, unusable
+    ).run()
 
 
 class _Verification:
@@ -62,9 +65,10 @@ class _Verification:
         approval_levels: Collection[str],
         pointer: str,
         done: Collection[str],
+        unusable: Collection[str],
     ) -> None:
         self.plan = plan
-        self.done = done
+        self.done, self.unusable = done, unusable
         self.nodes = nodes
         self.model_available = model_available
         self.approval_levels = approval_levels
@@ -131,6 +135,9 @@ class _Verification:
             names = self._referred(subtask, subtask.fallback.input, f"{where}/fallback/input")
             self.fallback_references[ordinal] = names
             found.update(self.ordinals[name] for name in names)
+        if self.unusable and subtask.id not in self.done:
+            useless = [id_ for id_ in (self.plan.subtasks[each].id for each in sorted(found)) if id_ in self.unusable]
+            self._add([Fault(where, f"`{id_}` gave nothing, so nothing can depend on it") for id_ in useless])
         # A dependency on itself was told already.
         found.discard(ordinal)
         return tuple(sorted(found))

@@ -80,7 +80,7 @@ class Ending:
 class Committed:
     """What a batch of endings changed. ``refused``: endings that PostgreSQL would not take even alone, with why.
 
-    ``bereft``: those whose outputs were kept apart, and are no longer there.
+    ``bereft``: those whose outputs were kept apart, and are no longer there. ``grows``: a task is due to grow.
     """
 
     accepted: frozenset[str] = frozenset()
@@ -90,6 +90,7 @@ class Committed:
     retry_in_s: float | None = None
     refused: tuple[tuple[Ending, str], ...] = ()
     bereft: tuple[Ending, ...] = ()
+    grows: bool = False
 
     def joined(self, other: Committed) -> Committed:
         """Both together."""
@@ -102,6 +103,7 @@ class Committed:
             retry_in_s=min(waits) if waits else None,
             refused=self.refused + other.refused,
             bereft=self.bereft + other.bereft,
+            grows=self.grows or other.grows,
         )
 
 
@@ -244,6 +246,7 @@ def committed_of(rows: Sequence[asyncpg.Record]) -> Committed:
         closed=tuple((str(row["task_id"]), row["detail"]) for row in rows if row["what"] == "closed"),
         touched=frozenset(str(row["task_id"]) for row in rows),
         retry_in_s=min(waits) if waits else None,
+        grows=any(row["what"] == "grows" for row in rows),
     )
 
 

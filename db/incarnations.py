@@ -59,6 +59,7 @@ async def dead_with_leases(engine: AsyncEngine) -> tuple[UUID, ...]:
             "SELECT h.incarnation FROM ("
             "  SELECT DISTINCT incarnation FROM sub_tasks WHERE incarnation IS NOT NULL"
             "  UNION SELECT incarnation FROM tasks WHERE status = 'SPLITTING' AND incarnation IS NOT NULL"
+            "  UNION SELECT incarnation FROM tasks WHERE growth IS NOT NULL AND incarnation IS NOT NULL"
             ") h LEFT JOIN schedulers s ON s.incarnation = h.incarnation AND s.ended_at IS NULL "
             "WHERE s.incarnation IS NULL"
         )

@@ -35,7 +35,7 @@ FROM (
             AND sum(coalesce(s.output_size, 0)) OVER () > $2 AS is_reference
     FROM sub_tasks s
     CROSS JOIN LATERAL (SELECT coalesce(s.output_size, octet_length(s.stand_in::text)) AS size) z
-    WHERE s.parent_id = $1 AND s.dependents = '{}'
+    WHERE s.parent_id = $1 AND s.dependents = '{}' AND NOT s.superseded
 ) o ORDER BY length(key), key COLLATE "C"
 """
 

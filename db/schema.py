@@ -134,6 +134,8 @@ tasks = Table(
     _text("callback_url"),
     _text("callback_secret"),
     _at("held_at"),
+    _text("growth"),
+    Column("replans_left", SmallInteger, nullable=False, server_default=text("0")),
 )
 _newest_first = (tasks.c.created_at.desc(), tasks.c.id.desc())
 Index("ix_tasks_user_id_created_at", tasks.c.user_id, *_newest_first)
@@ -148,6 +150,7 @@ Index(
 )
 Index("ix_tasks_deadline", tasks.c.deadline_at, postgresql_where=text(f"deadline_at IS NOT NULL AND {_LIVE_TASK}"))
 Index("ix_tasks_held", tasks.c.held_at, postgresql_where=text("held_at IS NOT NULL"))
+Index("ix_tasks_growth", tasks.c.priority.desc(), tasks.c.created_at, postgresql_where=text("growth IS NOT NULL"))
 
 sub_tasks = Table(
     "sub_tasks",
@@ -201,6 +204,7 @@ sub_tasks = Table(
     Column("output_blob", Text, ForeignKey("blobs.sha256")),
     _text("instruction"),
     Column("skills", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
+    _flag("superseded"),
     UniqueConstraint("parent_id", "key", name="uq_sub_tasks_parent_id_key"),
 )
 Index("ix_sub_tasks_parent_id_execution_order", sub_tasks.c.parent_id, sub_tasks.c.execution_order)

@@ -12,26 +12,28 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
-from rayloom.dag.errors import Refused, UserError
+from rayloom.dag.errors import Bug, Refused, UserError
 from rayloom.dag.order import queue_score
-from rayloom.dag.states import SubtaskEvent, SubtaskStatus, TaskEvent, TaskStatus, move_subtask, move_task
+from rayloom.dag.states import SubtaskStatus, TaskEvent, TaskStatus, move_task
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.db.blobs import BlobStore
-from rayloom.db.engine import DRIVER_ERRORS, driver, dump, dump_sorted, is_refusal
+from rayloom.db.engine import DRIVER_ERRORS, driver, dump, is_refusal
 from rayloom.db.forks import TakenOver, TakenSubtask, write_taken
 from rayloom.db.plan_inputs import KeptInput, keep_inputs
-from rayloom.db.queue import Queued
-from rayloom.db.subtask_columns import (
+from rayloom.db.plan_rows import (
+    ACCEPTED,
     BLOB_COLUMNS,
+    EVENT_COLUMNS,
     MODEL_COLUMNS,
     POLICY_COLUMNS,
     SUB_TASK_COLUMNS,
-    has_policy,
-    is_thought,
-    policy_of,
-    told_of,
+    NewSubtask,
+    first_events,
+    first_status,
+    write_subtasks,
 )
+from rayloom.db.queue import Queued
 from rayloom.db.task_moves import must_be_splitting
 
 
@@ -75,9 +77,6 @@ class Submitted:
     task_id: UUID
     replayed: bool
     queued: tuple[Queued, ...] = ()
-
-
-EVENT_COLUMNS = ("task_id", "kind", "subtask", "from_status", "to_status", "reason", "at")
 
 
 async def submit_task(engine: AsyncEngine, blobs: BlobStore, new: NewTask) -> Submitted:
@@ -131,7 +130,13 @@ async def _submit(engine: AsyncEngine, new: NewTask, inputs: Sequence[KeptInput]
             source, how = ("given", "was given") if new.taken_over is None else ("fork", "is that of another task")
             events.append((task_id, "task", None, TaskStatus.PENDING, status, f"the plan {how}", now))
             target = _Target(
-                task_id, new.user_id, new.priority, now, inputs, is_held=new.require_approval, taken_over=new.taken_over
+                task_id,
+                new.user_id,
+                new.priority,
+                now,
+                inputs,
+                hold="asked" * new.require_approval,
+                taken_over=new.taken_over,
             )
             queued = await _write_plan(connection, target, new.plan, {"source": source}, events, now)
         await connection.copy_records_to_table("task_events", records=events, columns=EVENT_COLUMNS)
@@ -139,11 +144,22 @@ async def _submit(engine: AsyncEngine, new: NewTask, inputs: Sequence[KeptInput]
 
 
 async def accept_plan(
-    engine: AsyncEngine, blobs: BlobStore, task_id: UUID, plan: VerifiedPlan, *, meta: JsonObject, incarnation: UUID
+    engine: AsyncEngine,
+    blobs: BlobStore,
+    task_id: UUID,
+    plan: VerifiedPlan,
+    *,
+    meta: JsonObject,
+    incarnation: UUID,
+    hold: str = "",
+    replans: int = 0,
+    grows: bool = False,
 ) -> tuple[Queued, ...]:
     """Store the plan of a task that ``incarnation`` is splitting. ``meta``: how the plan was made.
 
-    It is started, unless the task wants approval.
+    It is started, unless the task wants approval, or ``hold`` says why it has to have one. ``replans``: how often it
+    may grow on account of what it comes to. ``grows``: this is its beginning, to which the same incarnation adds
+    (`growth`).
 
     Raises Stale (``TASK_MOVED_ON``) when the task is no longer SPLITTING by that incarnation.
     """
@@ -152,7 +168,13 @@ async def accept_plan(
     async with driver(engine) as connection, connection.transaction():
         row = await must_be_splitting(connection, task_id, incarnation, TaskEvent.PLAN_ACCEPTED)
         events: list[tuple[Any, ...]] = []
-        target = _Target(task_id, row["user_id"], row["priority"], row["created_at"], inputs, is_held=row["is_held"])
+        hold = hold or "asked" * row["is_held"]
+        if grows and hold:
+            raise Bug("PLAN_HELD", "a plan that waits for approval is whole")
+        target = _Target(
+            task_id, row["user_id"], row["priority"], row["created_at"], inputs, hold=hold, replans=replans,
+            grower=incarnation if grows else None,
+        )  # fmt: skip
         queued = await _write_plan(connection, target, plan, meta, events, now)
         await connection.copy_records_to_table("task_events", records=events, columns=EVENT_COLUMNS)
     return queued
@@ -177,9 +199,11 @@ class _Target:
     created_at: datetime
     inputs: Sequence[KeptInput]
     """Those of the plan, in its order."""
-    is_held: bool
-    """The plan waits for approval."""
+    hold: str
+    """Why the plan waits for approval; empty where it doesn't."""
     taken_over: TakenOver | None = None
+    replans: int = 0
+    grower: UUID | None = None
 
 
 async def _write_plan(
@@ -196,13 +220,9 @@ async def _write_plan(
     COMPLETED, and is waited for no longer.
     """
     ready = move_task(TaskStatus.SPLITTING, TaskEvent.PLAN_ACCEPTED)
-    accepted = move_subtask(SubtaskStatus.PENDING, SubtaskEvent.ACCEPTED)
     task_id, created_ms = target.task_id, int(target.created_at.timestamp() * 1000)
     ids = [uuid7() for _ in plan.subtasks]
-    has_policies = any(has_policy(subtask) for subtask in plan.subtasks)
-    has_models = any(is_thought(subtask) for subtask in plan.subtasks)
-    has_blobs = any(given.blob is not None for given in target.inputs)
-    rows: list[tuple[Any, ...]] = []
+    rows: list[NewSubtask] = []
     over = target.taken_over
     done: frozenset[str] = over.keys if over is not None else frozenset()
     taken: list[TakenSubtask] = []
@@ -210,8 +230,7 @@ async def _write_plan(
     freed_events: list[tuple[Any, ...]] = []
     events.append((task_id, "plan", None, None, None, f"{len(ids)} subtasks, width {plan.width}", now))
     for subtask, id_, given in zip(plan.subtasks, ids, target.inputs, strict=True):
-        spec, status = subtask.spec, SubtaskStatus.PENDING if target.is_held else accepted
-        shape = dump_sorted(subtask.shape.as_json())
+        spec = subtask.spec
         score = queue_score(priority=target.priority, created_ms=created_ms, rank=subtask.rank)
         dependents = [ids[ordinal] for ordinal in subtask.dependents]
         if over is not None and spec.id in done:
@@ -222,28 +241,18 @@ async def _write_plan(
             continue
         keys: list[str] = [plan.subtasks[ordinal].spec.id for ordinal in subtask.dependencies]
         pending = sum(key not in done for key in keys)
-        if not target.is_held:
-            events.append((task_id, "subtask", spec.id, SubtaskStatus.PENDING, accepted, None, now))
-            if not pending:
-                status = move_subtask(accepted, SubtaskEvent.HELD if subtask.needs_approval else SubtaskEvent.FREED)
-                freed_events.append((task_id, "subtask", spec.id, accepted, status, None, now))
-        is_queued = status is SubtaskStatus.QUEUED
-        if is_queued:
-            queued.append(Queued(str(id_), str(target.user_id), shape, score))
-        elif status is SubtaskStatus.AWAITING_APPROVAL:
-            freed_events.append((task_id, "approval", spec.id, accepted, status, "asked", now))
-        row: tuple[Any, ...] = (
-            id_, task_id, target.user_id, spec.id, spec.name or spec.id, spec.type, status,
-            subtask.ordinal, dump(keys), dependents, pending,
-            subtask.tool, given.text, list(subtask.references), spec.timeout_s, spec.max_retries,
-            shape, shape, score, now, now if is_queued else None, spec.cacheable,
+        status = SubtaskStatus.PENDING if target.hold else first_status(subtask, pending=pending)
+        new = NewSubtask(
+            id=id_, task_id=task_id, user_id=target.user_id, planned=subtask, status=status, keys=keys,
+            dependents=dependents, pending=pending, input=given, score=score,
         )  # fmt: skip
-        row += (given.blob,) if has_blobs else ()
-        row += policy_of(subtask, status, now) if has_policies else ()
-        rows.append(row + told_of(subtask) if has_models else row)
-    columns = SUB_TASK_COLUMNS + (BLOB_COLUMNS if has_blobs else ())
-    columns += (POLICY_COLUMNS if has_policies else ()) + (MODEL_COLUMNS if has_models else ())
-    await connection.copy_records_to_table("sub_tasks", records=rows, columns=columns)
+        rows.append(new)
+        if not target.hold:
+            events.append((task_id, "subtask", spec.id, SubtaskStatus.PENDING, ACCEPTED, None, now))
+            freed_events += first_events(new, now)
+        if status is SubtaskStatus.QUEUED:
+            queued.append(new.queued)
+    await write_subtasks(connection, rows, now)
     if over is not None:
         await write_taken(
             connection, taken, columns=SUB_TASK_COLUMNS + BLOB_COLUMNS + POLICY_COLUMNS + MODEL_COLUMNS,
@@ -252,17 +261,26 @@ async def _write_plan(
     # In two steps, as the guard sees no way from SPLITTING to PROCESSING but through READY.
     await connection.execute(
         "UPDATE tasks SET status = $2, plan = $3, plan_meta = $4, subtask_count = $5, open_count = $6, "
-        "incarnation = NULL, held_at = $7 WHERE id = $1",
+        "incarnation = NULL, held_at = $7, replans_left = $8 WHERE id = $1",
         task_id, ready, dump(plan.plan.model_dump(mode="json", exclude_unset=True)),
         dump(meta | {"width": plan.width, "critical_path": list(plan.critical_path)}), len(ids), len(rows),
-        now if target.is_held else None,
+        now if target.hold else None, target.replans,
     )  # fmt: skip
     events.append((task_id, "task", None, TaskStatus.SPLITTING, ready, None, now))
-    if target.is_held:
-        events.append((task_id, "approval", None, TaskStatus.SPLITTING, ready, "asked", now))
+    if target.hold:
+        events.append((task_id, "approval", None, TaskStatus.SPLITTING, ready, target.hold, now))
         return ()
     processing = move_task(ready, TaskEvent.STARTED)
-    await connection.execute("UPDATE tasks SET status = $2 WHERE id = $1", task_id, processing)
+    if target.grower is None:
+        await connection.execute("UPDATE tasks SET status = $2 WHERE id = $1", task_id, processing)
+    else:
+        await connection.execute(
+            "UPDATE tasks SET status = $2, growth = 'under_way', incarnation = $3, open_count = open_count + 1 "
+            "WHERE id = $1",
+            task_id,
+            processing,
+            target.grower,
+        )
     events.append((task_id, "task", None, ready, processing, None, now))
     events.extend(freed_events)
     return tuple(queued)

@@ -42,6 +42,8 @@ class TaskToSplit:
     prompt: str
     context: JsonObject
     options: JsonObject
+    key_id: UUID | None = None
+    """The API key that it came with; None where there was none."""
 
 
 async def end_task(
@@ -99,6 +101,17 @@ async def must_be_splitting(
     return row
 
 
+async def moved_on(engine: AsyncEngine, tasks: Sequence[UUID], *, incarnation: UUID) -> frozenset[UUID]:
+    """Those of ``tasks`` that this incarnation is splitting no longer."""
+    async with driver(engine) as connection:
+        rows = await connection.fetch(
+            "SELECT id FROM tasks WHERE id = ANY($1) AND (status <> 'SPLITTING' OR incarnation IS DISTINCT FROM $2)",
+            list(tasks),
+            incarnation,
+        )
+    return frozenset(row["id"] for row in rows)
+
+
 async def expired_tasks(engine: AsyncEngine, *, limit: int = 100) -> tuple[UUID, ...]:
     """Live tasks whose deadline has passed."""
     async with driver(engine) as connection:
@@ -125,7 +138,8 @@ async def claim_tasks(
     """
     async with driver(engine) as connection:
         rows = await connection.fetch(
-            "SELECT id, user_id, original_prompt, context, options FROM claim_tasks($1, $2, $3, $4::uuid[])",
+            "SELECT id, user_id, original_prompt, context, options, api_key_id "
+            "FROM claim_tasks($1, $2, $3, $4::uuid[])",
             limit,
             incarnation,
             list(dead),
@@ -138,6 +152,7 @@ async def claim_tasks(
             prompt=row["original_prompt"] or "",
             context=row["context"],
             options=row["options"],
+            key_id=row["api_key_id"],
         )
         for row in rows
     )

@@ -11,11 +11,12 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 
 from rayloom.dag.answer import Answer, as_value
-from rayloom.dag.ports import Planned, PlanRequest
+from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.replan import ReplanRequest
 from rayloom.db.settings import BlobSettings, DatabaseSettings, RedisSettings
 from rayloom.serve.app import build_app
 from rayloom.serve.deps import Ports, open_deps
-from rayloom.serve.parser import Parser
+from rayloom.serve.parser import ModelsFor, Parser
 from rayloom.serve.replica_port import stay_on_node_address
 from rayloom.serve.settings import REPLICA_RETRIES, ServeSettings
 
@@ -32,16 +33,24 @@ PortsFactory = Callable[[], Ports]
 """Makes the ports inside the replica; pickled by name and arguments."""
 
 
+ModelsFactory = Callable[[], ModelsFor]
+"""Makes the models inside the replica; pickled by name and arguments."""
+
+
 class ParserDeployment:
     """The parser behind Serve: its errors cross as values."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: ModelsFactory | None = None) -> None:
         stay_on_node_address()
-        self._parser = Parser()
+        self._parser = Parser(None if models is None else models())
 
     async def plan(self, request: PlanRequest) -> Answer[Planned]:
         """Parse a prompt and split it into a plan, or say why that can't be done."""
         return await as_value(self._parser.plan(request))
+
+    async def replan(self, request: ReplanRequest) -> Answer[Planned]:
+        """What to add to the plan of a running task, or why that can't be said."""
+        return await as_value(self._parser.replan(request))
 
 
 class Api:
@@ -72,8 +81,9 @@ def bind(
     redis: RedisSettings,
     blobs: BlobSettings,
     ports: PortsFactory,
+    models: ModelsFactory | None = None,
 ) -> serve.Application:
-    """The application for ``serve.run(…, route_prefix="/")``.
+    """The application for ``serve.run(…, route_prefix="/")``. ``models``: what plans prompts; None: their outline.
 
     Serve's own ``request_timeout_s`` must be null: it would cut event streams, and a client may raise it.
     """
@@ -102,7 +112,7 @@ def bind(
         health_check_period_s=LOOK_S,
         max_constructor_retry_count=REPLICA_RETRIES,
     )
-    application: serve.Application = api.bind(settings, database, redis, blobs, ports, parser.bind())
+    application: serve.Application = api.bind(settings, database, redis, blobs, ports, parser.bind(models))
     return application
 
 

@@ -12,7 +12,17 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from rayloom.dag.errors import Bug, Fault, InvalidPlan, RayloomError, Refused, Stale, Transient, UserError
+from rayloom.dag.errors import (
+    Bug,
+    Fault,
+    InvalidPlan,
+    NeedsClarification,
+    RayloomError,
+    Refused,
+    Stale,
+    Transient,
+    UserError,
+)
 from rayloom.dag.json_text import pointer_to
 from rayloom.serve.json_answer import json_bytes
 
@@ -35,7 +45,10 @@ _POINTER_OF_CODE: Final = {
 
 
 class Problem(Exception):
-    """A refusal that knows its HTTP status. ``errors`` are the faults, each with a JSON pointer."""
+    """A refusal that knows its HTTP status. ``errors`` are the faults, each with a JSON pointer.
+
+    ``questions``: what must be answered first.
+    """
 
     def __init__(
         self,
@@ -44,6 +57,7 @@ class Problem(Exception):
         *,
         code: str | None = None,
         errors: Sequence[Fault] = (),
+        questions: Sequence[str] = (),
         headers: Mapping[str, str] | None = None,
         retry_after_s: float | None = None,
     ) -> None:
@@ -52,6 +66,7 @@ class Problem(Exception):
         self.detail = detail
         self.code = code
         self.errors = tuple(errors)
+        self.questions = tuple(questions)
         self.headers = dict(headers or {})
         if retry_after_s is not None:
             self.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
@@ -69,6 +84,8 @@ class Problem(Exception):
         }
         if self.errors:
             document["errors"] = [fault.as_json() for fault in self.errors]
+        if self.questions:
+            document["questions"] = list(self.questions)
         return Response(json_bytes(document), self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
@@ -96,6 +113,9 @@ def problem_of(error: Exception) -> Problem | None:
             return error
         case InvalidPlan():
             return invalid(error.faults, code=error.code)
+        case NeedsClarification():
+            faults = [Fault("/prompt", question) for question in error.questions]
+            return Problem(422, error.message, code=error.code, errors=faults, questions=error.questions)
         case Transient():
             wait_s = error.retry_after_s or DEFAULT_RETRY_AFTER_S
             return unavailable(error.message, code=error.code, retry_after_s=wait_s)

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 MIB = 1024 * 1024
+PLAIN_PLAN_TIMEOUT_S = 60.0
 REPLICA_RETRIES = 1_000_000
 """How many replicas in a row may fail to start before Serve gives the API up for good: it shall go on by itself."""
 
@@ -44,6 +45,9 @@ class ServeSettings(BaseModel):
     replica_cpus: float = Field(default=0.0, ge=0, description="CPUs that a replica asks Ray for")
     drain_s: float = Field(default=10.0, ge=0, description="how long a stopping replica may finish its requests")
     with_models: bool = Field(default=False, description="a model is configured, for planning, thinking and coding")
+    plan_timeout_s: float = Field(
+        default=PLAIN_PLAN_TIMEOUT_S, gt=0, description="how long planning without running may take"
+    )
     sse_keepalive_s: float = Field(default=15.0, gt=0, description="a comment is sent on a quiet stream this often")
     approval_levels: tuple[str, ...] = Field(default=(), description="tools of these levels want approval")
     inline_output_bytes: int = Field(default=256 * 1024, ge=0, description="larger outputs are given by reference")

@@ -132,6 +132,27 @@ def _planning(rows: TraceRows, root: str) -> Iterator[TraceSpan]:
         finished_at=split_until,
         **common,
     )
+    yield from _planning_calls(meta, taken, split_until, _span_id(root, "split"))
+
+
+def _planning_calls(
+    meta: Mapping[str, Any], taken: datetime, until: datetime | None, split: str
+) -> Iterator[TraceSpan]:
+    """The calls of models while the prompt was planned, by the clock of whoever made them."""
+    for place, call in enumerate(meta.get("calls") or ()):
+        began = taken + timedelta(seconds=float(call["began_s"]))
+        ended = began + timedelta(seconds=float(call["duration_s"]))
+        # A task that was taken over was planned later than it was taken first.
+        is_whole = until is None or ended <= until
+        yield TraceSpan(
+            span_id=_span_id(split, place),
+            parent_id=split,
+            name=f"{call['purpose']}: {call['model']}",
+            kind="model",
+            started_at=began if until is None else min(began, until),
+            finished_at=ended if is_whole else until,
+            attributes={name: call[name] for name in call if name not in ("began_s", "duration_s")},
+        )
 
 
 def _attempt(

@@ -26,6 +26,12 @@ def up(
     no_demo: Annotated[bool, typer.Option("--no-demo", help="Serve without running the demonstration.")] = False,
     host: Annotated[str | None, typer.Option(help="Address to listen on; loopback unless you say so.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Port of the HTTP API.")] = None,
+    local_model: Annotated[
+        str | None, typer.Option(help="small or coder: have a model on this machine, and ask no other.")
+    ] = None,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="The model's licence is accepted; nobody is asked.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON document on stdout once it serves; the rest on stderr.")
     ] = False,
@@ -33,7 +39,13 @@ def up(
     """Start everything, run one demonstration task, serve until Ctrl-C."""
     from rayloom.cluster.up import run_up
 
-    raise typer.Exit(run_up(demo=False if no_demo else None, host=host, port=port, as_json=as_json))
+    given = {
+        "host": host,
+        "port": port,
+        "local_model": local_model,
+        "local_model_licence": "accept" if accept_licence else None,
+    }
+    raise typer.Exit(run_up(given, demo=False if no_demo else None, as_json=as_json))
 
 
 def down(as_json: InJson = False) -> None:

@@ -71,6 +71,11 @@ class Keeper:
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
 
+    @property
+    def error(self) -> ServiceError | None:
+        """Why it was given up, before it was ever ready; None while there is hope."""
+        return self._error
+
     def begin(self) -> None:
         """Start the server without waiting for it."""
         self._thread.start()
@@ -172,7 +177,7 @@ class Keeper:
                     return now
                 if now - news_at >= _NEWS_EVERY_S:
                     news_at = now
-                    self._tell(f"{self._server.name} is still recovering its data ({now - began_at:.0f} s)")
+                    self._tell(f"{self._server.name} is still starting ({now - began_at:.0f} s)")
             else:
                 return None
 

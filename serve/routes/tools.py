@@ -71,7 +71,7 @@ async def page_of_tools(request: Request, me: Principal, *, limit: int, cursor: 
     known = await deps.offered.all()
     names = sorted(name for name, tool in known.items() if name > after and may_use(me, tool))
     page = names[:limit]
-    stats = await _stats(request, deps)
+    stats = await stats_of(request, deps)
     items = [_shown(deps, known[name], stats) for name in page]
     next_cursor = cursors.encode("tools", page[-1]) if len(names) > limit else None
     return {"items": items, "next_cursor": next_cursor}
@@ -91,7 +91,7 @@ async def shown_tool(request: Request, me: Principal, name: str) -> dict[str, An
     deps = deps_of(request)
     tool = await usable(deps, me, name)
     said = {"skill": skills.shown(tool)} if tool.type == "SKILL" else {}
-    return {**_shown(deps, tool, await _stats(request, deps)), **said}
+    return {**_shown(deps, tool, await stats_of(request, deps)), **said}
 
 
 async def _is_server(deps: Deps, me: Principal, name: str) -> bool:
@@ -129,7 +129,8 @@ def _shown(deps: Deps, tool: RegisteredTool, stats: Mapping[str, ToolStats]) -> 
     }
 
 
-async def _stats(request: Request, deps: Deps) -> Mapping[str, ToolStats]:
+async def stats_of(request: Request, deps: Deps) -> Mapping[str, ToolStats]:
+    """How each tool did lately, as of a moment ago."""
     state = request.app.state
     made_at, stats = getattr(state, "tool_stats", (0.0, {}))
     if monotonic() - made_at > STATS_TTL_S:
@@ -198,7 +199,7 @@ async def change_tool(request: Request, me: Admin, name: str) -> Response:
     if body.is_active is not None:
         tool = await ask(registry.set_active(name, body.is_active), "the tool registry")
     await _known(deps)
-    return json_answer(_shown(deps, tool, await _stats(request, deps)))
+    return json_answer(_shown(deps, tool, await stats_of(request, deps)))
 
 
 async def _known(deps: Deps) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -280,9 +280,18 @@ class Instance:
 @contextmanager
 def running(**extra: str) -> Iterator[Instance]:
     """A rayloom for the length of the block. Afterwards it is stopped, and has left nothing behind."""
+    with prepared(lambda _: None, **extra) as instance:
+        yield instance
+
+
+@contextmanager
+def prepared(prepare: Callable[[Path], None], **extra: str) -> Iterator[Instance]:
+    """The same; ``prepare`` is handed its home, made and empty, before it starts."""
     with given_services() as services:
         instance = Instance(Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp")), services, extra)
         try:
+            instance.home.mkdir(mode=0o700)
+            prepare(instance.home)
             instance.start()
             yield instance
             instance.stop()

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("dag", "db", "tools", "actors", "serve", "cluster")
 # For those who change the code, not for those who run it.
-DEVELOPMENT_ONLY = {"dag/ruff.toml"}
+DEVELOPMENT_ONLY = {"dag/ruff.toml", "cluster/local_model/small.in", "cluster/local_model/coder.in"}
 
 
 def _build(folder: Path) -> Path:

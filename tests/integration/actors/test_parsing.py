@@ -15,15 +15,27 @@ from rayloom.actors import parsing
 from rayloom.actors.parsing import APPLICATION, DEPLOYMENT, ServeParser
 from rayloom.dag.answer import Answer
 from rayloom.dag.errors import Transient
-from rayloom.dag.ports import PARSER_BROKE, Planned, PlanRequest
+from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.ports import PARSER_BROKE
 
 
 class _Parser:
+    def __init__(self) -> None:
+        self.heard = {"began": asyncio.Event(), "stopped": asyncio.Event()}
+
     async def plan(self, request: PlanRequest) -> Answer[Planned]:
         if request.prompt == "die":
             os._exit(1)
         if request.prompt == "hang":
             await asyncio.Event().wait()
+        if request.prompt == "think":
+            self.heard["began"].set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.heard["stopped"].set()
+        if request.prompt in self.heard:
+            await self.heard[request.prompt].wait()
         return "ok", Planned(plan={}, source="outline", notes=(), language="en", parsed_s=0.0, split_s=0.0)
 
 
@@ -55,10 +67,17 @@ async def test_a_parser_that_is_away_is_told_from_one_that_broke(
     assert await _code(parser, "die") == PARSER_BROKE
     # Waits for the replica that Serve puts in the place of the dead one.
     assert (await parser.plan(_request("x"))).language == "en"
-    with monkeypatch.context() as impatient:
-        impatient.setattr(parsing, "ANSWER_S", 0.0)
-        assert await _code(parser, "hang") == PARSER_BROKE
-    with monkeypatch.context() as impatient:
-        impatient.setattr(parsing, "TAKEN_S", 0.0)
-        assert await _code(parser, "x") == "PARSER_UNAVAILABLE"
+    impatient = ServeParser(answer_s=0.0)
+    assert await _code(impatient, "hang") == PARSER_BROKE
+    with monkeypatch.context() as patched:
+        patched.setattr(parsing, "TAKEN_S", 0.0)
+        assert await _code(impatient, "x") == "PARSER_UNAVAILABLE"
     assert (await parser.plan(_request("x"))).language == "en"
+
+    # Who gives up stops it: a model that goes on thinking costs money.
+    thinking = asyncio.create_task(parser.plan(_request("think")))
+    await parser.plan(_request("began"))
+    thinking.cancel()
+    await asyncio.wait({thinking})
+    assert thinking.cancelled()
+    assert (await parser.plan(_request("stopped"))).language == "en"

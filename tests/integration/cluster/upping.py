@@ -35,7 +35,7 @@ class StandIn:
 
 def main(how: str) -> int:
     async def start(
-        _settings: Settings, database: DatabaseSettings, redis: RedisSettings, *, exclusive: bool
+        _settings: Settings, database: DatabaseSettings, redis: RedisSettings, *, exclusive: bool, llama: object
     ) -> StandIn:
         assert database.dsn_given
         assert redis.dsn_given

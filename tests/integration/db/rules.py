@@ -32,7 +32,7 @@ RULES: Final = {
             FROM sub_tasks s WHERE s.parent_id = t.id
         ) c
         WHERE t.user_id = $1 AND (t.open_count, t.blocked_count, t.subtask_count)
-            <> (c.really_open, c.really_blocked, c.really)""",
+            <> (c.really_open + (t.growth IS NOT NULL)::int, c.really_blocked, c.really)""",
     "a subtask counts the dependencies that it waits for": f"""
         SELECT s.id, s.key, s.status, s.pending_dependencies, c.left FROM sub_tasks s CROSS JOIN LATERAL (
             SELECT count(*) FILTER (WHERE NOT {_DONE}) AS left
@@ -65,13 +65,22 @@ RULES: Final = {
             AND s.status NOT IN ('SKIPPED', 'CANCELLED')""",
     "a task with nothing open is closed": """
         SELECT t.id FROM tasks t WHERE t.user_id = $1 AND t.status = 'PROCESSING' AND t.open_count = 0""",
-    "a COMPLETED task goes without nothing but what is missing, and a FAILED one is so for a reason": """
+    "a COMPLETED task goes without nothing but what is missing or superseded, and a FAILED one is so for a reason": """
         SELECT t.id, t.status FROM tasks t CROSS JOIN LATERAL (
             SELECT count(*) AS n FROM sub_tasks p
-            WHERE p.parent_id = t.id AND p.status = 'BLOCKED' AND p.stand_in IS NULL
+            WHERE p.parent_id = t.id AND p.status = 'BLOCKED' AND p.stand_in IS NULL AND NOT p.superseded
         ) b
         WHERE t.user_id = $1 AND ((t.status = 'COMPLETED' AND b.n > 0)
             OR (t.status = 'FAILED' AND t.error ->> 'code' = 'SUBTASKS_BLOCKED' AND b.n = 0))""",
+    "the letter of what is superseded is put away": """
+        SELECT s.key, l.status FROM sub_tasks s JOIN dead_letters l ON l.id = s.id
+        WHERE s.user_id = $1 AND s.superseded AND s.status = 'BLOCKED' AND l.status <> 'discarded'""",
+    "the plan is that of the subtasks": """
+        SELECT t.id FROM tasks t WHERE t.user_id = $1 AND t.plan IS NOT NULL AND (
+            SELECT array_agg(s.key ORDER BY s.execution_order) FROM sub_tasks s WHERE s.parent_id = t.id
+        ) IS DISTINCT FROM (
+            SELECT array_agg(p.of ->> 'id' ORDER BY p.place)
+            FROM jsonb_array_elements(t.plan -> 'subtasks') WITH ORDINALITY AS p (of, place))""",
     "what wants approval starts with an approval": """
         SELECT s.key, s.status FROM sub_tasks s
         WHERE s.user_id = $1 AND s.require_approval AND s.attempt > 0 AND NOT EXISTS (

@@ -19,10 +19,11 @@ from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.dag.verify import verify
-from rayloom.db import attempts, retries
+from rayloom.db import attempts, growth, retries
 from rayloom.db.attempts import Claimed, Committed, Ending
 from rayloom.db.blobs import BlobStore
 from rayloom.db.engine import driver
+from rayloom.db.growth import GrowingTask
 from rayloom.db.settings import BlobSettings
 from rayloom.db.submit import NewTask, Submitted, submit_task
 from tests.integration.db.rules import RULES
@@ -96,6 +97,31 @@ class Spine:
         plan = plan_of(edges, policies)
         new = NewTask(user_id=self.user_id, title="a task", prompt=None, priority=5, plan=plan, **more)
         return await submit_task(self.engine, self.blobs, new)
+
+    async def may_grow(self, task_id: UUID, replans: int) -> None:
+        """It is as if a model had planned it."""
+        await self.rows("UPDATE tasks SET replans_left = $2 WHERE id = $1", task_id, replans)
+
+    async def growing(self, *, dead: Sequence[UUID] = (), incarnation: UUID | None = None) -> list[GrowingTask]:
+        """Take what is due to grow of this user; all of it, so that only one may do so at once."""
+        taken = await growth.claim_growths(
+            self.engine, incarnation=incarnation or self.incarnation, dead=dead, limit=1000, busy=()
+        )
+        return [task for task in taken if task.user_id == self.user_id]
+
+    async def extend(
+        self, task: GrowingTask, edges: Edges, *, incarnation: UUID | None = None, **how: Any
+    ) -> Committed:
+        """Add subtasks to a growing task; ``edges`` may name those that are there."""
+        before = growth.plan_so_far(task)
+        added = [{"id": key, "type": "TOOL", "tool": "t", "depends_on": list(above)} for key, above in edges.items()]
+        known = {str(each["id"]) for each in before}
+        plan = verify(parse_plan({"subtasks": [*before, *added]}), tools=TOOLS, nodes=NODES, done=known)
+        options: dict[str, Any] = {"is_last": True, "goes_around": True, "meta": {}} | how
+        return await growth.extend_plan(
+            self.engine, self.blobs, task.task_id, plan, known=known, incarnation=incarnation or self.incarnation,
+            **options,
+        )  # fmt: skip
 
     async def ids(self, task_id: UUID) -> dict[str, str]:
         """The ids of a task's subtasks, by their keys."""

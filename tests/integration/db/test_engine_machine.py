@@ -23,10 +23,12 @@ from hypothesis.stateful import (
 )
 from uuid_utils.compat import uuid7
 
+from rayloom.dag.errors import Stale
 from rayloom.dag.states import SUBTASK_FINAL, TASK_FINAL
-from rayloom.db import approvals, attempts, leases, retries, task_moves
+from rayloom.db import approvals, attempts, growth, leases, retries, task_moves
 from rayloom.db.attempts import Claimed
 from rayloom.db.engine import make_engine
+from rayloom.db.growth import GrowingTask
 from rayloom.db.incarnations import begin_incarnation, dead_with_leases, end_incarnation
 from rayloom.db.settings import DatabaseSettings
 from tests.integration.db.spine import (
@@ -89,14 +91,15 @@ class Engine(RuleBasedStateMachine):
         self.lives: list[UUID] = []
         self.tasks: list[UUID] = []
         self.final: dict[str, tuple[str, int, str]] = {}
+        self.growths: list[tuple[UUID, GrowingTask]] = []
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.runner.run(work)
 
-    @initialize(plan=plans(), said=policies(), held=st.booleans())
-    def two_schedulers_and_a_task(self, plan: Edges, said: Policies, held: bool) -> None:
+    @initialize(plan=plans(), said=policies(), held=st.booleans(), replans=st.integers(0, 2))
+    def two_schedulers_and_a_task(self, plan: Edges, said: Policies, held: bool, replans: int) -> None:
         self.lives = [self._born(name) for name in "ab"]
-        self.submit(plan, said, held)
+        self.submit(plan, said, held, replans)
 
     def _born(self, name: str) -> UUID:
         life = uuid7()
@@ -104,13 +107,14 @@ class Engine(RuleBasedStateMachine):
         return life
 
     @precondition(lambda self: len(self.tasks) < 3)
-    @rule(plan=plans(), said=policies(), held=st.booleans())
-    def another_task(self, plan: Edges, said: Policies, held: bool) -> None:
-        self.submit(plan, said, held)
+    @rule(plan=plans(), said=policies(), held=st.booleans(), replans=st.integers(0, 2))
+    def another_task(self, plan: Edges, said: Policies, held: bool, replans: int) -> None:
+        self.submit(plan, said, held, replans)
 
-    def submit(self, plan: Edges, said: Policies, held: bool) -> None:
+    def submit(self, plan: Edges, said: Policies, held: bool, replans: int) -> None:
         said = {key: policy for key, policy in said.items() if key in plan}
         self.tasks.append(self._do(self.spine.submit(plan, said, require_approval=held)).task_id)
+        self._do(self.spine.may_grow(self.tasks[-1], replans))
 
     def _ids(self) -> list[str]:
         """All subtasks, in an order that is the same in every run: hypothesis replays what it draws from."""
@@ -235,6 +239,35 @@ class Engine(RuleBasedStateMachine):
             committed = self._do(retries.retry_letters(self.spine.engine, [id_], reason="somebody asked"))
             assert not committed.queued
 
+    @rule(who=st.integers(0, 1), takes_over=st.booleans())
+    def take_growths(self, who: int, takes_over: bool) -> None:
+        dead = self._do(dead_with_leases(self.spine.engine)) if takes_over else ()
+        taken = self._do(self.spine.growing(dead=dead, incarnation=self.lives[who]))
+        self.growths += [(self.lives[who], task) for task in taken]
+
+    @precondition(lambda self: self.growths)
+    @rule(how=st.sampled_from(["last", "more", "nothing"]), around=st.booleans(), data=st.data())
+    def grow(self, how: str, around: bool, data: st.DataObject) -> None:
+        """Whoever has taken a growth, now or long ago, adds to the plan that it knows, or lets it be."""
+        life, task = data.draw(st.sampled_from(self.growths))
+        before = self._do(self.spine.task(task.task_id))
+        is_its_own = before["growth"] == "under_way" and before["incarnation"] == life
+        if how == "nothing":
+            self._do(growth.end_growth(self.spine.engine, task.task_id, life, spent=True))
+            return
+        keys = [str(each["id"]) for each in growth.plan_so_far(task)]
+        new = [f"s{len(keys) + n}" for n in range(data.draw(st.integers(1, 3)))]
+        some = st.lists(st.sampled_from(keys), max_size=2, unique=True)
+        edges = {key: [*data.draw(some), *new[n - 1 : n]] for n, key in enumerate(new)}
+        work = self.spine.extend(task, edges, incarnation=life, is_last=how == "last", goes_around=around)
+        try:
+            self._do(work)
+        except Stale:
+            known = before["plan"]["subtasks"]
+            assert not is_its_own or len(known) != len(keys)
+        else:
+            assert is_its_own
+
     @invariant()
     def the_record_keeps_its_rules(self) -> None:
         self._do(self.spine.audit())
@@ -276,8 +309,12 @@ class Engine(RuleBasedStateMachine):
             ]
             items = [(id_, True) for id_ in self._ids()]
             claimed = self._do(attempts.claim(self.spine.engine, items, incarnation=life))
+            dead = self._do(dead_with_leases(self.spine.engine))
+            growing = self._do(self.spine.growing(dead=dead, incarnation=life))
+            for task in growing:
+                self._do(growth.end_growth(self.spine.engine, task.task_id, life, spent=True))
             # Below a plan that was approved just now there may be subtasks that want it, too.
-            if not claimed and not any(decided.plan or decided.subtasks for decided in approved):
+            if not claimed and not growing and not any(decided.plan or decided.subtasks for decided in approved):
                 break
             self._do(self.spine.succeed(*claimed))
         self._do(self.spine.audit())

@@ -21,7 +21,9 @@ from rayloom.actors.settings import EngineSettings, WebhookSettings, WorkerSetti
 from rayloom.dag.breaker import BreakerView
 from rayloom.dag.errors import ErrorInfo, Transient
 from rayloom.dag.outcome import Outcome
-from rayloom.dag.ports import Planned, PlanRequest, RegistryPort, ToolSnapshot
+from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.ports import RegistryPort, ToolSnapshot
+from rayloom.dag.replan import ReplanRequest
 from rayloom.dag.values import JsonObject
 from rayloom.db import incarnations, usage
 from rayloom.db.cipher import Cipher
@@ -66,6 +68,9 @@ class Parser:
     async def plan(self, request: PlanRequest) -> Planned:
         plan: JsonObject = {"subtasks": [{"id": "a", "type": "TOOL", "tool": "nothing"}]}
         return Planned(plan=plan, source="outline", notes=("said\0so",), language="en", parsed_s=0, split_s=0)
+
+    async def replan(self, request: ReplanRequest) -> Planned:
+        raise AssertionError("nothing here grows")
 
 
 async def _look() -> ClusterView:

@@ -14,15 +14,20 @@ from uuid_utils.compat import uuid7
 from rayloom.actors import splitting as module
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.described import describe
+from rayloom.actors.judge import Judge
+from rayloom.actors.settings import EngineSettings
 from rayloom.actors.splitting import AT_ONCE, Splitting
-from rayloom.dag.errors import Transient, UserError
-from rayloom.dag.ports import PARSER_BROKE, Planned, PlanRequest, ToolSnapshot
+from rayloom.dag.errors import NeedsClarification, Transient, UserError
+from rayloom.dag.model import ModelUse
+from rayloom.dag.planned import PlanCall, Planned, PlanRequest
+from rayloom.dag.ports import PARSER_BROKE, ToolSnapshot
 from rayloom.dag.values import JsonObject
+from rayloom.db.approvals import approve
 from rayloom.db.blobs import Blob, BlobStore
 from rayloom.db.incarnations import begin_incarnation, end_incarnation
 from rayloom.db.s3 import BlobsAway
 from rayloom.db.submit import NewTask, submit_task
-from rayloom.db.task_moves import claim_tasks
+from rayloom.db.task_moves import claim_tasks, end_task
 from rayloom.tools.builtin.catalogue import BUILTINS
 from tests.fakes.memory_queue import MemoryQueue
 from tests.fakes.refusals import refusals
@@ -42,7 +47,7 @@ TOOLS = ToolSnapshot(
 class ScriptedParser:
     """Answers each call with the next of its script: a plan, or an error; the last one again and again."""
 
-    def __init__(self, *script: JsonObject | Exception) -> None:
+    def __init__(self, *script: JsonObject | Exception | Planned) -> None:
         self.script = list(script)
         self.asked: list[PlanRequest] = []
         self.called, self.go = asyncio.Event(), asyncio.Event()
@@ -55,18 +60,23 @@ class ScriptedParser:
         answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         if isinstance(answer, Exception):
             raise answer
+        if isinstance(answer, Planned):
+            return answer
         return Planned(plan=answer, source="outline", notes=("a note",), language="en", parsed_s=0.1, split_s=0.2)
 
 
 class Bench:
     """A splitter of a scheduler that lives, and the queue that it fills."""
 
-    def __init__(self, spine: Spine, parser: ScriptedParser, incarnation: UUID) -> None:
+    def __init__(
+        self, spine: Spine, parser: ScriptedParser, incarnation: UUID, settings: EngineSettings | None = None
+    ) -> None:
         self.queue, self.parser, self.incarnation = MemoryQueue(), parser, incarnation
         self.room = asyncio.Event()
         backlog = Backlog(spine.engine, self.queue)
-        self.splitting = Splitting(spine.engine, spine.blobs, backlog, parser, on_room=self.room.set)
-        self.splitting.tools, self.splitting.nodes = TOOLS, NODES
+        self.judge = Judge(settings or EngineSettings())
+        self.splitting = Splitting(spine.engine, spine.blobs, backlog, parser, self.judge, on_room=self.room.set)
+        self.judge.tools, self.judge.nodes = TOOLS, NODES
 
     async def through(self) -> None:
         """Take what there is, and see it through."""
@@ -80,6 +90,7 @@ class Bench:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AGAIN_S", 0.0)
+    monkeypatch.setattr(module, "AGAIN_MAX_S", 0.0)
 
 
 @pytest.fixture
@@ -94,8 +105,8 @@ async def _submit(spine: Spine, **more: Any) -> UUID:
     return (await submit_task(spine.engine, spine.blobs, new)).task_id
 
 
-def _bench(spine: Spine, *script: JsonObject | Exception) -> Bench:
-    return Bench(spine, ScriptedParser(*script), spine.incarnation)
+def _bench(spine: Spine, *script: JsonObject | Exception | Planned, settings: EngineSettings | None = None) -> Bench:
+    return Bench(spine, ScriptedParser(*script), spine.incarnation, settings)
 
 
 async def test_a_plan_is_stored_and_its_roots_are_queued(spine: Spine) -> None:
@@ -319,14 +330,138 @@ async def test_what_is_being_split_is_not_taken_twice(spine: Spine) -> None:
 @pytest.mark.parametrize("unknown", ["tools", "nodes"])
 async def test_nothing_is_split_before_tools_and_nodes_are_known(spine: Spine, unknown: str) -> None:
     bench = _bench(spine, PLAN)
-    known = bench.splitting.tools, bench.splitting.nodes
+    known = bench.judge.tools, bench.judge.nodes
     if unknown == "tools":
-        bench.splitting.tools = ToolSnapshot(version=-1, tools={})
+        bench.judge.tools = ToolSnapshot(version=-1, tools={})
     else:
-        bench.splitting.nodes = ()
+        bench.judge.nodes = ()
     task_id = await _submit(spine)
     await bench.through()
     assert (await spine.task(task_id))["status"] == "PENDING"
-    bench.splitting.tools, bench.splitting.nodes = known
+    bench.judge.tools, bench.judge.nodes = known
     await bench.through()
     assert (await spine.task(task_id))["status"] == "PROCESSING"
+
+
+def _planned(**more: Any) -> Planned:
+    return Planned(plan=PLAN, source="model", notes=(), language="en", parsed_s=0.0, split_s=0.2, **more)
+
+
+async def test_a_plan_may_use_only_what_its_task_and_its_key_may(spine: Spine) -> None:
+    rules: list[JsonObject] = [
+        {"allow": ["core.echo"]},
+        {"allow": ["*"], "within": {"allow": ["core.echo"]}},
+        {"allow": ["*"], "within": {"allow": ["*"], "deny": ["core.noop"]}},
+    ]
+    for rule in rules:
+        task_id = await _submit(spine, options={"tools": rule})
+        await _bench(spine, PLAN).through()
+        task = await spine.task(task_id)
+        assert (task["status"], task["error"]["code"]) == ("FAILED", "PLAN_REFUSED"), rule
+        assert "core.noop" in task["error"]["message"]
+
+
+async def test_thinking_is_planned_where_a_model_is_configured(spine: Spine) -> None:
+    thinking: JsonObject = {"subtasks": [{"id": "a", "type": "REASONING", "instruction": "think"}]}
+    task_id = await _submit(spine)
+    await _bench(spine, thinking).through()
+    assert (await spine.task(task_id))["error"]["code"] == "PLAN_REFUSED"
+    task_id = await _submit(spine, options={"budget": {"max_tokens": 9}})
+    bench = _bench(spine, thinking, settings=EngineSettings(with_models=True))
+    await bench.through()
+    assert await spine.statuses(task_id) == {"a": "QUEUED"}
+    (request,) = bench.parser.asked
+    assert request.nodes == NODES
+    assert request.budget == {"max_tokens": 9}
+    assert (request.payer.user_id, request.payer.task_id) == (str(spine.user_id), str(task_id))
+
+
+async def test_questions_end_the_task_and_stand_in_its_error(spine: Spine) -> None:
+    task_id = await _submit(spine)
+    await _bench(spine, NeedsClarification(["Which report?", "For whom?"])).through()
+    error = (await spine.task(task_id))["error"]
+    assert (error["code"], error["class"]) == ("NEEDS_CLARIFICATION", "user")
+    assert error["questions"] == ["Which report?", "For whom?"]
+
+
+async def test_a_plan_over_its_budget_waits_for_approval_and_says_why(spine: Spine) -> None:
+    task_id = await _submit(spine)
+    call = PlanCall(purpose="split", model="m", use=ModelUse(tokens_in=5, tokens_out=6), began_s=0, duration_s=0.1)
+    await _bench(spine, _planned(over_budget=("`max_tokens`: too many",), calls=(call,), repairs=1)).through()
+    task = await spine.task(task_id)
+    assert task["status"] == "READY"
+    assert task["held_at"] is not None
+    assert task["plan_meta"]["usage"]["tokens"] == 11
+    assert task["plan_meta"]["repairs"] == 1
+    events = await spine.rows("SELECT reason FROM task_events WHERE task_id = $1 AND kind = 'approval'", task_id)
+    assert [event["reason"] for event in events] == ["over budget: `max_tokens`: too many"]
+    await approve(spine.engine, task_id, subtask=None, reason="go on")
+    assert (await spine.task(task_id))["status"] == "PROCESSING"
+
+
+async def test_a_model_that_is_away_is_waited_for_but_not_for_ever(
+    spine: Spine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away, quota = Transient("MODEL_UNAVAILABLE", "away"), Transient("QUOTA_EXCEEDED", "spent")
+    task_id = await _submit(spine)
+    await _bench(spine, away, away, away, away, PLAN).through()
+    assert (await spine.task(task_id))["status"] == "PROCESSING"
+    lines = await spine.rows("SELECT message FROM log_lines WHERE task_id = $1 ORDER BY id", task_id)
+    assert [line["message"].startswith("not planned yet: away") for line in lines] == [True] * 4 + [False]
+    monkeypatch.setattr(module, "AWAY_MAX_S", -1.0)
+    # Who has spent a quota waits for another one, however long that takes.
+    task_id = await _submit(spine)
+    await _bench(spine, quota, quota, PLAN).through()
+    assert (await spine.task(task_id))["status"] == "PROCESSING"
+    task_id = await _submit(spine)
+    await _bench(spine, away, PLAN).through()
+    task = await spine.task(task_id)
+    assert (task["status"], task["error"]["code"]) == ("FAILED", "MODEL_UNAVAILABLE")
+
+
+async def test_who_waits_for_a_model_keeps_nobody_from_being_split(
+    spine: Spine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AGAIN_MAX_S", 3600.0)
+    monkeypatch.setattr(module, "AGAIN_S", 3600.0)
+    away = Transient("MODEL_UNAVAILABLE", "away")
+    bench = _bench(spine, *[away] * AT_ONCE, PLAN)
+    for _ in range(AT_ONCE):
+        await _submit(spine)
+    await bench.splitting.turn(bench.incarnation)
+    async with asyncio.timeout(120):
+        while len(bench.splitting._waiting) < AT_ONCE:
+            bench.room.clear()
+            await bench.room.wait()
+    task_id = await _submit(spine)
+    await bench.splitting.turn(bench.incarnation)
+    async with asyncio.timeout(120):
+        while bench.splitting.count > AT_ONCE:
+            bench.room.clear()
+            await bench.room.wait()
+    assert (await spine.task(task_id))["status"] == "PROCESSING"
+    await bench.splitting.close()
+
+
+async def test_a_task_that_is_cancelled_is_planned_no_longer(spine: Spine) -> None:
+    bench = _bench(spine, PLAN, settings=EngineSettings(with_models=True))
+    bench.parser.go.clear()
+    cancelled, other = await _submit(spine), await _submit(spine)
+    await bench.splitting.turn(bench.incarnation)
+    async with asyncio.timeout(120):
+        while len(bench.parser.asked) < 2:
+            bench.parser.called.clear()
+            await bench.parser.called.wait()
+    await end_task(spine.engine, cancelled, status="CANCELLED", error=None, reason="cancelled by its user")
+    await bench.splitting.turn(bench.incarnation)
+    async with asyncio.timeout(120):
+        while bench.splitting.count > 1:
+            bench.room.clear()
+            await bench.room.wait()
+    bench.parser.go.set()
+    async with asyncio.timeout(120):
+        while bench.splitting.count:
+            bench.room.clear()
+            await bench.room.wait()
+    assert (await spine.task(other))["status"] == "PROCESSING"
+    assert (await spine.task(cancelled))["status"] == "CANCELLED"

@@ -9,7 +9,7 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from rayloom.dag.errors import Refused, Stale, Transient, UserError
-from rayloom.db import submit, task_moves
+from rayloom.db import plan_rows, submit, task_moves
 from rayloom.db.blobs import BlobStore
 from rayloom.db.engine import dump, make_engine
 from rayloom.db.settings import DatabaseSettings
@@ -95,7 +95,8 @@ async def test_an_end_in_the_middle_leaves_nothing(spine: Spine, monkeypatch: py
 
     before = await _counts(spine)
     more: dict[str, Any] = {"idempotency_key": "k", "fingerprint": b"body"}
-    monkeypatch.setattr(submit, "dump", breaking)
+    for module in (submit, plan_rows):
+        monkeypatch.setattr(module, "dump", breaking)
     with pytest.raises(_CutError):
         await spine.submit({f"s{n}": [] for n in range(9)}, **more)
     assert await _counts(spine) == before

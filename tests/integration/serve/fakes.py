@@ -11,6 +11,7 @@ from rayloom.dag.breaker import BreakerView, Call
 from rayloom.dag.errors import Transient, UserError
 from rayloom.dag.mcp import McpServer
 from rayloom.dag.model import Denied, ModelUse, ProviderLimits, Reservation
+from rayloom.dag.planned import Planned, PlanRequest
 from rayloom.dag.ports import (
     Ask,
     BreakerWish,
@@ -275,6 +276,18 @@ class FakeRay(Down):
     pass
 
 
+class FakeParser:
+    """Plans by outlines, until a test says what plans."""
+
+    def __init__(self) -> None:
+        self.inner = Parser()
+        self.asked: list[PlanRequest] = []
+
+    async def plan(self, request: PlanRequest) -> Planned:
+        self.asked.append(request)
+        return await self.inner.plan(request)
+
+
 class Fakes:
     """All of them."""
 
@@ -284,6 +297,7 @@ class Fakes:
         self.tokens = FakeTokens()
         self.mcp = FakeMcp(self.registry)
         self.ray = FakeRay()
+        self.parser = FakeParser()
 
     def ports(self) -> Ports:
         health: Callable[[], Awaitable[Health]] = self.ray.health
@@ -292,6 +306,6 @@ class Fakes:
             registry=self.registry,
             tokens=self.tokens,
             mcp=self.mcp,
-            parser=Parser(),
+            parser=self.parser,
             ray=health,
         )

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from rayloom.dag.answer import opened
-from rayloom.dag.ports import Planned, PlanRequest
+from rayloom.dag.planned import Planned, PlanRequest
 from rayloom.db import keys
 from rayloom.db.settings import BlobSettings, DatabaseSettings, RedisSettings
 from rayloom.serve.deployment import API_DEPLOYMENT, PARSER_DEPLOYMENT, bind

@@ -115,12 +115,12 @@ async def test_every_route_with_a_body_refuses_what_is_no_json_object(world: Wor
         assert answer.status_code in (400, 422), (body[:80], status)
 
 
-async def test_a_budget_of_which_nothing_can_be_spent_is_taken_and_said_to_be_so(world: World) -> None:
+async def test_a_budget_is_taken_without_a_warning(world: World) -> None:
     me = await world.user()
     budget: JsonObject = {"max_tokens": 100_000, "max_cost_usd": 1.0, "deadline_s": 3600}
     await me.submit({"plan": one(), "budget": budget})
     planned = (await me.http.post("/api/v1/plans", json={"prompt": "x", "budget": budget})).json()
-    assert [line.partition(":")[0] for line in planned["warnings"][-2:]] == ["budget.max_tokens", "budget.max_cost_usd"]
+    assert not [line for line in planned["warnings"] if "budget" in line]
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256, "a\tb", "ä"])

@@ -30,7 +30,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(bringup, "prepare_database", prepared)
     monkeypatch.setattr(bringup, "end_singletons", lambda *_: None)
     monkeypatch.setattr(bringup, "node_types", lambda *_: ())
-    for name in ("_environment", "_start_singletons", "start_serve"):
+    for name in ("_environment", "_start_singletons", "start_serve", "serve_model"):
         monkeypatch.setattr(bringup, name, lambda *_: None)
     monkeypatch.setattr(bringup, "_start_ray", lambda _: "")
     monkeypatch.setattr(bringup, "serve_runs", lambda: False)

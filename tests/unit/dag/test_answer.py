@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from rayloom.dag.answer import Answer, as_error, as_value, opened
-from rayloom.dag.errors import Bug, RayloomError, Refused, Stale, Transient, UserError
+from rayloom.dag.errors import Bug, NeedsClarification, RayloomError, Refused, Stale, Transient, UserError
 
 
 async def _raises(error: BaseException) -> str:
@@ -48,3 +48,12 @@ async def test_a_result_arrives() -> None:
 async def test_a_foreign_error_is_no_answer() -> None:
     with pytest.raises(KeyError):
         await as_value(_raises(KeyError("x")))
+
+
+async def test_questions_cross_as_such() -> None:
+    async def asks() -> None:
+        raise NeedsClarification(["Which?"])
+
+    with pytest.raises(NeedsClarification) as asked:
+        opened(await as_value(asks()))
+    assert asked.value.questions == ("Which?",)

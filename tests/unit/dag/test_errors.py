@@ -13,6 +13,7 @@ from rayloom.dag.errors import (
     ErrorInfo,
     Fault,
     InvalidPlan,
+    NeedsClarification,
     RayloomError,
     Refused,
     Stale,
@@ -80,3 +81,11 @@ def test_an_invalid_answer_tells_what_was_said_and_what_is_wrong() -> None:
     assert (error.code, error.text, error.faults) == ("ANSWER_INVALID", "{}", ("/: 'a' is a required property",))
     assert error.retryable
     assert error.retry_after_s is None
+
+
+def test_questions_survive_pickling_and_are_shown() -> None:
+    error = pickle.loads(pickle.dumps(NeedsClarification(["Which?", "When?"])))
+    assert error.questions == ("Which?", "When?")
+    shown = ErrorInfo.from_exception(error).as_json()
+    assert shown["questions"] == ["Which?", "When?"]
+    assert "Which? When?" in str(shown["message"])

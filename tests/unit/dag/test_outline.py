@@ -537,3 +537,17 @@ def test_a_prompt_with_too_many_steps_is_one_subtask(monkeypatch: pytest.MonkeyP
     outline = split("- a\n" * 6, VIEWS)
     assert len(outline.plan.subtasks) == 1
     assert "could not be split" in outline.notes[-2]
+
+
+def test_with_a_model_text_is_thought_about_with_what_came_before_it() -> None:
+    prompt = '1. @core.echo {"value": 1}\n2. think about it\n3. Combine everything'
+    outline = split(prompt, ["core.echo", "core.noop"], with_model=True)
+    call, thought, summary = outline.plan.subtasks
+    assert (thought.type, thought.tool, thought.instruction) == ("REASONING", None, "think about it")
+    assert thought.input == {call.id: {"$ref": f"{call.id}.output"}}
+    assert summary.input == {name: {"$ref": f"{name}.output"} for name in (call.id, thought.id)}
+    assert outline.is_structured
+    assert not any("no model is configured" in note for note in outline.notes)
+    alone = split("just words", [], with_model=True)
+    assert not alone.is_structured
+    assert alone.plan.subtasks[0].type == "REASONING"

@@ -30,6 +30,7 @@ def test_a_snapshot_shows_of_a_tool_what_verification_needs() -> None:
             resources={"CPU": 0.25},
             permission_level="read",
             is_active=False,
+            description="Does nothing.",
             lane="shared",
         )
     }

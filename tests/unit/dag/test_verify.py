@@ -452,6 +452,16 @@ def test_of_what_is_done_only_its_place_in_the_plan_is_judged() -> None:
     assert _faults(_noop("a", "nobody"), done={"a"})
 
 
+def test_nothing_new_can_depend_on_what_gave_nothing() -> None:
+    old = [_noop("a"), _noop("b", "a"), _noop("c")]
+    known = {"a", "b", "c"}
+    assert _verify(*old, _noop("d", "c"), _noop("e", "d"), done=known, unusable={"a", "b"}).sinks == ("b", "e")
+    assert _faults(*old, _noop("d", "b", "c", "a"), done=known, unusable={"a", "b"}) == [
+        ("3", "`a` gave nothing, so nothing can depend on it"),
+        ("3", "`b` gave nothing, so nothing can depend on it"),
+    ]
+
+
 def test_thousands_of_subtasks_are_verified() -> None:
     plan = _verify(*(_echo(f"s{i}", {"$ref": f"s{i // 2}.output.value"} if i else 0) for i in range(3_000)))
     assert len(plan.subtasks) == 3_000

@@ -1,0 +1,184 @@
+"""Running tasks whose plans grow: ask the parser what to add, verify it with what is there, and store it, or let it be.
+
+What a task has come to may ask for more (its joiner says so), or be in its way (a subtask is BLOCKED). What is done is
+never done again: what is added may use it. A plan is asked for so often as its task has replans.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rayloom.actors.backlog import Backlog
+from rayloom.actors.jobs import Jobs
+from rayloom.actors.judge import Judge
+from rayloom.actors.splitting import AGAIN_S, BROKEN_MAX, WAITED_FOR, Away
+from rayloom.dag.errors import RayloomError, Stale, Transient
+from rayloom.dag.log_line import LogLine
+from rayloom.dag.planned import Planned
+from rayloom.dag.ports import PARSER_BROKE
+from rayloom.dag.replan import PlannerPort, Reached, ReplanRequest
+from rayloom.dag.values import Json, JsonObject
+from rayloom.dag.verified import VerifiedPlan
+from rayloom.db import growth, incarnations
+from rayloom.db.attempts import Committed
+from rayloom.db.blobs import BlobStore
+from rayloom.db.growth import GrowingTask, Grown
+from rayloom.db.log_lines import append
+
+_log = logging.getLogger(__name__)
+
+AT_ONCE = 4
+OUTPUT_CHARS = 2_000
+"""So much of each output the parser is shown."""
+
+
+class Growing:
+    """The tasks whose growth this incarnation sees to. ``on_closed`` is told when one has ended by it."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        blobs: BlobStore,
+        backlog: Backlog,
+        parser: PlannerPort,
+        judge: Judge,
+        *,
+        on_room: Callable[[], None],
+        on_closed: Callable[[], None],
+    ) -> None:
+        self._engine, self._blobs, self._backlog, self._parser = engine, blobs, backlog, parser
+        self._judge, self._on_closed = judge, on_closed
+        self._jobs = Jobs(at_once=AT_ONCE, on_room=on_room)
+
+    async def turn(self, incarnation: UUID) -> None:
+        """Take as many tasks as there is room for, once tools and nodes are known."""
+        if not self._judge.is_ready or self._jobs.room <= 0:
+            return
+        dead = await incarnations.dead_with_leases(self._engine)
+        taken = await growth.claim_growths(
+            self._engine, incarnation=incarnation, dead=dead, limit=self._jobs.room, busy=self._jobs.busy
+        )
+        for task in taken:
+            self._jobs.start(task.task_id, self._grow(task, incarnation))
+
+    async def close(self) -> None:
+        """Stop; another incarnation takes it over."""
+        await self._jobs.close()
+
+    @property
+    def count(self) -> int:
+        """How many tasks are growing here."""
+        return len(self._jobs.busy)
+
+    async def _grow(self, task: GrowingTask, incarnation: UUID) -> None:
+        broken, away = 0, Away()
+        while True:
+            pause_s: float | None = AGAIN_S
+            try:
+                await self._add(task, incarnation)
+                return
+            except Stale:
+                # It was ended, or another sees to it.
+                return
+            except Transient as error:
+                _log.warning("growth.again", extra={"task_id": str(task.task_id), "error": error.message})
+                broken += error.code == PARSER_BROKE
+                if error.code.startswith(WAITED_FOR):
+                    pause_s = away.pause_s(error, asyncio.get_running_loop().time())
+                failure: Exception = error
+            except Exception as error:  # noqa: BLE001 - what breaks us must end this growth, and nothing else
+                if not isinstance(error, RayloomError):
+                    _log.exception("growth.failed", extra={"task_id": str(task.task_id)})
+                broken, failure = BROKEN_MAX, error
+            if broken >= BROKEN_MAX or pause_s is None:
+                await self._give_up(task, incarnation, failure)
+                return
+            await asyncio.sleep(pause_s)
+
+    async def _add(self, task: GrowingTask, incarnation: UUID) -> None:
+        subtasks = await growth.subtasks_so_far(self._engine, task.task_id, output_chars=OUTPUT_CHARS)
+        reached = tuple(_reached(each) for each in subtasks)
+        request = self._judge.request(
+            task_id=task.task_id, user_id=task.user_id, key_id=task.api_key_id, prompt=task.prompt,
+            context=task.context, options=task.options, p50_s={},
+        )  # fmt: skip
+        blocked = [each for each in reached if each.status == "BLOCKED" and not each.is_done]
+        planned = await self._parser.replan(
+            ReplanRequest(request=request, plan=task.plan, reached=reached, reason=_reason(blocked))
+        )
+        known = [str(each["id"]) for each in growth.plan_so_far(task)]
+        done = frozenset(each.key for each in reached if each.is_done)
+        verified = await asyncio.to_thread(self._verify, planned, task, done)
+        await self._tell(task, planned.notes, planned.source)
+        if verified is None:
+            await self._stop(task, incarnation)
+            return
+        committed = await growth.extend_plan(
+            self._engine, self._blobs, task.task_id, verified, known=known, incarnation=incarnation,
+            meta=_meta(task, planned, added=[each.spec.id for each in verified.subtasks[len(known) :]]),
+            is_last=True, goes_around=True,
+        )  # fmt: skip
+        await self._tell_others(committed)
+
+    def _verify(self, planned: Planned, task: GrowingTask, done: frozenset[str]) -> VerifiedPlan | None:
+        """What is there with what is added; None where nothing is. Raises InvalidPlan."""
+        added: Json = planned.plan.get("subtasks")
+        if not added or not isinstance(added, list):
+            return None
+        before = growth.plan_so_far(task)
+        whole: JsonObject = {"subtasks": [*before, *added]}
+        known = frozenset(str(each["id"]) for each in before)
+        return self._judge.verify(whole, task.options, done=known, unusable=known - done)
+
+    async def _give_up(self, task: GrowingTask, incarnation: UUID, error: Exception) -> None:
+        why = error.message if isinstance(error, RayloomError) else type(error).__name__
+        await self._tell(task, (f"no other plan could be made: {why}",), "model", level="WARNING")
+        await self._stop(task, incarnation)
+
+    async def _stop(self, task: GrowingTask, incarnation: UUID) -> None:
+        await self._tell_others(await growth.end_growth(self._engine, task.task_id, incarnation, spent=True))
+
+    async def _tell_others(self, committed: Committed) -> None:
+        await self._backlog.add(committed.queued, tasks=committed.touched)
+        if committed.closed:
+            self._on_closed()
+
+    async def _tell(self, task: GrowingTask, notes: tuple[str, ...], source: str, *, level: str = "INFO") -> None:
+        at = datetime.now(UTC)
+        lines = [
+            LogLine(at=at, task_id=str(task.task_id), message=note, level=level, fields={"source": source})
+            for note in notes
+        ]
+        await append(self._engine, lines)
+
+
+def _reached(subtask: Grown) -> Reached:
+    error = subtask.error or {}
+    said = f"{error.get('code')}: {error.get('message')}" if error else ""
+    return Reached(
+        key=subtask.key,
+        status=subtask.status,
+        is_done=subtask.is_done,
+        output=subtask.output,
+        error=said[:OUTPUT_CHARS],
+    )
+
+
+def _reason(blocked: list[Reached]) -> str:
+    if not blocked:
+        return "what has come of the plan so far is not enough"
+    return "BLOCKED: " + "; ".join(f"{each.key} ({each.error})" for each in blocked[:10])
+
+
+def _meta(task: GrowingTask, planned: Planned, *, added: list[str]) -> JsonObject:
+    """What is written down of a growth: one more version of the plan."""
+    versions: Json = task.meta.get("versions")
+    earlier: list[Json] = list(versions) if isinstance(versions, list) else []
+    this: JsonObject = {"source": planned.source, "added": list[Json](added), "notes": list[Json](planned.notes)}
+    return {"versions": [*earlier, this], "joiner": planned.joiner or None}

@@ -1,0 +1,69 @@
+"""What an answer of a model comes to: a plan that can run, questions, or faults in the model's own words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rayloom.dag.errors import Fault, InvalidPlan
+from rayloom.dag.plan import parse_plan
+from rayloom.dag.planning.answer import find_answer
+from rayloom.dag.planning.brief import Brief, brief_of
+from rayloom.dag.planning.minimal import minimal
+from rayloom.dag.planning.read import read_plan
+from rayloom.dag.planning.repair import own_words
+from rayloom.dag.resources import NodeShape
+from rayloom.dag.tool_view import ToolView
+from rayloom.dag.values import JsonObject
+from rayloom.dag.verified import VerifiedPlan
+from rayloom.dag.verify import verify
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Of one answer. With ``faults`` there is no plan; with neither, the brief has questions.
+
+    ``notes``: what was mended. ``plan``: the same as ``verified``, as JSON, with minimal dependencies.
+    """
+
+    brief: Brief
+    notes: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    plan: JsonObject | None = None
+    verified: VerifiedPlan | None = None
+
+
+def judge(
+    text: str, *, prompt: str, language: str, tools: Mapping[str, ToolView], nodes: Sequence[NodeShape]
+) -> Verdict:
+    """What the answer ``text`` comes to. ``tools``: all that may be used. Takes its time: call it in a thread.
+
+    Never raises.
+    """
+    found = find_answer(text)
+    if found.fault is not None or found.value is None:
+        brief = brief_of({}, prompt=prompt, language=language)
+        return Verdict(brief=brief, faults=(found.fault,) if found.fault is not None else ())
+    brief = brief_of(found.value, prompt=prompt, language=language)
+    subtasks = found.value["subtasks"]
+    if not subtasks and brief.questions:
+        return Verdict(brief=brief, notes=found.notes)
+    reading = read_plan(subtasks, tools)
+    notes = found.notes + reading.notes
+    if brief.questions:
+        # With a plan beside them they keep nobody from working.
+        notes += tuple(f"the model would have asked: {question}" for question in brief.questions)
+    if reading.faults:
+        return Verdict(brief=brief, notes=notes, faults=reading.faults)
+    try:
+        plan = parse_plan(reading.plan, pointer="")
+        verified = verify(plan, tools=tools, nodes=nodes, model_available=True, pointer="")
+        written, removed = minimal(verified)
+        if removed:
+            notes += (f"{removed} dependencies that others imply are left out",)
+            verified = verify(
+                parse_plan(written, pointer=""), tools=tools, nodes=nodes, model_available=True, pointer=""
+            )
+    except InvalidPlan as error:
+        return Verdict(brief=brief, notes=notes, faults=tuple(own_words(error.faults, reading)))
+    return Verdict(brief=brief, notes=notes, plan=written, verified=verified)

@@ -1,0 +1,162 @@
+"""The splitter with a model: asks for a plan, has what is wrong with it mended, and gives up after two rounds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Final
+
+from rayloom.dag.errors import AnswerInvalid, Fault, UserError
+from rayloom.dag.kinds import CODE_TOOL
+from rayloom.dag.model import Message, ModelPort, ModelRequest, ModelUse
+from rayloom.dag.outline_cues import language_of
+from rayloom.dag.planned import PlanCall, PlanRequest
+from rayloom.dag.planning.more import judge_more, more_messages
+from rayloom.dag.planning.prompt import plan_messages
+from rayloom.dag.planning.repair import MAX_ROUNDS, repair_messages, shown
+from rayloom.dag.planning.schema import plan_schema
+from rayloom.dag.planning.select import MAX_SHOWN, select
+from rayloom.dag.planning.verdict import Verdict, judge
+from rayloom.dag.replan import ReplanRequest
+
+SMALL_CONTEXT_TOKENS: Final = 8_192
+SHOWN_IF_SMALL: Final = 12
+"""Tools that a model is shown whose context is no larger."""
+SHOWN_AT_LEAST: Final = 4
+"""What is tried last where prompt and tools are too long together."""
+TOO_LONG: Final = "CONTEXT_TOO_LONG"
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """What a model made of a prompt. ``repairs``: rounds after the first answer. ``notes``: what happened on the way.
+
+    ``verdict`` is of the last answer: where that still has faults there is no plan.
+    """
+
+    verdict: Verdict
+    repairs: int
+    notes: tuple[str, ...]
+    calls: tuple[PlanCall, ...]
+
+
+class Planner:
+    """Plans prompts with a model. ``models``: on the account of whoever wants the plan."""
+
+    def __init__(self, models: ModelPort, *, rounds: int = MAX_ROUNDS, clock: Clock = perf_counter) -> None:
+        self._models, self._rounds, self._clock = models, rounds, clock
+
+    async def draft(self, request: PlanRequest) -> Draft:
+        """A plan of a prompt, questions, or what is wrong with the last of several tries.
+
+        Raises what `ModelPort.complete` raises, but AnswerInvalid.
+        """
+        return await self._drafted(request, None)
+
+    async def redraft(self, request: ReplanRequest) -> Draft:
+        """What to add to a plan that runs, or what is wrong with the last of several tries. Raises as ``draft``."""
+        return await self._drafted(request.request, request)
+
+    async def _drafted(self, request: PlanRequest, more: ReplanRequest | None) -> Draft:
+        is_small = self._models.view("planner").context_tokens <= SMALL_CONTEXT_TOKENS
+        most = SHOWN_IF_SMALL if is_small else MAX_SHOWN
+        while True:
+            try:
+                return await _Drafting(self._models, request, more, most, self._clock).run(self._rounds)
+            except UserError as error:
+                if error.code != TOO_LONG or most <= SHOWN_AT_LEAST:
+                    raise
+                most //= 2
+
+
+class _Drafting:
+    """One prompt: what was asked and answered so far. ``more``: more of a plan is wanted, and not a whole one."""
+
+    def __init__(
+        self, models: ModelPort, request: PlanRequest, more: ReplanRequest | None, most: int, clock: Clock
+    ) -> None:
+        self._models, self._request, self._more, self._clock = models, request, more, clock
+        self._language = language_of(request.prompt)
+        self._began_at = clock()
+        names = select(request.prompt, request.tools, most=most)
+        with_code = CODE_TOOL in request.tools
+        self._schema = plan_schema(names, with_code=with_code)
+        self._asked = plan_messages(
+            request.prompt,
+            [request.tools[name] for name in names],
+            context=request.context,
+            language=self._language,
+            with_code=with_code,
+        )
+        if more is not None:
+            self._asked = more_messages(self._asked, more)
+        self._notes: list[str] = []
+        if len(names) < len(request.tools):
+            self._notes.append(f"{len(names)} of {len(request.tools):,} tools were offered to the model")
+        self._calls: list[PlanCall] = []
+
+    async def run(self, rounds: int) -> Draft:
+        text, verdict = await self._turn("replan" if self._more else "split", self._asked)
+        repairs = 0
+        while verdict.faults and repairs < rounds:
+            try:
+                text, verdict = await self._turn("repair", repair_messages(self._asked, text, verdict.faults))
+            except UserError as error:
+                if error.code != TOO_LONG:
+                    raise
+                self._notes.append("there is no room to have the plan mended")
+                break
+            repairs += 1
+        return Draft(verdict=verdict, repairs=repairs, notes=tuple(self._notes), calls=tuple(self._calls))
+
+    async def _turn(self, purpose: str, messages: Sequence[Message]) -> tuple[str, Verdict]:
+        began_at = self._clock()
+        request = ModelRequest(role="planner", messages=tuple(messages), purpose=purpose, schema=self._schema)
+        try:
+            completion = await self._models.complete(request)
+            text, use = completion.text, completion.use
+            is_cut = completion.finish == "length"
+        except AnswerInvalid as error:
+            # Not what was asked for, but it may still say a plan: that is read with more patience here.
+            text, is_cut = error.text, False
+            use = self._counted(messages, text)
+        duration_s = self._clock() - began_at
+        verdict = await asyncio.to_thread(self._judged, text)
+        if verdict.faults and is_cut:
+            said = "the answer was cut off at the most tokens that it may have: give fewer subtasks and shorter texts"
+            verdict = Verdict(brief=verdict.brief, notes=verdict.notes, faults=(Fault("", said),))
+        self._calls.append(
+            PlanCall(
+                purpose=purpose,
+                model=self._models.view("planner").name,
+                use=use,
+                began_s=began_at - self._began_at,
+                duration_s=duration_s,
+                fault_count=len(verdict.faults),
+            )
+        )
+        if verdict.faults:
+            self._notes.append(f"the model's {_nth(len(self._calls))} plan can't run: {shown(verdict.faults)}")
+        else:
+            self._notes.extend(verdict.notes)
+        return text, verdict
+
+    def _judged(self, text: str) -> Verdict:
+        request = self._request
+        if self._more is not None:
+            return judge_more(text, self._more, language=self._language)
+        return judge(text, prompt=request.prompt, language=self._language, tools=request.tools, nodes=request.nodes)
+
+    def _counted(self, messages: Sequence[Message], text: str) -> ModelUse:
+        count = self._models.count
+        tokens_in, tokens_out = sum(count(message.text) for message in messages), count(text)
+        cost_usd = self._models.view("planner").cost_usd(tokens_in, tokens_out)
+        return ModelUse(tokens_in=tokens_in, tokens_out=tokens_out, cost_usd=cost_usd, is_estimated=True)
+
+
+def _nth(number: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")

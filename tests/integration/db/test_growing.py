@@ -1,0 +1,171 @@
+"""From what a task has come to, to more of a plan: by one scheduler, whatever the parser does."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from rayloom.actors import growing as module
+from rayloom.actors.backlog import Backlog
+from rayloom.actors.growing import Growing
+from rayloom.actors.judge import Judge
+from rayloom.actors.settings import EngineSettings
+from rayloom.dag.errors import Transient, UserError
+from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.ports import PARSER_BROKE
+from rayloom.dag.replan import ReplanRequest
+from rayloom.dag.values import JsonObject
+from rayloom.db import task_moves
+from tests.fakes.memory_queue import MemoryQueue
+from tests.integration.db.spine import NODES, Spine
+from tests.integration.db.test_splitting import TOOLS
+
+
+def _more(*subtasks: JsonObject, joiner: str = "") -> Planned:
+    return Planned(
+        plan={"subtasks": list(subtasks)}, source="model", notes=("another way",), language="en", parsed_s=0, split_s=0,
+        joiner=joiner,
+    )  # fmt: skip
+
+
+AROUND: JsonObject = {"id": "c", "type": "TOOL", "tool": "core.echo", "input": {"value": {"$ref": "b.output"}}}
+
+
+class ScriptedPlanner:
+    """Answers each call with the next of its script; the last one again and again."""
+
+    def __init__(self, *script: Planned | Exception) -> None:
+        self.script, self.asked = list(script), list[ReplanRequest]()
+
+    async def plan(self, request: PlanRequest) -> Planned:
+        raise AssertionError("nothing here is split")
+
+    async def replan(self, request: ReplanRequest) -> Planned:
+        self.asked.append(request)
+        answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class Bench:
+    """A grower of a scheduler that lives, and a task with one subtask done and one BLOCKED."""
+
+    def __init__(self, spine: Spine, *script: Planned | Exception) -> None:
+        self.spine, self.planner, self.queue = spine, ScriptedPlanner(*script), MemoryQueue()
+        self.room, self.closed = asyncio.Event(), 0
+        backlog = Backlog(spine.engine, self.queue)
+        judge = Judge(EngineSettings())
+        judge.tools, judge.nodes = TOOLS, NODES
+        self.growing = Growing(
+            spine.engine, spine.blobs, backlog, self.planner, judge, on_room=self.room.set, on_closed=self._on_closed
+        )
+
+    def _on_closed(self) -> None:
+        self.closed += 1
+
+    async def task(self) -> UUID:
+        task_id = (await self.spine.submit({"a": [], "b": [], "z": ["a"]})).task_id
+        await self.spine.may_grow(task_id, 1)
+        claimed = await self.spine.claim(task_id)
+        await self.spine.succeed(claimed["b"], output={"of": "b"})
+        await self.spine.fail(claimed["a"])
+        return task_id
+
+    async def through(self) -> None:
+        await self.growing.turn(self.spine.incarnation)
+        async with asyncio.timeout(120):
+            while self.growing.count:
+                self.room.clear()
+                await self.room.wait()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AGAIN_S", 0.0)
+
+
+async def test_the_parser_is_told_what_there_is_and_its_answer_runs(spine: Spine) -> None:
+    bench = Bench(spine, _more(AROUND))
+    task_id = await bench.task()
+    await bench.through()
+    (asked,) = bench.planner.asked
+    assert asked.reason == "BLOCKED: a (BROKEN: it broke)"
+    seen = {each.key: (each.status, each.is_done, each.output, each.error) for each in asked.reached}
+    assert seen == {
+        "a": ("BLOCKED", False, "", "BROKEN: it broke"),
+        "b": ("COMPLETED", True, '{"of": "b"}', ""),
+        "z": ("SKIPPED", False, "", ""),
+    }
+    assert sorted(asked.request.tools) == ["core.echo", "core.noop"]
+    assert (await spine.statuses(task_id))["c"] == "QUEUED"
+    assert list((await bench.queue.pop({})).waiting.values()) == [1]
+    row = await spine.task(task_id)
+    assert row["plan_meta"]["versions"] == [{"source": "model", "added": ["c"], "notes": ["another way"]}]
+    assert (await spine.notes(task_id))[None] == "another way"  # type: ignore[index]  # the task's own lines
+    await spine.audit()
+
+
+async def test_a_joiner_of_the_answer_is_the_joiner_from_now_on(spine: Spine) -> None:
+    bench = Bench(spine, _more(AROUND, joiner="c"))
+    task_id = await bench.task()
+    await bench.through()
+    assert (await spine.task(task_id))["plan_meta"]["joiner"] == "c"
+
+
+async def test_where_nothing_is_added_the_task_ends_as_it_is(spine: Spine) -> None:
+    bench = Bench(spine, _more())
+    task_id = await bench.task()
+    await bench.through()
+    row = await spine.task(task_id)
+    assert (row["status"], row["error"]["code"], bench.closed) == ("FAILED", "SUBTASKS_BLOCKED", 1)
+    await spine.audit()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        [_more({**AROUND, "input": {"value": {"$ref": "a.output"}}})],
+        [_more({**AROUND, "id": "b"})],
+        [_more({**AROUND, "tool": "core.nothing"})],
+        [UserError("PLAN_FAILED", "the model has no idea")],
+        [Transient(PARSER_BROKE, "it broke")],
+        [ValueError("a bug")],
+    ],
+    ids=["uses what is blocked", "the id of another", "an unknown tool", "no plan", "it breaks the parser", "a bug"],
+)
+async def test_what_can_not_be_used_ends_the_growth_and_says_why(
+    spine: Spine, script: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(spine, *script)
+    task_id = await bench.task()
+    await bench.through()
+    row = await spine.task(task_id)
+    assert (row["status"], row["error"]["code"], row["replans_left"]) == ("FAILED", "SUBTASKS_BLOCKED", 0)
+    assert (await spine.notes(task_id))[None].startswith("no other plan could be made: ")  # type: ignore[index]
+    await spine.audit()
+
+
+async def test_a_parser_that_is_away_is_asked_again(spine: Spine) -> None:
+    bench = Bench(spine, *[Transient("PARSER_UNAVAILABLE", "away")] * 5, _more(AROUND))
+    task_id = await bench.task()
+    await bench.through()
+    assert len(bench.planner.asked) == 6
+    assert (await spine.statuses(task_id))["c"] == "QUEUED"
+
+
+async def test_a_task_that_is_cancelled_meanwhile_stays_so(spine: Spine) -> None:
+    bench = Bench(spine, _more(AROUND))
+    task_id = await bench.task()
+
+    async def cancelling(request: ReplanRequest) -> Planned:
+        await task_moves.end_task(spine.engine, task_id, status="CANCELLED", error=None, reason="enough")
+        return _more(AROUND)
+
+    bench.planner.replan = cancelling  # type: ignore[method-assign]  # what happens meanwhile
+    await bench.through()
+    assert (await spine.task(task_id))["status"] == "CANCELLED"
+    await spine.audit()

@@ -1,0 +1,205 @@
+"""Parsing and splitting with a model by a script: rounds of mending, questions, and when the outline is taken."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rayloom.dag.errors import AnswerInvalid, NeedsClarification, RayloomError, Refused, Transient, UserError
+from rayloom.dag.model import Payer
+from rayloom.dag.plan import parse_plan
+from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.replan import Reached, ReplanRequest
+from rayloom.dag.tool_view import ToolView
+from rayloom.dag.values import Json
+from rayloom.dag.verify import verify
+from rayloom.serve.parser import Parser
+from rayloom.serve.planner import Planner
+from tests.fakes.answering_models import AnsweringModels, Step, completion
+from tests.unit.dag.planning.views import VIEWS
+
+OUTLINED = "1. @any {}\n2. think about it"
+GOOD = json.dumps(
+    {
+        "intent": "look",
+        "max_tokens": 50,
+        "subtasks": [{"id": "a", "tool": "any"}, {"id": "b", "do": "Say so", "after": ["a"]}],
+    }
+)
+BAD = json.dumps({"subtasks": [{"id": "a", "tool": "nothing"}]})
+
+
+def request(prompt: str = "Have a look", **more: Any) -> PlanRequest:
+    return PlanRequest(task_id="t", prompt=prompt, context={}, tools=VIEWS, payer=Payer(user_id="u"), **more)
+
+
+async def plan(*script: Step, asked: PlanRequest | None = None) -> tuple[Planned, AnsweringModels]:
+    models = AnsweringModels(*script)
+    planned = await Parser(lambda payer: models).plan(asked or request())
+    # Whatever it proposes can run.
+    verify(parse_plan(planned.plan), tools=VIEWS, nodes=(), model_available=True)
+    return planned, models
+
+
+async def test_a_plan_comes_with_all_that_is_known_of_it() -> None:
+    planned, models = await plan(GOOD, asked=request(p50_s={"any": 7.0}))
+    assert (planned.source, planned.repairs, planned.language) == ("model", 0, "en")
+    assert planned.brief == {"intent": "look", "language": "en", "budget": {"max_tokens": 50}}
+    assert (planned.use.tokens_in, planned.use.tokens_out) == (10, 5)
+    assert planned.estimate is not None
+    assert planned.estimate.seconds > 7.0
+    assert "`max_tokens`" in planned.over_budget[0]
+    meta = planned.meta()
+    assert set(meta) >= {"brief", "usage", "calls", "estimate", "over_budget", "repairs"}
+    (asked,) = models.asked
+    assert (asked.role, asked.purpose) == ("planner", "split")
+    assert asked.schema is not None
+    assert "http.fetch_text" in asked.messages[1].text
+
+
+async def test_a_plan_that_will_be_late_is_told_of() -> None:
+    for prompt in ("Have a look", OUTLINED):
+        planned, _ = await plan(BAD if prompt == OUTLINED else GOOD, asked=request(prompt, budget={"deadline_s": 1}))
+        assert planned.notes[-1].startswith("`deadline_s`")
+
+
+async def test_faults_are_mended_in_two_rounds_at_most() -> None:
+    planned, models = await plan(BAD, "nonsense", GOOD)
+    assert (planned.source, planned.repairs) == ("model", 2)
+    assert [asked.purpose for asked in models.asked] == ["split", "repair", "repair"]
+    assert "there is no tool `nothing`" in models.asked[1].messages[-1].text
+    assert models.asked[2].messages[-2].text == "nonsense"
+    assert [call.fault_count for call in planned.calls] == [1, 1, 0]
+    assert planned.use.tokens == 45
+
+
+async def test_an_answer_that_the_client_refuses_is_read_with_more_patience() -> None:
+    planned, _ = await plan(AnswerInvalid("no", text=f"Here:\n```\n{GOOD}\n```", faults=["prose"]))
+    assert planned.source == "model"
+    assert planned.use.is_estimated
+
+
+async def test_an_answer_that_was_cut_off_is_told_so() -> None:
+    _, models = await plan(lambda asked: completion(GOOD[:60], is_cut=True), GOOD)
+    assert "cut off at the most tokens" in models.asked[1].messages[-1].text
+
+
+async def test_questions_are_not_guessed_at() -> None:
+    with pytest.raises(NeedsClarification) as asked:
+        await plan(json.dumps({"intent": "?", "questions": ["Which report?"], "subtasks": []}))
+    assert asked.value.questions == ("Which report?",)
+
+
+async def test_what_no_round_mends_is_taken_from_the_outline_where_there_is_one() -> None:
+    planned, models = await plan(BAD, asked=request(OUTLINED))
+    assert len(models.asked) == 3
+    assert (planned.source, planned.repairs) == ("outline", 2)
+    subtasks: Any = planned.plan["subtasks"]
+    assert [each["type"] for each in subtasks] == ["TOOL", "REASONING"]
+    assert subtasks[1]["instruction"] == "think about it"
+    assert subtasks[1]["input"] == {subtasks[0]["id"]: {"$ref": f"{subtasks[0]['id']}.output"}}
+    assert any("outline" in note for note in planned.notes)
+    assert planned.use.tokens == 45
+    assert planned.estimate is not None
+
+
+async def test_without_an_outline_it_fails_and_says_what_was_wrong() -> None:
+    with pytest.raises(UserError, match=r"3 answers.*there is no tool `nothing`") as failed:
+        await plan(BAD)
+    assert failed.value.code == "PLAN_FAILED"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Transient("MODEL_UNAVAILABLE", "away", retry_after_s=5),
+        Refused("MODEL_REFUSED", "no"),
+        UserError("CONTEXT_TOO_LONG", "too long"),
+    ],
+    ids=["away", "refused", "too long"],
+)
+async def test_a_model_that_gives_no_answer_at_all(error: RayloomError) -> None:
+    planned, _ = await plan(error, asked=request(OUTLINED))
+    assert planned.source == "outline"
+    assert error.code in planned.notes[0]
+    with pytest.raises(type(error)) as raised:
+        await plan(error)
+    assert raised.value.code == error.code
+
+
+async def test_an_outline_that_can_not_run_is_left_for_whoever_stores_it() -> None:
+    models = AnsweringModels(Transient("MODEL_UNAVAILABLE", "away"))
+    tools = {"any": ToolView(name="any", schema={"required": ["x"]}, resources={})}
+    asked = replace(request("1. @any\n2. @any {}"), tools=tools)
+    planned = await Parser(lambda payer: models).plan(asked)
+    assert planned.source == "outline"
+
+
+async def test_fewer_tools_are_shown_where_the_prompt_is_too_long_for_more() -> None:
+    many = {f"t{i}": ToolView(name=f"t{i}", schema={}, resources={}) for i in range(40)}
+    long = UserError("CONTEXT_TOO_LONG", "too long")
+    models = AnsweringModels(long, long, json.dumps({"subtasks": [{"id": "a", "tool": "t1"}]}))
+    draft = await Planner(models).draft(replace(request(), tools=many))
+    assert draft.verdict.plan is not None
+    assert [len(asked.messages[1].text.splitlines()) for asked in models.asked] == [28, 16, 10]
+    assert "6 of 40 tools" in draft.notes[0]
+    small = AnsweringModels(long, context_tokens=4_096)
+    with pytest.raises(UserError):
+        await Planner(small).draft(replace(request(), tools=many))
+    assert [len(asked.messages[1].text.splitlines()) for asked in small.asked] == [16, 10, 7]
+
+
+async def test_without_room_for_a_round_there_is_none() -> None:
+    models = AnsweringModels(BAD, UserError("CONTEXT_TOO_LONG", "too long"))
+    draft = await Planner(models).draft(request())
+    assert draft.repairs == 0
+    assert draft.verdict.faults
+    assert "no room" in draft.notes[-1]
+    with pytest.raises(UserError, match="other"):
+        await Planner(AnsweringModels(BAD, UserError("OTHER", "other"))).draft(request())
+
+
+async def test_without_models_it_is_the_outline_as_ever() -> None:
+    planned = await Parser().plan(request("Have a look"))
+    assert planned.source == "outline"
+    assert planned.calls == ()
+    assert planned.meta().keys() == {"source", "language", "notes", "parsed_s", "split_s"}
+
+
+def more(**reached: bool) -> ReplanRequest:
+    """Of a plan of which something is BLOCKED."""
+    subtasks: list[Json] = [{"id": key, "type": "TOOL", "tool": "any"} for key in reached]
+    return ReplanRequest(
+        request=request(),
+        plan={"subtasks": subtasks},
+        reached=tuple(
+            Reached(key=key, status="COMPLETED" if is_done else "BLOCKED", is_done=is_done)
+            for key, is_done in reached.items()
+        ),
+        reason="b is BLOCKED",
+    )
+
+
+async def test_a_model_adds_to_a_plan_and_mends_what_it_adds() -> None:
+    wrong = json.dumps({"subtasks": [{"id": "c", "tool": "any", "after": ["b"]}]})
+    models = AnsweringModels(wrong, json.dumps({"subtasks": [{"id": "c", "tool": "any", "after": ["a"]}]}))
+    planned = await Parser(lambda payer: models).replan(more(a=True, b=False))
+    assert planned.plan == {"subtasks": [{"id": "c", "type": "DATA_RETRIEVAL", "tool": "any", "depends_on": ["a"]}]}
+    assert (planned.source, planned.repairs) == ("model", 1)
+    assert [asked.purpose for asked in models.asked] == ["replan", "repair"]
+    assert "b gave nothing" in models.asked[1].messages[-1].text.replace("`", "")
+
+
+async def test_a_model_that_adds_nothing_that_can_run_gives_no_plan() -> None:
+    models = AnsweringModels(BAD, BAD, BAD)
+    with pytest.raises(UserError) as error:
+        await Parser(lambda payer: models).replan(more(a=True, b=False))
+    assert error.value.code == "PLAN_FAILED"
+
+
+async def test_without_a_model_nothing_is_added() -> None:
+    with pytest.raises(UserError, match="no model"):
+        await Parser().replan(more(a=False))
