@@ -82,8 +82,11 @@ class _Drafting:
         self._models, self._request, self._more, self._clock = models, request, more, clock
         self._language = language_of(request.prompt)
         self._began_at = clock()
-        names = select(request.prompt, request.tools, most=most)
         with_code = CODE_TOOL in request.tools
+        # It would call it with code that it has no room to write, or with none. That it may say `code` is enough.
+        is_named = f"@{CODE_TOOL}" in request.prompt
+        offered = {name: tool for name, tool in request.tools.items() if name != CODE_TOOL or is_named}
+        names = select(request.prompt, offered, most=most)
         self._schema = plan_schema(names, with_code=with_code)
         self._asked = plan_messages(
             request.prompt,
@@ -95,8 +98,8 @@ class _Drafting:
         if more is not None:
             self._asked = more_messages(self._asked, more)
         self._notes: list[str] = []
-        if len(names) < len(request.tools):
-            self._notes.append(f"{len(names)} of {len(request.tools):,} tools were offered to the model")
+        if len(names) < len(offered):
+            self._notes.append(f"{len(names)} of {len(offered):,} tools were offered to the model")
         self._calls: list[PlanCall] = []
 
     async def run(self, rounds: int) -> Draft:

@@ -22,7 +22,7 @@ _RULES: Final = (
     '- tool: an exact name from TOOLS, or "think" (a model reasons or writes text)%s. Never invent tools.\n'
     "- input: what the tool's signature asks for; ? marks optional members. %s need none: they see the outputs of "
     "`after`.\n"
-    "- do: only for %s: what is to be done, in the language of the request.\n"
+    '- do: for %s what is to be done, in the language of the request; else "".\n'
     "- after: ids whose output or effect it needs, and no others. What is independent has [] and runs at once.\n"
     '- To pass on an output: {"$ref":"id.output"} or {"$ref":"id.output.member"} as a whole value, '
     "${id.output.member} inside a text.\n"
@@ -35,18 +35,18 @@ _CODE_RULE: Final = ', or "code" (a model writes Python and runs it)'
 _EXAMPLE_EN: Final = (
     "Compare the weather in Oslo and Rome tomorrow and mail me the result at a@x.org",
     '{"intent":"compare weather, mail it","entities":["Oslo","Rome"],"subtasks":['
-    '{"id":"oslo","tool":"weather.get","input":{"city":"Oslo","day":"tomorrow"},"after":[]},'
-    '{"id":"rome","tool":"weather.get","input":{"city":"Rome","day":"tomorrow"},"after":[]},'
-    '{"id":"compare","tool":"think","do":"Compare both forecasts in three sentences","after":["oslo","rome"]},'
-    '{"id":"send","tool":"mail.send","input":{"to":"a@x.org","body":"${compare.output}"},"after":["compare"]}]}',
+    '{"id":"oslo","tool":"weather.get","input":{"city":"Oslo","day":"tomorrow"},"do":"","after":[]},'
+    '{"id":"rome","tool":"weather.get","input":{"city":"Rome","day":"tomorrow"},"do":"","after":[]},'
+    '{"id":"compare","tool":"think","input":{},"do":"Compare both in three sentences","after":["oslo","rome"]},'
+    '{"id":"send","tool":"mail.send","input":{"to":"a@x.org","body":"${compare.output}"},"do":"","after":["compare"]}]}',
 )
 _EXAMPLE_ZH: Final = (
     "查一下奥斯陆和罗马明天的天气，比较后发邮件到 a@x.org",
     '{"intent":"比较天气并发邮件","entities":["奥斯陆","罗马"],"subtasks":['
-    '{"id":"oslo","tool":"weather.get","input":{"city":"Oslo","day":"tomorrow"},"after":[]},'
-    '{"id":"rome","tool":"weather.get","input":{"city":"Rome","day":"tomorrow"},"after":[]},'
-    '{"id":"compare","tool":"think","do":"用三句话比较两地天气","after":["oslo","rome"]},'
-    '{"id":"send","tool":"mail.send","input":{"to":"a@x.org","body":"${compare.output}"},"after":["compare"]}]}',
+    '{"id":"oslo","tool":"weather.get","input":{"city":"Oslo","day":"tomorrow"},"do":"","after":[]},'
+    '{"id":"rome","tool":"weather.get","input":{"city":"Rome","day":"tomorrow"},"do":"","after":[]},'
+    '{"id":"compare","tool":"think","input":{},"do":"用三句话比较两地天气","after":["oslo","rome"]},'
+    '{"id":"send","tool":"mail.send","input":{"to":"a@x.org","body":"${compare.output}"},"do":"","after":["compare"]}]}',
 )
 
 

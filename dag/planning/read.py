@@ -153,6 +153,9 @@ class PlanReader:
         name = named.strip() if isinstance(named, str) else ""
         type_, tool = self._kind(fields, has_words=bool(do or name))
         given = self._input(fields.get("input"), where)
+        if tool == CODE_TOOL and "code" not in given and do:
+            self._note(f"`{id_}` calls `{CODE_TOOL}` without code: a model writes it")
+            type_, tool = "CODE_GEN", None
         view = self._tools.get(tool or "")
         mender = InputMender(self._ids)
         given = mender.mend(given, view.schema if view is not None else {})

@@ -35,7 +35,8 @@ def plan_schema(tools: Sequence[str], *, with_code: bool) -> JsonObject:
                 "items": {"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARS},
             },
         },
-        "required": ["id", "tool", "after"],
+        # What may be left out small models do leave out, input and instruction first of all.
+        "required": ["id", "tool", "input", "do", "after"],
         "additionalProperties": False,
     }
     return {

@@ -223,3 +223,13 @@ def test_schemas_that_say_nothing_are_no_hindrance() -> None:
     assert [each["input"] for each in subtasks] == [
         {"x": "1"}, {"x": 1, "y": "1", "z": "1"}, {"x": [{"k": 1}]}, {"x": 1},
     ]  # fmt: skip
+
+
+def test_a_program_without_code_is_written_by_a_model() -> None:
+    raw: JsonObject = {"id": "a", "tool": "python.run", "input": {"packages": ["x"]}, "do": "Count to three"}
+    (subtask,) = read(raw)
+    assert subtask == {
+        "id": "a", "name": "Count to three", "type": "CODE_GEN", "instruction": "Count to three",
+        "input": {"packages": ["x"]},
+    }  # fmt: skip
+    assert read_plan([raw], VIEWS).notes == ("`a` calls `python.run` without code: a model writes it",)
