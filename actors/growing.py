@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from rayloom.actors.backlog import Backlog
 from rayloom.actors.jobs import Jobs
 from rayloom.actors.judge import Judge
 from rayloom.actors.splitting import AGAIN_S, BROKEN_MAX, WAITED_FOR, Away
+from rayloom.dag.decision import QUOTA_EXCEEDED
 from rayloom.dag.errors import RayloomError, Stale, Transient
 from rayloom.dag.log_line import LogLine
 from rayloom.dag.planned import Planned
@@ -38,6 +40,15 @@ OUTPUT_CHARS = 2_000
 """So much of each output the parser is shown."""
 
 
+@dataclass(frozen=True, slots=True)
+class _More:
+    """What the parser wants to add, and to which subtasks it is the answer; nothing where ``verified`` is None."""
+
+    planned: Planned
+    verified: VerifiedPlan | None
+    blocked: frozenset[str]
+
+
 class Growing:
     """The tasks whose growth this incarnation sees to. ``on_closed`` is told when one has ended by it."""
 
@@ -54,15 +65,26 @@ class Growing:
     ) -> None:
         self._engine, self._blobs, self._backlog, self._parser = engine, blobs, backlog, parser
         self._judge, self._on_closed = judge, on_closed
+        self._waiting: set[UUID] = set()
+        self._settled: set[UUID] = set()
         self._jobs = Jobs(at_once=AT_ONCE, on_room=on_room)
 
     async def turn(self, incarnation: UUID) -> None:
         """Take as many tasks as there is room for, once tools and nodes are known."""
-        if not self._judge.is_ready or self._jobs.room <= 0:
+        if not self._judge.is_ready:
+            return
+        if self._jobs.busy:
+            # Ended meanwhile, by somebody or by their deadline: a model's answer may take minutes.
+            self._settled.intersection_update(self._jobs.busy)
+            gone = await growth.moved_on(self._engine, self._jobs.busy, incarnation=incarnation)
+            self._jobs.drop(gone - self._settled)
+        # What waits for a model keeps no other from growing.
+        room = self._jobs.room + len(self._waiting)
+        if room <= 0:
             return
         dead = await incarnations.dead_with_leases(self._engine)
         taken = await growth.claim_growths(
-            self._engine, incarnation=incarnation, dead=dead, limit=self._jobs.room, busy=self._jobs.busy
+            self._engine, incarnation=incarnation, dead=dead, limit=room, busy=self._jobs.busy
         )
         for task in taken:
             self._jobs.start(task.task_id, self._grow(task, incarnation))
@@ -78,10 +100,15 @@ class Growing:
 
     async def _grow(self, task: GrowingTask, incarnation: UUID) -> None:
         broken, away = 0, Away()
+        more: _More | None = None
         while True:
             pause_s: float | None = AGAIN_S
             try:
-                await self._add(task, incarnation)
+                # What the parser has made once is kept: only to store it is tried again.
+                if more is None:
+                    more = await self._asked(task)
+                self._settled.add(task.task_id)
+                await self._store(task, more, incarnation)
                 return
             except Stale:
                 # It was ended, or another sees to it.
@@ -89,7 +116,10 @@ class Growing:
             except Transient as error:
                 _log.warning("growth.again", extra={"task_id": str(task.task_id), "error": error.message})
                 broken += error.code == PARSER_BROKE
-                if error.code.startswith(WAITED_FOR):
+                if error.code == QUOTA_EXCEEDED:
+                    # Nobody knows when there will be room; until then the task would neither end nor go on.
+                    pause_s = None
+                elif error.code.startswith(WAITED_FOR):
                     pause_s = away.pause_s(error, asyncio.get_running_loop().time())
                 failure: Exception = error
             except Exception as error:  # noqa: BLE001 - what breaks us must end this growth, and nothing else
@@ -99,32 +129,50 @@ class Growing:
             if broken >= BROKEN_MAX or pause_s is None:
                 await self._give_up(task, incarnation, failure)
                 return
-            await asyncio.sleep(pause_s)
+            await self._wait(task, pause_s)
 
-    async def _add(self, task: GrowingTask, incarnation: UUID) -> None:
+    async def _wait(self, task: GrowingTask, pause_s: float) -> None:
+        self._waiting.add(task.task_id)
+        try:
+            await asyncio.sleep(pause_s)
+        finally:
+            self._waiting.discard(task.task_id)
+
+    async def _asked(self, task: GrowingTask) -> _More:
+        """What the parser says, verified with what there is."""
         subtasks = await growth.subtasks_so_far(self._engine, task.task_id, output_chars=OUTPUT_CHARS)
         reached = tuple(_reached(each) for each in subtasks)
         request = self._judge.request(
             task_id=task.task_id, user_id=task.user_id, key_id=task.api_key_id, prompt=task.prompt,
             context=task.context, options=task.options, p50_s={},
         )  # fmt: skip
-        blocked = [each for each in reached if each.status == "BLOCKED" and not each.is_done]
+        blocked = tuple(each for each in reached if each.status == "BLOCKED" and not each.is_done)
         planned = await self._parser.replan(
             ReplanRequest(request=request, plan=task.plan, reached=reached, reason=_reason(blocked))
         )
-        known = [str(each["id"]) for each in growth.plan_so_far(task)]
         done = frozenset(each.key for each in reached if each.is_done)
         verified = await asyncio.to_thread(self._verify, planned, task, done)
-        await self._tell(task, planned.notes, planned.source)
-        if verified is None:
+        return _More(planned, verified, frozenset(each.key for each in blocked))
+
+    async def _store(self, task: GrowingTask, more: _More, incarnation: UUID) -> None:
+        planned, verified = more.planned, more.verified
+        if verified is None or (more.blocked and not await self._is_blocked(task, more)):
+            await self._tell(task, planned.notes, planned.source)
             await self._stop(task, incarnation)
             return
+        known = [str(each["id"]) for each in growth.plan_so_far(task)]
         committed = await growth.extend_plan(
             self._engine, self._blobs, task.task_id, verified, known=known, incarnation=incarnation,
             meta=_meta(task, planned, added=[each.spec.id for each in verified.subtasks[len(known) :]]),
             is_last=True, goes_around=True,
         )  # fmt: skip
+        await self._tell(task, planned.notes, planned.source)
         await self._tell_others(committed)
+
+    async def _is_blocked(self, task: GrowingTask, more: _More) -> bool:
+        """Whether what it was asked for is still in the way; somebody may have retried it meanwhile."""
+        subtasks = await growth.subtasks_so_far(self._engine, task.task_id, output_chars=0)
+        return any(each.status == "BLOCKED" and each.key in more.blocked for each in subtasks)
 
     def _verify(self, planned: Planned, task: GrowingTask, done: frozenset[str]) -> VerifiedPlan | None:
         """What is there with what is added; None where nothing is. Raises InvalidPlan."""
@@ -170,7 +218,7 @@ def _reached(subtask: Grown) -> Reached:
     )
 
 
-def _reason(blocked: list[Reached]) -> str:
+def _reason(blocked: Sequence[Reached]) -> str:
     if not blocked:
         return "what has come of the plan so far is not enough"
     return "BLOCKED: " + "; ".join(f"{each.key} ({each.error})" for each in blocked[:10])

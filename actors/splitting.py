@@ -35,7 +35,7 @@ AGAIN_MAX_S = 30.0
 BROKEN_MAX = 3
 AWAY_MAX_S = 3600.0
 """How long a model that does not answer is waited for; a quota is waited for as long as the task may live."""
-WAITING_MAX = 200
+WAITING_MAX = 10_000
 """How many tasks may wait for a model or a quota beside those that are being split."""
 WAITED_FOR = ("MODEL_", "QUOTA_")
 """How the codes begin of what nobody but a model, or who sets its limits, can end."""
@@ -136,7 +136,8 @@ class Splitting:
                     if pause_s is None:
                         await self._fail(task, incarnation, error)
                         return
-                    await self._wait(task, error, pause_s)
+                    # The first time, and ever less often.
+                    await self._wait(task, error, pause_s, is_told=away.count.bit_count() == 1)
                     continue
                 if error.code == PARSER_BROKE:
                     broken.append(
@@ -153,10 +154,11 @@ class Splitting:
                 broken.append(error)
             await asyncio.sleep(AGAIN_S)
 
-    async def _wait(self, task: TaskToSplit, error: Transient, pause_s: float) -> None:
-        """Wait for a model or a quota. Others are split meanwhile."""
-        said = f"not planned yet: {error.message}; tried again in {pause_s:.0f} s"
-        await append(self._engine, [LogLine(at=datetime.now(UTC), task_id=str(task.task_id), message=said)])
+    async def _wait(self, task: TaskToSplit, error: Transient, pause_s: float, *, is_told: bool) -> None:
+        """Wait for a model or a quota. Others are split meanwhile. ``is_told``: its log says so."""
+        if is_told:
+            said = f"not planned yet: {error.message}; tried again in {pause_s:.0f} s"
+            await append(self._engine, [LogLine(at=datetime.now(UTC), task_id=str(task.task_id), message=said)])
         self._waiting.add(task.task_id)
         self._on_room()
         try:

@@ -85,7 +85,8 @@ def decide(
     if error is not None and error.code == BREAKER_OPEN and error.retryable:
         wait_s = delay_s(0, initial_s=policy.initial_s, max_s=policy.max_s, jitter=jitter)
         return Decision(retry_in_s=(error.retry_after_s or 0.0) + wait_s, spends=False)
-    if error is not None and error.code == QUOTA_EXCEEDED and error.retryable:
+    is_paid = outcome.model_tokens > 0 and attempt > max_retries
+    if error is not None and error.code == QUOTA_EXCEEDED and error.retryable and not is_paid:
         wait_s = delay_s(0, initial_s=policy.initial_s, max_s=policy.max_s, jitter=jitter)
         asked_s = QUOTA_WAIT_S if error.retry_after_s is None else _asked_s(outcome, jitter)
         return Decision(retry_in_s=max(wait_s, asked_s), spends=False)

@@ -82,6 +82,10 @@ def shares(quota: Quota, usage: Usage) -> Iterator[tuple[str, float]]:
             yield name, used / limit if limit else 1.0
 
 
+TOLD_MAX_S: Final = 120.0
+"""An endpoint is asked again after this, whatever it said: a slip of its clock must not close it to all for a day."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
     """What the endpoint of a model said of its own limits, less what was let through since; None: nothing."""
@@ -102,7 +106,7 @@ class Provider:
             reset_at = now_s + _seconds(limits.tokens_reset_s)
             known = replace(known, tokens_left=limits.tokens_left, tokens_reset_at=reset_at)
         if limits.retry_after_s is not None:
-            known = replace(known, closed_until=max(known.closed_until, now_s + max(limits.retry_after_s, 0.0)))
+            known = replace(known, closed_until=max(known.closed_until, now_s + _seconds(limits.retry_after_s)))
         return known
 
     def called(self, amount: Amount) -> Provider:
@@ -127,4 +131,4 @@ class Provider:
 
 
 def _seconds(reset_s: float | None) -> float:
-    return float(WINDOW_S) if reset_s is None else max(reset_s, 0.0)
+    return float(WINDOW_S) if reset_s is None else min(max(reset_s, 0.0), TOLD_MAX_S)

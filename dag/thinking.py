@@ -11,6 +11,7 @@ from typing import Any, Final
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
+from rayloom.dag.tame_schema import tamed
 from rayloom.dag.values import Json, JsonObject
 
 MAX_STEPS: Final = 32
@@ -57,9 +58,13 @@ def data_of(input: JsonObject, schema: Mapping[str, Any]) -> JsonObject:
 
 
 def schema_fault(schema: Json) -> str | None:
-    """What is wrong with a JSON Schema; None: nothing."""
+    """What is wrong with a JSON Schema, which is held to bounds; None: nothing."""
+    if not isinstance(schema, dict):
+        return "is no JSON Schema: it must be an object"
     try:
-        Draft202012Validator.check_schema(schema)  # type: ignore[arg-type]  # whatever it is, it says so
+        Draft202012Validator.check_schema(tamed(schema))
     except SchemaError as error:
         return f"is no JSON Schema: {error.message[:300]}"
+    except ValueError as error:
+        return str(error)
     return None

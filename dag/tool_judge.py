@@ -126,4 +126,6 @@ def globs_of(subtask: Subtask) -> tuple[str, ...]:
     if subtask.type is not TaskType.REASONING:
         return ()
     named: Json | Any = subtask.input.get("use_tools")
+    if isinstance(named, dict) and set(named) == {LITERAL}:
+        named = named[LITERAL]
     return tuple(name for name in named if isinstance(name, str)) if isinstance(named, list) else ()

@@ -90,6 +90,17 @@ async def claim_growths(
     )
 
 
+async def moved_on(engine: AsyncEngine, tasks: Sequence[UUID], *, incarnation: UUID) -> frozenset[UUID]:
+    """Those of ``tasks`` that no longer grow by this incarnation."""
+    async with driver(engine) as connection:
+        rows = await connection.fetch(
+            "SELECT id FROM tasks WHERE id = ANY($1) AND (growth IS NULL OR incarnation IS DISTINCT FROM $2)",
+            list(tasks),
+            incarnation,
+        )
+    return frozenset(row["id"] for row in rows)
+
+
 async def subtasks_so_far(engine: AsyncEngine, task_id: UUID, *, output_chars: int) -> tuple[Grown, ...]:
     """The subtasks of a task in the order of its plan, with the beginnings of their outputs as JSON text."""
     async with driver(engine) as connection:

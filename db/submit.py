@@ -172,7 +172,9 @@ async def accept_plan(
         if grows and hold:
             raise Bug("PLAN_HELD", "a plan that waits for approval is whole")
         target = _Target(
-            task_id, row["user_id"], row["priority"], row["created_at"], inputs, hold=hold, replans=replans,
+            task_id, row["user_id"], row["priority"], row["created_at"], inputs, hold=hold,
+            # What somebody has approved is the plan as it was.
+            replans=0 if hold else replans,
             grower=incarnation if grows else None,
         )  # fmt: skip
         queued = await _write_plan(connection, target, plan, meta, events, now)

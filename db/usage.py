@@ -102,7 +102,8 @@ def _by_models(user_id: UUID, since: datetime, until: datetime) -> Select[Any]:
     call = model_calls.c
     day = cast(func.timezone("UTC", call.reserved_at), Date).label("day")
     is_fallback = call.attempt == any_(sub_tasks.c.fallback_attempts)
-    tool = case((is_fallback, sub_tasks.c.fallback_tool), else_=sub_tasks.c.tool).label("tool")
+    # A subtask that a model does has no tool, as a call that no subtask made.
+    tool = func.nullif(case((is_fallback, sub_tasks.c.fallback_tool), else_=sub_tasks.c.tool), "").label("tool")
     return (
         select(
             call.model,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any, Final
 
 from jsonschema import Draft202012Validator
@@ -12,18 +11,15 @@ from jsonschema.exceptions import SchemaError
 from rayloom.dag.errors import Fault
 from rayloom.dag.json_text import pointer_to
 from rayloom.dag.nearest import did_you_mean
+from rayloom.dag.tame_schema import tamed
 from rayloom.dag.tool_view import ToolView
 from rayloom.serve.problems import invalid
 
 MAX_TOOLS: Final = 1_000
 MAX_DESCRIPTION_CHARS: Final = 10_000
-MAX_SCHEMA_VALUES: Final = 2_000
-"""Of one schema, its references put in: whatever a model says is checked against it beside requests of others."""
 _MAX_FAULTS: Final = 100
 _NAME: Final = re.compile(r"[A-Za-z0-9_.\-/:]{1,128}")
 _FIELDS: Final = ("name", "description", "schema")
-# A pattern of somebody's own may take for ever, and Python holds on to everything meanwhile.
-_LEFT_OUT: Final = frozenset({"pattern", "patternProperties", "$defs", "definitions", "$id", "$anchor", "$dynamicRef"})
 
 
 def read_tools(raw: list[Any]) -> dict[str, ToolView]:
@@ -39,7 +35,10 @@ def read_tools(raw: list[Any]) -> dict[str, ToolView]:
             found = [Fault(f"{where}/name", f"`{item['name']}` was given before")]
         if not found:
             try:
-                schema = _Inlining(item["schema"]).run()
+                schema = tamed(item["schema"])
+                Draft202012Validator.check_schema(schema)
+            except SchemaError as error:
+                found = [Fault(pointer_to(f"{where}/schema", error.absolute_path), error.message[:300])]
             except ValueError as error:
                 found = [Fault(f"{where}/schema", str(error))]
             else:
@@ -67,55 +66,5 @@ def _faults_of(item: Any, where: str) -> list[Fault]:
     if not isinstance(description, str) or len(description) > MAX_DESCRIPTION_CHARS:
         faults.append(Fault(f"{where}/description", f"must be text of at most {MAX_DESCRIPTION_CHARS:,} characters"))
     if not isinstance(schema, dict):
-        return [*faults, Fault(f"{where}/schema", "must be an object: the JSON Schema of the tool's input")]
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        faults.append(Fault(pointer_to(f"{where}/schema", error.absolute_path), error.message[:300]))
+        faults.append(Fault(f"{where}/schema", "must be an object: the JSON Schema of the tool's input"))
     return faults
-
-
-class _Inlining:
-    """A schema with its own references put in, so that its size is what checking it costs."""
-
-    def __init__(self, schema: Mapping[str, Any]) -> None:
-        self._schema = schema
-        self._values = 0
-
-    def run(self) -> dict[str, Any]:
-        """Raises ValueError for what is too large, or refers to elsewhere."""
-        found = self._schema_of(self._schema, ())
-        return found if isinstance(found, dict) else {}
-
-    def _schema_of(self, schema: Any, within: tuple[str, ...]) -> Any:
-        self._values += 1
-        if self._values > MAX_SCHEMA_VALUES:
-            raise ValueError(f"has more than {MAX_SCHEMA_VALUES:,} parts once its references are put in")
-        if isinstance(schema, list):
-            return [self._schema_of(item, within) for item in schema]
-        if not isinstance(schema, dict):
-            return schema
-        made: dict[str, Any] = {}
-        for name, value in schema.items():
-            if name in ("const", "enum", "default", "examples"):
-                made[name] = value
-            elif name in ("properties", "dependentSchemas") and isinstance(value, dict):
-                made[name] = {key: self._schema_of(member, within) for key, member in value.items()}
-            elif name not in _LEFT_OUT and name != "$ref":
-                made[name] = self._schema_of(value, within)
-        target = schema.get("$ref")
-        # What refers to itself may be anything from there on.
-        if isinstance(target, str) and target not in within:
-            made["allOf"] = [*made.get("allOf", []), self._schema_of(self._target(target), (*within, target))]
-        return made
-
-    def _target(self, reference: str) -> Any:
-        if not reference.startswith("#"):
-            raise ValueError(f"refers to `{reference[:100]}`: only references within the schema itself are followed")
-        found: Any = self._schema
-        for step in reference[1:].split("/")[1:]:
-            name = step.replace("~1", "/").replace("~0", "~")
-            if not isinstance(found, dict) or name not in found:
-                raise ValueError(f"refers to `{reference[:100]}`, which is not there")
-            found = found[name]
-        return found

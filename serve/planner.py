@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
-from rayloom.dag.errors import AnswerInvalid, Fault, UserError
+from rayloom.dag.errors import AnswerInvalid, Fault, Transient, UserError
 from rayloom.dag.kinds import CODE_TOOL
 from rayloom.dag.model import Message, ModelPort, ModelRequest, ModelUse
 from rayloom.dag.outline_cues import language_of
@@ -112,6 +112,10 @@ class _Drafting:
                 if error.code != TOO_LONG:
                     raise
                 self._notes.append("there is no room to have the plan mended")
+                break
+            except Transient as error:
+                # The whole again would be paid for again, and may come to the same.
+                self._notes.append(f"the model could not be asked to mend the plan ({error.code}: {error.message})")
                 break
             repairs += 1
         return Draft(verdict=verdict, repairs=repairs, notes=tuple(self._notes), calls=tuple(self._calls))

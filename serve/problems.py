@@ -118,6 +118,8 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(422, error.message, code=error.code, errors=faults, questions=error.questions)
         case Transient():
             wait_s = error.retry_after_s or DEFAULT_RETRY_AFTER_S
+            if error.code == "QUOTA_EXCEEDED":
+                return Problem(429, error.message, code=error.code, retry_after_s=wait_s)
             return unavailable(error.message, code=error.code, retry_after_s=wait_s)
         case Bug():
             return None

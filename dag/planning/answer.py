@@ -86,6 +86,9 @@ def _decoded(text: str) -> tuple[JsonObject | None, str]:
             continue
         except RecursionError:
             return None, "is nested too deep"
+        except ValueError:
+            # Python reads no number of more than 4,300 digits.
+            return None, "has a number that is too long"
         answer = _as_answer(value)
         if answer is not None:
             return answer, ""

@@ -17,8 +17,6 @@ T = TypeVar("T")
 
 _END: Final = object()
 _AFTERWARDS_S: Final = 5.0
-_MAX_THOUGHT_BYTES: Final = 4 * 1024 * 1024
-"""Of what a model thinks aloud before it answers."""
 
 
 @dataclass(slots=True)
@@ -26,14 +24,14 @@ class Heard:
     """What of an answer has come so far.
 
     ``finish``: the endpoint's word for why it ended; empty: none yet. ``is_cut``: we stopped listening, as it was too
-    long. ``thought_bytes``: what it thought aloud and is no part of the answer. ``refusal``: in place of an answer.
+    long. ``thought_bytes``: what it thought aloud, or refused, and is no part of the answer.
     """
 
     pieces: list[str] = field(default_factory=list)
     size_bytes: int = 0
     thoughts: list[str] = field(default_factory=list)
     thought_bytes: int = 0
-    refusal: str = ""
+    refusals: list[str] = field(default_factory=list)
     finish: str = ""
     is_cut: bool = False
     usage: Mapping[str, Any] | None = None
@@ -47,7 +45,12 @@ class Heard:
     @property
     def spoken(self) -> str:
         """All that was made and has to be paid for."""
-        return "".join(self.thoughts) + self.text
+        return "".join(self.thoughts) + self.refusal + self.text
+
+    @property
+    def refusal(self) -> str:
+        """What it said in place of an answer."""
+        return "".join(self.refusals)
 
 
 async def listen(
@@ -120,12 +123,14 @@ def _take(event: object, heard: Heard, max_bytes: int, on_text: Callable[[str], 
         return False
     refusal, text = delta.get("refusal"), delta.get("content")
     thought = delta.get("reasoning_content") or delta.get("reasoning")
-    if isinstance(refusal, str):
-        heard.refusal += refusal
+    if isinstance(refusal, str) and refusal:
+        heard.refusals.append(refusal)
+        heard.thought_bytes += len(refusal.encode(errors="replace"))
     if isinstance(thought, str) and thought:
         heard.thoughts.append(thought)
         heard.thought_bytes += len(thought.encode(errors="replace"))
-        heard.is_cut = heard.thought_bytes > _MAX_THOUGHT_BYTES
+    # What is no part of the answer was not held to its limit either.
+    heard.is_cut = heard.thought_bytes > max_bytes
     if isinstance(text, str) and text:
         _hear(text, heard, max_bytes, on_text)
     return bool(text or thought or refusal)

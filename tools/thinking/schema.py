@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from rayloom.dag.errors import Bug, UserError
+from rayloom.dag.tame_schema import tamed
 from rayloom.dag.thinking import schema_fault
 from rayloom.dag.values import Json, JsonObject
 from rayloom.tools.call import schema_faults
 
 
 def wanted_schema(input: JsonObject) -> JsonObject | None:
-    """The schema that the result must fit; None: any text. Raises UserError (``SCHEMA_INVALID``)."""
+    """The schema that the result must fit, without patterns; None: any text. Raises UserError (``SCHEMA_INVALID``)."""
     schema = input.get("output_schema")
     if not isinstance(schema, dict):
         return None
     fault = schema_fault(schema)
     if fault is not None:
         raise UserError("SCHEMA_INVALID", f"/output_schema: {fault}")
-    # What it refers to must be there, too.
-    unfit(schema, None)
-    return schema
+    return tamed(schema)
 
 
 def unfit(schema: JsonObject, value: Json) -> list[str]:

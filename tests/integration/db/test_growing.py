@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from rayloom.actors import growing as module
+from rayloom.actors import splitting
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.growing import Growing
 from rayloom.actors.judge import Judge
@@ -18,7 +19,7 @@ from rayloom.dag.planned import Planned, PlanRequest
 from rayloom.dag.ports import PARSER_BROKE
 from rayloom.dag.replan import ReplanRequest
 from rayloom.dag.values import JsonObject
-from rayloom.db import task_moves
+from rayloom.db import growth, task_moves
 from tests.fakes.memory_queue import MemoryQueue
 from tests.integration.db.spine import NODES, Spine
 from tests.integration.db.test_splitting import TOOLS
@@ -168,4 +169,55 @@ async def test_a_task_that_is_cancelled_meanwhile_stays_so(spine: Spine) -> None
     bench.planner.replan = cancelling  # type: ignore[method-assign]  # what happens meanwhile
     await bench.through()
     assert (await spine.task(task_id))["status"] == "CANCELLED"
+    await spine.audit()
+
+
+async def test_what_was_made_once_is_not_asked_for_again_only_to_be_stored(
+    spine: Spine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, left = Bench(spine, _more(AROUND)), 3
+    task_id = await bench.task()
+    extend = growth.extend_plan
+
+    async def breaking(*arguments: Any, **named: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise Transient("BLOB_STORE_UNAVAILABLE", "away")
+        return await extend(*arguments, **named)
+
+    monkeypatch.setattr(growth, "extend_plan", breaking)
+    await bench.through()
+    assert (len(bench.planner.asked), (await spine.statuses(task_id))["c"]) == (1, "QUEUED")
+
+
+async def test_a_quota_that_is_spent_ends_the_growth(spine: Spine) -> None:
+    bench = Bench(spine, Transient("QUOTA_EXCEEDED", "spent", retry_after_s=60))
+    task_id = await bench.task()
+    await bench.through()
+    assert (len(bench.planner.asked), (await spine.task(task_id))["status"]) == (1, "FAILED")
+
+
+async def test_nobody_goes_on_asking_for_a_task_that_was_ended(spine: Spine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splitting, "AGAIN_S", 3_600.0)
+    monkeypatch.setattr(splitting, "AGAIN_MAX_S", 3_600.0)
+    bench = Bench(spine, Transient("MODEL_UNAVAILABLE", "away"))
+    task_id = await bench.task()
+    await bench.growing.turn(spine.incarnation)
+    await task_moves.end_task(spine.engine, task_id, status="CANCELLED", error=None, reason="enough")
+    await bench.through()
+    assert len(bench.planner.asked) <= 1
+
+
+async def test_what_was_retried_by_hand_meanwhile_is_in_nobody_s_way(spine: Spine) -> None:
+    bench = Bench(spine, _more(AROUND))
+    task_id = await bench.task()
+
+    async def retrying(request: ReplanRequest) -> Planned:
+        await spine.retry(task_id, "a")
+        return _more(AROUND)
+
+    bench.planner.replan = retrying  # type: ignore[method-assign]  # what happens meanwhile
+    await bench.through()
+    assert await spine.statuses(task_id) == {"a": "QUEUED", "b": "COMPLETED", "z": "READY"}
     await spine.audit()

@@ -213,3 +213,12 @@ async def test_what_is_retried_by_hand_meanwhile_is_not_gone_around(spine: Spine
     row = await spine.task(task_id)
     assert (row["status"], row["result"]) == ("COMPLETED", {"b": "x", "c": "x"})
     await spine.audit()
+
+
+async def test_a_plan_that_somebody_has_to_approve_does_not_grow(spine: Spine) -> None:
+    task_id = await _splitting(spine)
+    await accept_plan(
+        spine.engine, spine.blobs, task_id, plan_of({"a": []}), meta={}, incarnation=spine.incarnation, replans=2,
+        hold="over budget",
+    )  # fmt: skip
+    assert (await spine.task(task_id))["replans_left"] == 0

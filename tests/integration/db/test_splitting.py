@@ -407,7 +407,7 @@ async def test_a_model_that_is_away_is_waited_for_but_not_for_ever(
     await _bench(spine, away, away, away, away, PLAN).through()
     assert (await spine.task(task_id))["status"] == "PROCESSING"
     lines = await spine.rows("SELECT message FROM log_lines WHERE task_id = $1 ORDER BY id", task_id)
-    assert [line["message"].startswith("not planned yet: away") for line in lines] == [True] * 4 + [False]
+    assert [line["message"].startswith("not planned yet: away") for line in lines] == [True] * 3 + [False]
     monkeypatch.setattr(module, "AWAY_MAX_S", -1.0)
     # Who has spent a quota waits for another one, however long that takes.
     task_id = await _submit(spine)

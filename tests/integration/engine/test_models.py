@@ -16,6 +16,7 @@ from rayloom.serve.client import Client
 from tests.integration.engine.test_cancel import WITHIN_S, cancel
 from tests.integration.instance import Instance, running
 from tests.integration.models.endpoint import Asked, Endpoint, Reply
+from tests.integration.ports import free_ports
 from tests.integration.runs import Run, echo
 from tests.integration.waiting import wait_until
 
@@ -50,12 +51,11 @@ class Rig:
 
     replies: list[Reply] = field(default_factory=list)
     endpoint: Endpoint = field(init=False)
-    port: int = 0
+    port: int = field(default_factory=lambda: free_ports(1)[0])
 
     def start(self) -> None:
         self.endpoint = Endpoint(lambda asked: self.replies.pop(0) if self.replies else say(asked), port=self.port)
         self.endpoint.__enter__()
-        self.port = int(self.endpoint.url.rpartition(":")[2].partition("/")[0])
 
     def stop(self) -> None:
         self.endpoint.__exit__(None, None, None)

@@ -138,3 +138,11 @@ def test_a_probe_that_fails_spends_nothing_unless_there_is_nothing_to_spend() ->
     assert not probe(0, 3, attempt=8).spends
     assert probe(0, 3, attempt=9).spends
     assert probe(3, 3, attempt=9) == STOP
+
+
+@pytest.mark.parametrize(("tokens", "attempt", "spends"), [(0, 9, False), (100, 3, False), (100, 4, True)])
+def test_who_pays_and_comes_no_further_spends_retries_at_last(tokens: int, attempt: int, spends: bool) -> None:
+    info = ErrorInfo.from_exception(Transient("QUOTA_EXCEEDED", "spent", retry_after_s=60))
+    outcome = Outcome(verdict="failed", error=info, model_tokens=tokens)
+    decided = decide(outcome, retry_count=0, max_retries=3, policy=POLICY, jitter=0, attempt=attempt)
+    assert decided == Decision(retry_in_s=60, spends=spends)

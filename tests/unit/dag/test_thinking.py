@@ -25,3 +25,9 @@ def test_code_is_written_with_all_that_running_it_takes() -> None:
 def test_a_schema_is_looked_at() -> None:
     assert schema_fault({"type": "object"}) is None
     assert schema_fault({"type": 7}) == "is no JSON Schema: 7 is not valid under any of the given schemas"
+
+
+def test_a_schema_is_bounded_before_it_is_looked_at() -> None:
+    assert schema_fault([]) == "is no JSON Schema: it must be an object"
+    assert "more than 2,000 parts" in str(schema_fault({"allOf": [{}] * 3_000}))
+    assert schema_fault({"$ref": "#"}) is None

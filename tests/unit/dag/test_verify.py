@@ -350,6 +350,10 @@ MORE_TOOLS = {
         ({**WRITES, "input": {"output_schema": {"type": 7}}}, [("0/input/output_schema", "is no JSON Schema: ")]),
         ({**THINKS, "input": {"output_schema": "text"}}, [("0/input/output_schema", "'text' is not of type 'object'")]),
         ({**THINKS, "input": {"use_tools": ["core.*", "http.request"], "max_steps": 3}}, []),
+        (
+            {**THINKS, "input": {"use_tools": {"$literal": ["core.nope"]}}},
+            [("0/input/use_tools/0", "there is no tool `core.nope`; did you mean core.noop")],
+        ),
         ({**THINKS, "input": {"use_tools": [1]}}, [("0/input/use_tools/0", "1 is not of type 'string'")]),
         ({**THINKS, "input": {"max_steps": 3}}, [("0/input", "'use_tools' is a dependency of 'max_steps'")]),
         (

@@ -68,3 +68,10 @@ def test_what_is_no_plan_says_why(text: str, says: str) -> None:
     assert found.value is None
     assert found.fault is not None
     assert says in found.fault.message
+
+
+def test_a_number_that_python_does_not_read_is_a_fault() -> None:
+    found = find_answer('{"subtasks": [{"id": "a", "input": {"n": ' + "9" * 5_000 + "}}]}")
+    assert found.value is None
+    assert found.fault is not None
+    assert "a number that is too long" in found.fault.message
