@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Date, Select, any_, case, cast, func, select
+from sqlalchemy import Date, Select, any_, case, cast, func, select, text
 
 from rayloom.dag.amount import Amount
 from rayloom.dag.breaker import BREAKER_OPEN
@@ -103,7 +103,7 @@ def _by_models(user_id: UUID, since: datetime, until: datetime) -> Select[Any]:
     day = cast(func.timezone("UTC", call.reserved_at), Date).label("day")
     is_fallback = call.attempt == any_(sub_tasks.c.fallback_attempts)
     # A subtask that a model does has no tool, as a call that no subtask made.
-    tool = func.nullif(case((is_fallback, sub_tasks.c.fallback_tool), else_=sub_tasks.c.tool), "").label("tool")
+    tool = func.nullif(case((is_fallback, sub_tasks.c.fallback_tool), else_=sub_tasks.c.tool), text("''")).label("tool")
     return (
         select(
             call.model,

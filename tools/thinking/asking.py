@@ -30,8 +30,17 @@ def nothing_wrong(_completion: Completion) -> Sequence[str]:
     return ()
 
 
-async def asked(models: ModelPort, request: ModelRequest, log: LogPort, *, check: Check = nothing_wrong) -> Completion:
+async def asked(
+    models: ModelPort,
+    request: ModelRequest,
+    log: LogPort,
+    *,
+    check: Check = nothing_wrong,
+    explain: Callable[[str], Sequence[str]] | None = None,
+) -> Completion:
     """An answer that fits the request's schema and that ``check`` finds nothing wrong with.
+
+    ``explain``: what is wrong with a text that does not fit, where that can be told better than by the whole schema.
 
     Raises what ``ModelPort.complete`` raises, and UserError (``ANSWER_UNFIT``) where no repair helped: another attempt
     would ask the same again, and cost as much.
@@ -43,7 +52,8 @@ async def asked(models: ModelPort, request: ModelRequest, log: LogPort, *, check
         try:
             completion = await models.complete(told)
         except AnswerInvalid as invalid:
-            text, faults = invalid.text, invalid.faults or (invalid.message,)
+            text = invalid.text
+            faults = (explain(text) if explain else ()) or invalid.faults or (invalid.message,)
         else:
             text, faults = completion.text, check(completion)
             if not faults:

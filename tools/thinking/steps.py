@@ -87,7 +87,7 @@ class Steps:
         for step in range(self.most + 1):
             turns = self._in_room(asked_first, turns)
             now = replace(request, messages=(*asked_first, *turns), purpose="step")
-            completion = await asked(self.thinking.models, now, self.log, check=self._check)
+            completion = await asked(self.thinking.models, now, self.log, check=self._check, explain=self._explain)
             said = completion.value
             assert isinstance(said, dict)
             if "call" not in said:
@@ -109,6 +109,16 @@ class Steps:
         if "answer" in said and self.answer_schema is not None:
             return [f"/answer{fault}" for fault in unfit(self.answer_schema, said["answer"])]
         return ()
+
+    def _explain(self, text: str) -> Sequence[str]:
+        """What is wrong with an answer that is neither a call nor fits: more than that it is none of two."""
+        try:
+            said = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return ()
+        if self.answer_schema is None or not isinstance(said, dict) or "answer" not in said or "call" in said:
+            return ()
+        return [f"/answer{fault}" for fault in unfit(self.answer_schema, said["answer"])]
 
     async def _called(self, said: JsonObject) -> JsonObject:
         name, given = said["call"], said.get("input")
