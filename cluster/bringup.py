@@ -23,7 +23,7 @@ from rayloom.cluster.hearsay import keep_out_of_the_terminal
 from rayloom.cluster.home import Home
 from rayloom.cluster.local_model.server import LlamaSettings
 from rayloom.cluster.node_types import node_types
-from rayloom.cluster.planning_models import answer_s
+from rayloom.cluster.planning_time import answer_s
 from rayloom.cluster.running import RunningCluster, end_singletons
 from rayloom.cluster.serving import serve_model, serve_runs, start_serve, until_deployed
 from rayloom.cluster.settings import Settings

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rayloom.actors.settings import EngineSettings
-from rayloom.cluster.planning_models import ANSWER_MAX_S, PLAIN_ANSWER_S, answer_s, planning_models
+from rayloom.cluster.planning_models import planning_models
+from rayloom.cluster.planning_time import ANSWER_MAX_S, PLAIN_ANSWER_S, answer_s
 from rayloom.cluster.settings import Settings, load_settings
 from rayloom.dag.model import Payer
 
