@@ -138,11 +138,26 @@ class PlanReader:
             if found is not None:
                 fields[name] = raw[found]
                 used.update(names)
+        self._hoist(fields, where)
         # `instruction` beside `description`, or `do` beside `task`: the first of each is what counts.
         left = [name for name in raw if name not in used and raw[name] not in (None, "", [], {})]
         if left:
             self._note(f"{where}: {', '.join(f'`{name}`' for name in left[:5])} left out, a model does not set that")
         return fields
+
+    def _hoist(self, fields: JsonObject, where: str) -> None:
+        """Small models write `do` and `after` within `input`: out of it, unless its tool takes them there."""
+        given, tool = fields.get("input"), fields.get("tool")
+        if not isinstance(given, dict):
+            return
+        view = self._tools.get(tool) if isinstance(tool, str) else None
+        takes = view.schema.get("properties", {}) if view is not None else {}
+        for name in ("do", "after"):
+            if name in given and name not in takes and not fields.get(name):
+                fields[name] = given[name]
+                given = {key: value for key, value in given.items() if key != name}
+                fields["input"] = given
+                self._note(f"{where}: `{name}` stood within `input`")
 
     def _subtask(self, place: int, id_: str, fields: JsonObject, *, is_last: bool) -> JsonObject:
         where = f"/subtasks/{place}"

@@ -233,3 +233,30 @@ def test_a_program_without_code_is_written_by_a_model() -> None:
         "input": {"packages": ["x"]},
     }  # fmt: skip
     assert read_plan([raw], VIEWS).notes == ("`a` calls `python.run` without code: a model writes it",)
+
+
+def test_what_stands_within_the_input_by_mistake_is_taken_out() -> None:
+    reading = read_plan(
+        [
+            {
+                "id": "a",
+                "tool": "http.fetch_text",
+                "input": {"url": "https://a.example", "after": [], "do": ""},
+                "do": "",
+            },
+            {"id": "b", "tool": "think", "input": {"do": "Sum it up", "after": ["a"]}, "do": "", "after": []},
+            {"id": "c", "tool": "any", "input": {"do": "mine"}, "do": "said", "after": ["b"]},
+            {"id": "d", "tool": 7, "input": "text"},
+        ],
+        VIEWS,
+    )
+    subtasks = reading.plan["subtasks"]
+    assert isinstance(subtasks, list)
+    a, b, c = subtasks[:3]
+    assert isinstance(a, dict)
+    assert a["input"] == {"url": "https://a.example"}
+    assert isinstance(b, dict)
+    assert (b["instruction"], b["depends_on"]) == ("Sum it up", ["a"])
+    assert isinstance(c, dict)
+    assert c["input"] == {"do": "mine"}
+    assert "/subtasks/1: `do` stood within `input`" in reading.notes
