@@ -153,8 +153,8 @@ class PlanReader:
         view = self._tools.get(tool) if isinstance(tool, str) else None
         takes = view.schema.get("properties", {}) if view is not None else {}
         for name in ("do", "after"):
-            if name in given and name not in takes and not fields.get(name):
-                fields[name] = given[name]
+            if name in given and name not in takes and (takes or not fields.get(name)):
+                fields[name] = fields.get(name) or given[name]
                 given = {key: value for key, value in given.items() if key != name}
                 fields["input"] = given
                 self._note(f"{where}: `{name}` stood within `input`")

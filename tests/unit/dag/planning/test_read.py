@@ -241,7 +241,7 @@ def test_what_stands_within_the_input_by_mistake_is_taken_out() -> None:
             {
                 "id": "a",
                 "tool": "http.fetch_text",
-                "input": {"url": "https://a.example", "after": [], "do": ""},
+                "input": {"url": "https://a.example", "after": [], "do": "x"},
                 "do": "",
             },
             {"id": "b", "tool": "think", "input": {"do": "Sum it up", "after": ["a"]}, "do": "", "after": []},
