@@ -18,16 +18,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.jobs import Jobs
 from rayloom.actors.judge import Judge
-from rayloom.actors.splitting import AGAIN_S, BROKEN_MAX, WAITED_FOR, Away
+from rayloom.actors.splitting import AGAIN_S, BROKEN_MAX, WAITED_FOR, WAITING_MAX, Away
 from rayloom.dag.decision import QUOTA_EXCEEDED
 from rayloom.dag.errors import RayloomError, Stale, Transient
 from rayloom.dag.log_line import LogLine
+from rayloom.dag.plan import subtasks_of
 from rayloom.dag.planned import Planned
 from rayloom.dag.ports import PARSER_BROKE
 from rayloom.dag.replan import PlannerPort, Reached, ReplanRequest
 from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.verified import VerifiedPlan
-from rayloom.db import growth, incarnations
+from rayloom.db import growth, incarnations, task_moves
 from rayloom.db.attempts import Committed
 from rayloom.db.blobs import BlobStore
 from rayloom.db.growth import GrowingTask, Grown
@@ -65,9 +66,7 @@ class Growing:
     ) -> None:
         self._engine, self._blobs, self._backlog, self._parser = engine, blobs, backlog, parser
         self._judge, self._on_closed = judge, on_closed
-        self._waiting: set[UUID] = set()
-        self._settled: set[UUID] = set()
-        self._jobs = Jobs(at_once=AT_ONCE, on_room=on_room)
+        self._jobs = Jobs(at_once=AT_ONCE, waiting_max=WAITING_MAX, on_room=on_room)
 
     async def turn(self, incarnation: UUID) -> None:
         """Take as many tasks as there is room for, once tools and nodes are known."""
@@ -75,11 +74,8 @@ class Growing:
             return
         if self._jobs.busy:
             # Ended meanwhile, by somebody or by their deadline: a model's answer may take minutes.
-            self._settled.intersection_update(self._jobs.busy)
-            gone = await growth.moved_on(self._engine, self._jobs.busy, incarnation=incarnation)
-            self._jobs.drop(gone - self._settled)
-        # What waits for a model keeps no other from growing.
-        room = self._jobs.room + len(self._waiting)
+            self._jobs.drop(await task_moves.moved_on(self._engine, self._jobs.busy, incarnation=incarnation))
+        room = self._jobs.room
         if room <= 0:
             return
         dead = await incarnations.dead_with_leases(self._engine)
@@ -107,7 +103,7 @@ class Growing:
                 # What the parser has made once is kept: only to store it is tried again.
                 if more is None:
                     more = await self._asked(task)
-                self._settled.add(task.task_id)
+                self._jobs.settle(task.task_id)
                 await self._store(task, more, incarnation)
                 return
             except Stale:
@@ -129,14 +125,7 @@ class Growing:
             if broken >= BROKEN_MAX or pause_s is None:
                 await self._give_up(task, incarnation, failure)
                 return
-            await self._wait(task, pause_s)
-
-    async def _wait(self, task: GrowingTask, pause_s: float) -> None:
-        self._waiting.add(task.task_id)
-        try:
-            await asyncio.sleep(pause_s)
-        finally:
-            self._waiting.discard(task.task_id)
+            await self._jobs.pause(task.task_id, pause_s)
 
     async def _asked(self, task: GrowingTask) -> _More:
         """What the parser says, verified with what there is."""
@@ -160,7 +149,7 @@ class Growing:
             await self._tell(task, planned.notes, planned.source)
             await self._stop(task, incarnation)
             return
-        known = [str(each["id"]) for each in growth.plan_so_far(task)]
+        known = [str(each["id"]) for each in subtasks_of(task.plan)]
         committed = await growth.extend_plan(
             self._engine, self._blobs, task.task_id, verified, known=known, incarnation=incarnation,
             meta=_meta(task, planned, added=[each.spec.id for each in verified.subtasks[len(known) :]]),
@@ -179,7 +168,7 @@ class Growing:
         added: Json = planned.plan.get("subtasks")
         if not added or not isinstance(added, list):
             return None
-        before = growth.plan_so_far(task)
+        before = subtasks_of(task.plan)
         whole: JsonObject = {"subtasks": [*before, *added]}
         known = frozenset(str(each["id"]) for each in before)
         return self._judge.verify(whole, task.options, done=known, unusable=known - done)

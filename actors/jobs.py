@@ -12,16 +12,21 @@ _log = logging.getLogger(__name__)
 
 
 class Jobs:
-    """The jobs that run. They are rows; losing this object loses nothing. ``on_room`` is told each end."""
+    """The jobs that run. They are rows; losing this object loses nothing.
 
-    def __init__(self, *, at_once: int, on_room: Callable[[], None]) -> None:
-        self._at_once, self._on_room = at_once, on_room
+    ``on_room`` is told whenever more may be started. Up to ``waiting_max`` that wait keep no other from being started.
+    """
+
+    def __init__(self, *, at_once: int, waiting_max: int, on_room: Callable[[], None]) -> None:
+        self._at_once, self._waiting_max, self._on_room = at_once, waiting_max, on_room
         self._busy: dict[asyncio.Task[None], UUID] = {}
+        self._settled: set[UUID] = set()
+        self.waiting: set[UUID] = set()
 
     @property
     def room(self) -> int:
         """How many more may be started."""
-        return self._at_once - len(self._busy)
+        return self._at_once - len(self._busy) + min(len(self.waiting), self._waiting_max)
 
     @property
     def busy(self) -> tuple[UUID, ...]:
@@ -34,10 +39,23 @@ class Jobs:
         self._busy[job] = task_id
         job.add_done_callback(self._done)
 
+    async def pause(self, task_id: UUID, pause_s: float) -> None:
+        """Have the job of a task wait."""
+        self.waiting.add(task_id)
+        self._on_room()
+        try:
+            await asyncio.sleep(pause_s)
+        finally:
+            self.waiting.discard(task_id)
+
+    def settle(self, task_id: UUID) -> None:
+        """The job of a task writes down what it came to, and is to see that through."""
+        self._settled.add(task_id)
+
     def drop(self, task_ids: Collection[UUID]) -> None:
-        """Stop those that are about these tasks."""
+        """Stop those that are about these tasks, unless they have settled."""
         for job, task_id in self._busy.items():
-            if task_id in task_ids:
+            if task_id in task_ids and task_id not in self._settled:
                 job.cancel()
 
     async def close(self) -> None:
@@ -48,7 +66,8 @@ class Jobs:
             await asyncio.wait(self._busy)
 
     def _done(self, job: asyncio.Task[None]) -> None:
-        task_id = self._busy.pop(job, None)
+        task_id = self._busy.pop(job)
+        self._settled.discard(task_id)
         if not job.cancelled() and (error := job.exception()) is not None:
             # It is not busy any more, so it is taken again.
             _log.warning("job.again", extra={"task_id": str(task_id), "error": str(error)})

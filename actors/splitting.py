@@ -70,11 +70,10 @@ class Splitting:
         replans: int = 0,
     ) -> None:
         self._engine, self._blobs = engine, blobs
-        self._backlog, self._parser, self._on_room = backlog, parser, on_room
+        self._backlog, self._parser = backlog, parser
         self._judge, self._replans = judge, replans
-        self._jobs = Jobs(at_once=AT_ONCE, on_room=on_room)
-        self._waiting: set[UUID] = set()
-        self._settled: set[UUID] = set()
+        # What waits for a model keeps no other prompt from being split, up to a point.
+        self._jobs = Jobs(at_once=AT_ONCE, waiting_max=WAITING_MAX, on_room=on_room)
         self._suspected = asyncio.Lock()
 
     async def turn(self, incarnation: UUID) -> None:
@@ -82,8 +81,7 @@ class Splitting:
         if not self._judge.is_ready:
             return
         await self._drop_ended(incarnation)
-        # What waits for a model keeps no other prompt from being split, up to a point.
-        room = self._jobs.room + min(len(self._waiting), WAITING_MAX)
+        room = self._jobs.room
         if room <= 0:
             return
         dead = await incarnations.dead_with_leases(self._engine)
@@ -96,10 +94,7 @@ class Splitting:
         """Stop planning what was cancelled, or is overdue, meanwhile: a model's answer may take minutes."""
         if not self._judge.with_models or not self._jobs.busy:
             return
-        self._settled.intersection_update(self._jobs.busy)
-        gone = await task_moves.moved_on(self._engine, self._jobs.busy, incarnation=incarnation)
-        # What is stored goes to the queue, and what failed is told, though by then it is split no longer.
-        self._jobs.drop(gone - self._settled)
+        self._jobs.drop(await task_moves.moved_on(self._engine, self._jobs.busy, incarnation=incarnation))
 
     async def close(self) -> None:
         """Stop; what was being split is taken over by the next incarnation."""
@@ -126,7 +121,8 @@ class Splitting:
                         made = await self._plan(task, incarnation)
                 # What the parser has made once is kept: only to store it is tried again.
                 if made is not None:
-                    self._settled.add(task.task_id)
+                    # What is stored goes to the queue, though by then it is split no longer.
+                    self._jobs.settle(task.task_id)
                     await self._store(task, made, incarnation)
                 return
             except Transient as error:
@@ -159,12 +155,7 @@ class Splitting:
         if is_told:
             said = f"not planned yet: {error.message}; tried again in {pause_s:.0f} s"
             await append(self._engine, [LogLine(at=datetime.now(UTC), task_id=str(task.task_id), message=said)])
-        self._waiting.add(task.task_id)
-        self._on_room()
-        try:
-            await asyncio.sleep(pause_s)
-        finally:
-            self._waiting.discard(task.task_id)
+        await self._jobs.pause(task.task_id, pause_s)
 
     async def _plan(self, task: TaskToSplit, incarnation: UUID) -> _Made | None:
         """What the parser and the rules make of it; None where the task has ended over that."""
@@ -213,7 +204,7 @@ class Splitting:
         await self._backlog.add(queued, tasks=[str(task.task_id)])
 
     async def _fail(self, task: TaskToSplit, incarnation: UUID, error: Exception) -> None:
-        self._settled.add(task.task_id)
+        self._jobs.settle(task.task_id)
         info = ErrorInfo.from_exception(error)
         if isinstance(error, InvalidPlan):
             info = ErrorInfo(

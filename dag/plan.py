@@ -161,6 +161,12 @@ def parse_plan(raw: object, *, pointer: str = "/plan") -> Plan:
         raise InvalidPlan([fault_of(detail, pointer) for detail in own[:MAX_FAULTS]]) from None
 
 
+def subtasks_of(plan: JsonObject) -> list[JsonObject]:
+    """The subtasks of a plan as they are written."""
+    subtasks = plan.get("subtasks")
+    return [each for each in subtasks if isinstance(each, dict)] if isinstance(subtasks, list) else []
+
+
 _FIELDS: Final = {model.__name__: tuple(model.model_fields) for model in (Plan, Subtask, Resources, Fallback)}
 _MESSAGES: Final = {
     "tuple_type": "must be a list",

@@ -17,7 +17,6 @@ from uuid_utils.compat import uuid7
 
 from rayloom.dag.errors import Stale
 from rayloom.dag.order import queue_score
-from rayloom.dag.planning.more import subtasks_of
 from rayloom.dag.states import SubtaskStatus, TaskStatus
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
@@ -88,17 +87,6 @@ async def claim_growths(
         )
         for row in rows
     )
-
-
-async def moved_on(engine: AsyncEngine, tasks: Sequence[UUID], *, incarnation: UUID) -> frozenset[UUID]:
-    """Those of ``tasks`` that no longer grow by this incarnation."""
-    async with driver(engine) as connection:
-        rows = await connection.fetch(
-            "SELECT id FROM tasks WHERE id = ANY($1) AND (growth IS NULL OR incarnation IS DISTINCT FROM $2)",
-            list(tasks),
-            incarnation,
-        )
-    return frozenset(row["id"] for row in rows)
 
 
 async def subtasks_so_far(engine: AsyncEngine, task_id: UUID, *, output_chars: int) -> tuple[Grown, ...]:
@@ -247,8 +235,3 @@ async def _tell_earlier(
         await connection.executemany(
             "UPDATE sub_tasks SET dependents = dependents || $2::uuid[] WHERE id = $1", list(waiting.items())
         )
-
-
-def plan_so_far(task: GrowingTask) -> tuple[JsonObject, ...]:
-    """The subtasks of the plan as it was written."""
-    return tuple(subtasks_of(task.plan))

@@ -102,10 +102,10 @@ async def must_be_splitting(
 
 
 async def moved_on(engine: AsyncEngine, tasks: Sequence[UUID], *, incarnation: UUID) -> frozenset[UUID]:
-    """Those of ``tasks`` that this incarnation is splitting no longer."""
+    """Those of ``tasks`` that this incarnation no longer sees to, whether it split them or had their plans grow."""
     async with driver(engine) as connection:
         rows = await connection.fetch(
-            "SELECT id FROM tasks WHERE id = ANY($1) AND (status <> 'SPLITTING' OR incarnation IS DISTINCT FROM $2)",
+            "SELECT id FROM tasks WHERE id = ANY($1) AND incarnation IS DISTINCT FROM $2",
             list(tasks),
             incarnation,
         )

@@ -15,6 +15,7 @@ from rayloom.dag.planning.brief import Brief, brief_of
 from rayloom.dag.planning.estimate import Estimate, Prices, estimate, lateness, over_budget
 from rayloom.dag.planning.repair import shown
 from rayloom.dag.replan import ReplanRequest
+from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.dag.verify import verify
 from rayloom.serve.planner import Draft, Planner
@@ -56,20 +57,8 @@ class Parser:
                 raise UserError("PLAN_FAILED", _failure(draft))
             return await self._by_outline(request, models, outline, draft.notes, draft.calls, began_at)
         found, over, late = _estimated(verdict.verified, request, models, verdict.brief)
-        # What a request wants and how it is split is one answer: one call costs a small model half of two.
-        return Planned(
-            plan=verdict.plan,
-            source="model",
-            notes=draft.notes + late,
-            language=verdict.brief.language,
-            parsed_s=0.0,
-            split_s=perf_counter() - began_at,
-            repairs=draft.repairs,
-            brief=verdict.brief.as_json(),
-            calls=draft.calls,
-            estimate=found,
-            over_budget=over,
-        )
+        planned = _drafted(draft, verdict.plan, began_at)
+        return replace(planned, notes=planned.notes + late, estimate=found, over_budget=over)
 
     async def replan(self, request: ReplanRequest) -> Planned:
         """What to add to the plan of a running task; only what a model planned is ever added to.
@@ -83,17 +72,7 @@ class Parser:
         verdict = draft.verdict
         if verdict.plan is None:
             raise UserError("PLAN_FAILED", _failure(draft))
-        return Planned(
-            plan=verdict.plan,
-            source="model",
-            notes=draft.notes,
-            language=verdict.brief.language,
-            parsed_s=0.0,
-            split_s=perf_counter() - began_at,
-            repairs=draft.repairs,
-            brief=verdict.brief.as_json(),
-            calls=draft.calls,
-        )
+        return _drafted(draft, verdict.plan, began_at)
 
     async def _by_outline(
         self,
@@ -161,6 +140,22 @@ def _estimated(
 
 def _prices(models: ModelPort) -> Prices:
     return Prices(reasoner=models.view("reasoner"), coder=models.view("coder"))
+
+
+def _drafted(draft: Draft, plan: JsonObject, began_at: float) -> Planned:
+    # What a request wants and how it is split is one answer: one call costs a small model half of two.
+    brief, split_s = draft.verdict.brief, perf_counter() - began_at
+    return Planned(
+        plan=plan,
+        source="model",
+        notes=draft.notes,
+        language=brief.language,
+        parsed_s=0.0,
+        split_s=split_s,
+        repairs=draft.repairs,
+        brief=brief.as_json(),
+        calls=draft.calls,
+    )
 
 
 def _failure(draft: Draft) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 
 from rayloom.dag.errors import Fault, InvalidPlan
 from rayloom.dag.model import Message
-from rayloom.dag.plan import parse_plan
+from rayloom.dag.plan import parse_plan, subtasks_of
 from rayloom.dag.planning.answer import find_answer
 from rayloom.dag.planning.brief import brief_of
 from rayloom.dag.planning.minimal import minimal
@@ -69,12 +69,6 @@ def judge_more(text: str, request: ReplanRequest, *, language: str) -> Verdict:
     written, _ = minimal(verified)
     added: list[Json] = list(subtasks_of(written)[len(before) :])
     return Verdict(brief=brief, notes=notes, plan={"subtasks": added}, verified=verified)
-
-
-def subtasks_of(plan: JsonObject) -> list[JsonObject]:
-    """The subtasks of a plan as they are written."""
-    subtasks = plan.get("subtasks")
-    return [each for each in subtasks if isinstance(each, dict)] if isinstance(subtasks, list) else []
 
 
 def _row(reached: Reached) -> str:

@@ -13,7 +13,7 @@ from uuid_utils.compat import uuid7
 
 from rayloom.dag.errors import ErrorInfo
 from rayloom.dag.outcome import Outcome
-from rayloom.dag.plan import parse_plan
+from rayloom.dag.plan import parse_plan, subtasks_of
 from rayloom.dag.resources import NodeShape
 from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import Json, JsonObject
@@ -113,7 +113,7 @@ class Spine:
         self, task: GrowingTask, edges: Edges, *, incarnation: UUID | None = None, **how: Any
     ) -> Committed:
         """Add subtasks to a growing task; ``edges`` may name those that are there."""
-        before = growth.plan_so_far(task)
+        before = subtasks_of(task.plan)
         added = [{"id": key, "type": "TOOL", "tool": "t", "depends_on": list(above)} for key, above in edges.items()]
         known = {str(each["id"]) for each in before}
         plan = verify(parse_plan({"subtasks": [*before, *added]}), tools=TOOLS, nodes=NODES, done=known)

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 from uuid_utils.compat import uuid7
 
 from rayloom.dag.errors import Stale
+from rayloom.dag.plan import subtasks_of
 from rayloom.dag.states import SUBTASK_FINAL, TASK_FINAL
 from rayloom.db import approvals, attempts, growth, leases, retries, task_moves
 from rayloom.db.attempts import Claimed
@@ -255,7 +256,7 @@ class Engine(RuleBasedStateMachine):
         if how == "nothing":
             self._do(growth.end_growth(self.spine.engine, task.task_id, life, spent=True))
             return
-        keys = [str(each["id"]) for each in growth.plan_so_far(task)]
+        keys = [str(each["id"]) for each in subtasks_of(task.plan)]
         new = [f"s{len(keys) + n}" for n in range(data.draw(st.integers(1, 3)))]
         some = st.lists(st.sampled_from(keys), max_size=2, unique=True)
         edges = {key: [*data.draw(some), *new[n - 1 : n]] for n, key in enumerate(new)}

@@ -430,7 +430,7 @@ async def test_who_waits_for_a_model_keeps_nobody_from_being_split(
         await _submit(spine)
     await bench.splitting.turn(bench.incarnation)
     async with asyncio.timeout(120):
-        while len(bench.splitting._waiting) < AT_ONCE:
+        while len(bench.splitting._jobs.waiting) < AT_ONCE:
             bench.room.clear()
             await bench.room.wait()
     task_id = await _submit(spine)

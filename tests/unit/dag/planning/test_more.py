@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayloom.dag.model import Message
-from rayloom.dag.plan import parse_plan
+from rayloom.dag.plan import parse_plan, subtasks_of
 from rayloom.dag.planned import PlanRequest
-from rayloom.dag.planning.more import judge_more, more_messages, subtasks_of
+from rayloom.dag.planning.more import judge_more, more_messages
 from rayloom.dag.planning.verdict import Verdict
 from rayloom.dag.replan import Reached, ReplanRequest
 from rayloom.dag.values import JsonObject
