@@ -14,7 +14,7 @@ from rayloom.dag.model import Message, ModelPort, ModelRequest, ModelUse
 from rayloom.dag.outline_cues import language_of
 from rayloom.dag.planned import PlanCall, PlanRequest
 from rayloom.dag.planning.more import judge_more, more_messages
-from rayloom.dag.planning.prompt import plan_messages
+from rayloom.dag.planning.prompt import begun_message, plan_messages
 from rayloom.dag.planning.repair import MAX_ROUNDS, repair_messages, shown
 from rayloom.dag.planning.schema import plan_schema
 from rayloom.dag.planning.select import MAX_SHOWN, select
@@ -29,6 +29,17 @@ SHOWN_AT_LEAST: Final = 4
 TOO_LONG: Final = "CONTEXT_TOO_LONG"
 
 Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hearing:
+    """Who hears a first answer while it is written. ``begun``: the ids of what has been let begin of it so far."""
+
+    on_text: Callable[[str], None] | None = None
+    begun: Callable[[], Sequence[str]] = tuple
+
+
+DEAF: Final = Hearing()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,23 +61,24 @@ class Planner:
     def __init__(self, models: ModelPort, *, rounds: int = MAX_ROUNDS, clock: Clock = perf_counter) -> None:
         self._models, self._rounds, self._clock = models, rounds, clock
 
-    async def draft(self, request: PlanRequest) -> Draft:
+    async def draft(self, request: PlanRequest, hearing: Hearing = DEAF) -> Draft:
         """A plan of a prompt, questions, or what is wrong with the last of several tries.
 
-        Raises what `ModelPort.complete` raises, but AnswerInvalid.
+        ``hearing`` hears the first answer while it is written. Raises what `ModelPort.complete` raises, but
+        AnswerInvalid.
         """
-        return await self._drafted(request, None)
+        return await self._drafted(request, None, hearing)
 
     async def redraft(self, request: ReplanRequest) -> Draft:
         """What to add to a plan that runs, or what is wrong with the last of several tries. Raises as ``draft``."""
-        return await self._drafted(request.request, request)
+        return await self._drafted(request.request, request, DEAF)
 
-    async def _drafted(self, request: PlanRequest, more: ReplanRequest | None) -> Draft:
+    async def _drafted(self, request: PlanRequest, more: ReplanRequest | None, hearing: Hearing) -> Draft:
         is_small = self._models.view("planner").context_tokens <= SMALL_CONTEXT_TOKENS
         most = SHOWN_IF_SMALL if is_small else MAX_SHOWN
         while True:
             try:
-                return await _Drafting(self._models, request, more, most, self._clock).run(self._rounds)
+                return await _Drafting(self._models, request, more, most, self._clock, hearing).run(self._rounds)
             except UserError as error:
                 if error.code != TOO_LONG or most <= SHOWN_AT_LEAST:
                     raise
@@ -77,9 +89,15 @@ class _Drafting:
     """One prompt: what was asked and answered so far. ``more``: more of a plan is wanted, and not a whole one."""
 
     def __init__(
-        self, models: ModelPort, request: PlanRequest, more: ReplanRequest | None, most: int, clock: Clock
+        self,
+        models: ModelPort,
+        request: PlanRequest,
+        more: ReplanRequest | None,
+        most: int,
+        clock: Clock,
+        hearing: Hearing,
     ) -> None:
-        self._models, self._request, self._more, self._clock = models, request, more, clock
+        self._models, self._request, self._more, self._clock, self._hearing = models, request, more, clock, hearing
         self._language = language_of(request.prompt)
         self._began_at = clock()
         with_code = CODE_TOOL in request.tools
@@ -97,17 +115,23 @@ class _Drafting:
         )
         if more is not None:
             self._asked = more_messages(self._asked, more)
+        if request.begun:
+            self._asked = (*self._asked, begun_message(request.begun))
         self._notes: list[str] = []
         if len(names) < len(offered):
             self._notes.append(f"{len(names)} of {len(offered):,} tools were offered to the model")
         self._calls: list[PlanCall] = []
 
     async def run(self, rounds: int) -> Draft:
-        text, verdict = await self._turn("replan" if self._more else "split", self._asked)
+        on_text = self._hearing.on_text
+        text, verdict = await self._turn("replan" if self._more else "split", self._asked, on_text=on_text)
         repairs = 0
         while verdict.faults and repairs < rounds:
             try:
-                text, verdict = await self._turn("repair", repair_messages(self._asked, text, verdict.faults))
+                begun = self._hearing.begun()
+                text, verdict = await self._turn(
+                    "repair", repair_messages(self._asked, text, verdict.faults, begun=begun)
+                )
             except UserError as error:
                 if error.code != TOO_LONG:
                     raise
@@ -120,11 +144,13 @@ class _Drafting:
             repairs += 1
         return Draft(verdict=verdict, repairs=repairs, notes=tuple(self._notes), calls=tuple(self._calls))
 
-    async def _turn(self, purpose: str, messages: Sequence[Message]) -> tuple[str, Verdict]:
+    async def _turn(
+        self, purpose: str, messages: Sequence[Message], *, on_text: Callable[[str], None] | None = None
+    ) -> tuple[str, Verdict]:
         began_at = self._clock()
         request = ModelRequest(role="planner", messages=tuple(messages), purpose=purpose, schema=self._schema)
         try:
-            completion = await self._models.complete(request)
+            completion = await self._models.complete(request, on_text=on_text)
             text, use = completion.text, completion.use
             is_cut = completion.finish == "length"
         except AnswerInvalid as error:

@@ -102,10 +102,12 @@ class Spine:
         """It is as if a model had planned it."""
         await self.rows("UPDATE tasks SET replans_left = $2 WHERE id = $1", task_id, replans)
 
-    async def growing(self, *, dead: Sequence[UUID] = (), incarnation: UUID | None = None) -> list[GrowingTask]:
+    async def growing(
+        self, *, dead: Sequence[UUID] = (), incarnation: UUID | None = None, partial: bool = False
+    ) -> list[GrowingTask]:
         """Take what is due to grow of this user; all of it, so that only one may do so at once."""
         taken = await growth.claim_growths(
-            self.engine, incarnation=incarnation or self.incarnation, dead=dead, limit=1000, busy=()
+            self.engine, incarnation=incarnation or self.incarnation, dead=dead, limit=1000, busy=(), partial=partial
         )
         return [task for task in taken if task.user_id == self.user_id]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from rayloom.actors.growing import Growing
 from rayloom.actors.judge import Judge
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import Transient, UserError
-from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.planned import Early, Planned, PlanRequest
 from rayloom.dag.ports import PARSER_BROKE
 from rayloom.dag.replan import ReplanRequest
 from rayloom.dag.values import JsonObject
@@ -43,6 +44,9 @@ class ScriptedPlanner:
 
     async def plan(self, request: PlanRequest) -> Planned:
         raise AssertionError("nothing here is split")
+
+    async def stream(self, request: PlanRequest) -> AsyncGenerator[Early | Planned, None]:
+        yield await self.plan(request)
 
     async def replan(self, request: ReplanRequest) -> Planned:
         self.asked.append(request)
