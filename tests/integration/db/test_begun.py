@@ -11,7 +11,6 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from rayloom.dag.errors import Bug, ErrorInfo, Stale
-from rayloom.dag.values import JsonObject
 from rayloom.db import growth, task_moves
 from rayloom.db.growth import GrowingTask
 from rayloom.db.incarnations import begin_incarnation, dead_with_leases, end_incarnation
@@ -22,22 +21,8 @@ from tests.integration.db.spine import Edges, Spine, plan_of
 FAILED = ErrorInfo(code="PLAN_FAILED", error_class="user", message="no plan", retryable=False)
 
 
-async def _splitting(spine: Spine, **more: Any) -> UUID:
-    """A task that this incarnation is splitting."""
-    new = NewTask(user_id=spine.user_id, title="t", prompt="do it", priority=5, **more)
-    task_id = (await submit_task(spine.engine, spine.blobs, new)).task_id
-    await claim_tasks(spine.engine, incarnation=spine.incarnation, dead=(), limit=1000, busy=())
-    return task_id
-
-
 async def _begin(spine: Spine, edges: Edges, **more: Any) -> GrowingTask:
-    """A task whose plan has begun to run, and goes on."""
-    task_id = await _splitting(spine, **more)
-    meta: JsonObject = {"source": "model"}
-    await accept_plan(
-        spine.engine, spine.blobs, task_id, plan_of(edges), meta=meta, incarnation=spine.incarnation, grows=True
-    )
-    return await _taken(spine, task_id)
+    return await _taken(spine, await spine.begin(edges, **more))
 
 
 async def _taken(spine: Spine, task_id: UUID, **how: Any) -> GrowingTask:
@@ -188,7 +173,9 @@ async def test_a_task_that_has_begun_can_be_ended_by_others(spine: Spine, status
 
 
 async def test_a_plan_that_somebody_has_to_approve_does_not_grow(spine: Spine) -> None:
-    task_id = await _splitting(spine)
+    new = NewTask(user_id=spine.user_id, title="t", prompt="do it", priority=5)
+    task_id = (await submit_task(spine.engine, spine.blobs, new)).task_id
+    await claim_tasks(spine.engine, incarnation=spine.incarnation, dead=(), limit=1000, busy=())
     await accept_plan(
         spine.engine, spine.blobs, task_id, plan_of({"a": []}), meta={}, incarnation=spine.incarnation, replans=2,
         hold="over budget",
@@ -198,4 +185,4 @@ async def test_a_plan_that_somebody_has_to_approve_does_not_grow(spine: Spine) -
 
 async def test_a_plan_that_somebody_has_to_approve_does_not_begin(spine: Spine) -> None:
     with pytest.raises(Bug):
-        await _begin(spine, {"a": []}, options={"require_approval": True})
+        await spine.begin({"a": []}, options={"require_approval": True})
