@@ -148,23 +148,23 @@ class Growing:
 
     async def _store(self, task: GrowingTask, more: _More, incarnation: UUID) -> None:
         planned, verified = more.planned, more.verified
-        if verified is None or (more.blocked and not await self._is_blocked(task, more)):
-            await self._tell(task, planned)
-            await self._stop(task, incarnation)
-            return
         known = [str(each["id"]) for each in subtasks_of(task.plan)]
-        committed = await growth.extend_plan(
-            self._engine, self._blobs, task.task_id, verified, known=known, incarnation=incarnation,
-            meta=_meta(task, planned, added=[each.spec.id for each in verified.subtasks[len(known) :]]),
-            is_last=True, goes_around=True,
-        )  # fmt: skip
+        committed: Committed | None = None
+        if verified is not None:
+            try:
+                committed = await growth.extend_plan(
+                    self._engine, self._blobs, task.task_id, verified, known=known, incarnation=incarnation,
+                    meta=_meta(task, planned, added=[each.spec.id for each in verified.subtasks[len(known) :]]),
+                    is_last=True, goes_around=True, while_blocked=more.blocked,
+                )  # fmt: skip
+            except Stale as error:
+                if error.code != growth.NOT_BLOCKED:
+                    raise
         await self._tell(task, planned)
-        await self._tell_others(committed)
-
-    async def _is_blocked(self, task: GrowingTask, more: _More) -> bool:
-        """Whether what it was asked for is still in the way; somebody may have retried it meanwhile."""
-        subtasks = await growth.subtasks_so_far(self._engine, task.task_id, output_chars=0)
-        return any(each.status == "BLOCKED" and each.key in more.blocked for each in subtasks)
+        if committed is None:
+            await self._stop(task, incarnation)
+        else:
+            await self._tell_others(committed)
 
     def _verify(self, planned: Planned, task: GrowingTask, done: frozenset[str]) -> VerifiedPlan | None:
         """What is there with what is added; None where nothing is. Raises InvalidPlan."""
