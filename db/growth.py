@@ -126,7 +126,7 @@ async def extend_plan(
     it. ``goes_around``: what is BLOCKED or SKIPPED now is superseded, as the plan goes another way. ``while_blocked``:
     one of these has to be BLOCKED still, where any are named; somebody may have retried them since they were looked at.
 
-    Raises Stale (``TASK_MOVED_ON``) when the task no longer grows by this incarnation, Stale (``NOT_BLOCKED``) when none
+    Raises Stale: ``TASK_MOVED_ON`` when the task no longer grows by this incarnation, ``NOT_BLOCKED`` when none
     of ``while_blocked`` is BLOCKED any more, and Transient.
     """
     inputs = await keep_inputs(plan, blobs, taken=frozenset(known))

@@ -14,6 +14,7 @@ from rayloom.dag.values import JsonObject
 from rayloom.db import attempts, growth, task_moves
 from rayloom.db.forks import stored_plan
 from rayloom.db.incarnations import begin_incarnation, dead_with_leases, end_incarnation
+from rayloom.db.logs import LogFilter, Position, read_log
 from rayloom.db.submit import NewTask, accept_plan, submit_task
 from rayloom.db.task_moves import claim_tasks
 from tests.integration.db.spine import Edges, Spine, outcome, plan_of
@@ -51,6 +52,9 @@ async def test_a_task_with_something_blocked_is_due_to_grow(spine: Spine) -> Non
     assert (task["status"], task["growth"], task["open_count"], task["replans_left"]) == ("PROCESSING", "due", 1, 1)
     rows = await spine.rows("SELECT reason FROM task_events WHERE task_id = $1 AND kind = 'plan' ORDER BY id", task_id)
     assert rows[-1]["reason"] == "BLOCKED: a"
+    page = await read_log(spine.engine, task_id, LogFilter(), Position(), limit=100)
+    told = [line.message for line in page.entries if line.message.startswith("plan ")]
+    assert told == ["plan accepted: 2 subtasks, width 1", "plan is to grow: BLOCKED: a"]
     await spine.audit()
 
 
