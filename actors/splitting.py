@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -18,9 +19,11 @@ from rayloom.actors.jobs import Jobs
 from rayloom.actors.judge import Judge
 from rayloom.dag.errors import Bug, ErrorInfo, InvalidPlan, RayloomError, Stale, Transient
 from rayloom.dag.log_line import LogLine
+from rayloom.dag.planned import Planned
 from rayloom.dag.planning.beginning import held_back, joined
 from rayloom.dag.ports import PARSER_BROKE
 from rayloom.dag.replan import PlannerPort
+from rayloom.dag.tried import NOTHING_TRIED, PlanCall, Tried
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.db import growth, incarnations, task_moves
@@ -40,6 +43,8 @@ AWAY_MAX_S = 3600.0
 """How long a model that does not answer is waited for; a quota is waited for as long as the task may live."""
 WAITING_MAX = 10_000
 """How many tasks may wait for a model or a quota beside those that are being split."""
+WAITING_OF_USER_MAX = 200
+"""How many of one user may: with a quota that is spent, all that somebody submits waits, and others' shall not."""
 WAITED_FOR = ("MODEL_", "QUOTA_")
 """How the codes begin of what nobody but a model, or who sets its limits, can end."""
 
@@ -82,6 +87,7 @@ class Splitting:
         # What waits for a model keeps no other prompt from being split, up to a point.
         self._jobs = Jobs(at_once=AT_ONCE, waiting_max=WAITING_MAX, on_room=on_room)
         self._suspected = asyncio.Lock()
+        self._users: dict[UUID, UUID] = {}
 
     async def turn(self, incarnation: UUID) -> None:
         """Take as many tasks as there is room for, once tools and nodes are known."""
@@ -97,9 +103,12 @@ class Splitting:
             self._engine, incarnation=incarnation, dead=dead, limit=room, busy=busy, partial=True
         )
         room -= len(begun)
-        new = await task_moves.claim_tasks(self._engine, incarnation=incarnation, dead=dead, limit=room, busy=busy)
+        new = await task_moves.claim_tasks(
+            self._engine, incarnation=incarnation, dead=dead, limit=room, busy=busy, full=self._full()
+        )
         taken = [*(each.to_split() for each in begun), *new]
         for task in taken:
+            self._users[task.task_id] = task.user_id
             self._jobs.start(task.task_id, self._split(task, incarnation))
 
     async def _drop_ended(self, incarnation: UUID) -> None:
@@ -107,6 +116,12 @@ class Splitting:
         if not self._judge.with_models or not self._jobs.busy:
             return
         self._jobs.drop(await task_moves.moved_on(self._engine, self._jobs.busy, incarnation=incarnation))
+
+    def _full(self) -> list[UUID]:
+        """The users of whom enough prompts wait for a model or a quota."""
+        self._users = {task_id: self._users[task_id] for task_id in self._jobs.busy}
+        counts = Counter(self._users[task_id] for task_id in self._jobs.waiting)
+        return [user_id for user_id, count in counts.items() if count >= WAITING_OF_USER_MAX]
 
     async def close(self) -> None:
         """Stop; what was being split is taken over by the next incarnation."""
@@ -122,16 +137,17 @@ class Splitting:
         away = Away()
         beginning = Beginning(self._engine, self._blobs, self._backlog, self._judge, task, incarnation)
         made: _Made | None = None
+        tried = NOTHING_TRIED
         while True:
             try:
                 if len(broken) >= BROKEN_MAX:
-                    await self._fail(task, incarnation, broken[-1])
+                    await self._fail(task, incarnation, broken[-1], tried)
                     return
                 # What was with the parser when it broke goes alone from then on: the one that breaks it shall not
                 # take the others with it.
                 if made is None:
                     async with self._suspected if broken else nullcontext():
-                        made = await self._plan(task, incarnation, beginning)
+                        made = await self._plan(task, incarnation, beginning, tried)
                 # What the parser has made once is kept: only to store it is tried again.
                 if made is not None:
                     # What is stored goes to the queue, though by then it is split no longer.
@@ -140,10 +156,12 @@ class Splitting:
                 return
             except Transient as error:
                 _log.warning("split.again", extra={"task_id": str(task.task_id), "error": error.message})
+                # What is paid for is gone on from. A parser that broke says nothing of it.
+                tried = error.tried or tried
                 if error.code.startswith(WAITED_FOR):
                     pause_s = away.pause_s(error, asyncio.get_running_loop().time())
                     if pause_s is None:
-                        await self._fail(task, incarnation, error)
+                        await self._fail(task, incarnation, error, tried)
                         return
                     # The first time, and ever less often.
                     await self._wait(task, error, pause_s, is_told=away.count.bit_count() == 1)
@@ -170,33 +188,32 @@ class Splitting:
             await append(self._engine, [LogLine(at=datetime.now(UTC), task_id=str(task.task_id), message=said)])
         await self._jobs.pause(task.task_id, pause_s)
 
-    async def _plan(self, task: TaskToSplit, incarnation: UUID, beginning: Beginning) -> _Made | None:
+    async def _plan(self, task: TaskToSplit, incarnation: UUID, beginning: Beginning, tried: Tried) -> _Made | None:
         """What the parser and the rules make of it; None where the task has ended over that."""
         await self._backlog.add((), tasks=[str(task.task_id)])
+        planned: Planned | None = None
         try:
             request = self._judge.request(
                 task_id=task.task_id, user_id=task.user_id, key_id=task.key_id, prompt=task.prompt,
                 context=task.context, options=task.options, p50_s=await self._p50_s(), begun=beginning.begun,
             )  # fmt: skip
-            planned = await beginning.planned(self._parser, request)
+            planned = await beginning.planned(self._parser, replace(request, tried=tried))
             whole, begun = joined(planned.plan, beginning.begun), beginning.begun
             plan = held_back(whole.plan, begun) if begun and planned.over_budget else whole.plan
             verified = await asyncio.to_thread(self._judge.verify, plan, task.options, done=beginning.ids)
         except (Transient, Stale):
             raise
         except RayloomError as error:
-            await self._fail(task, incarnation, error)
+            if planned is not None:
+                tried = Tried(notes=planned.notes, calls=planned.calls)
+            await self._fail(task, incarnation, error, error.tried or tried)
             return None
-        at = datetime.now(UTC)
-        lines = [
-            LogLine(at=at, task_id=str(task.task_id), message=note, fields={"source": planned.source})
-            for note in (*planned.notes, *whole.notes)
-        ]
-        await append(self._engine, lines)
-        hold = "; ".join(planned.over_budget)
+        hold = "over budget: " + "; ".join(planned.over_budget) if planned.over_budget else ""
+        notes = (*planned.notes, *whole.notes, *((f"{hold}: the rest waits for approval",) if begun and hold else ()))
+        await append(self._engine, planning_lines(task.task_id, notes, planned.calls, planned.source))
         # What its author laid out is not second-guessed; what a model made may be.
         replans = self._replans if planned.source == "model" else 0
-        return _Made(verified, planned.meta(), f"over budget: {hold}" if hold else "", replans, whole.dropped)
+        return _Made(verified, planned.meta(), hold, replans, whole.dropped)
 
     async def _p50_s(self) -> dict[str, float]:
         """What the tools took lately; nothing where nobody estimates."""
@@ -225,7 +242,8 @@ class Splitting:
         )
         await self._backlog.add(queued, tasks=[str(task.task_id)])
 
-    async def _fail(self, task: TaskToSplit, incarnation: UUID, error: Exception) -> None:
+    async def _fail(self, task: TaskToSplit, incarnation: UUID, error: Exception, tried: Tried) -> None:
+        """End a task that there is no plan for. Its record tells all the same what was ``tried`` for one."""
         self._jobs.settle(task.task_id)
         info = ErrorInfo.from_exception(error)
         if isinstance(error, InvalidPlan):
@@ -235,9 +253,19 @@ class Splitting:
             )  # fmt: skip
         # Another may have taken the task over, and be running it by now: then what we found is of no interest.
         await task_moves.end_task(
-            self._engine, task.task_id, status="FAILED", error=info, reason=info.message, splitter=incarnation
-        )
+            self._engine, task.task_id, status="FAILED", error=info, reason=info.message, splitter=incarnation,
+            meta=tried.meta(), lines=planning_lines(task.task_id, tried.notes, tried.calls),
+        )  # fmt: skip
         await self._backlog.add((), tasks=[str(task.task_id)])
+
+
+def planning_lines(
+    task_id: UUID, notes: Sequence[str], calls: Sequence[PlanCall], source: str = "model", *, level: str = "INFO"
+) -> list[LogLine]:
+    """What the log of a task says of its planning: each call of a model, and each note."""
+    at, id_, fields = datetime.now(UTC), str(task_id), JsonObject(source=source)
+    told = [LogLine(at=at, task_id=id_, message=call.line, stream="model", fields=call.as_json()) for call in calls]
+    return told + [LogLine(at=at, task_id=id_, message=note, level=level, fields=fields) for note in notes]
 
 
 @dataclass(slots=True)

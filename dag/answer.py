@@ -30,6 +30,12 @@ async def as_values(results: AsyncIterator[T]) -> AsyncIterator[Answer[T]]:
 
 def as_error(info: ErrorInfo) -> RayloomError:
     """The error that a value stands for."""
+    error = _of_class(info)
+    error.tried = info.tried
+    return error
+
+
+def _of_class(info: ErrorInfo) -> RayloomError:
     match info.error_class:
         case "user" if info.questions:
             return NeedsClarification(info.questions)

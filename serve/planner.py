@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
-from rayloom.dag.errors import AnswerInvalid, Fault, Transient, UserError
+from rayloom.dag.errors import AnswerInvalid, Fault, RayloomError, UserError
 from rayloom.dag.kinds import CODE_TOOL
 from rayloom.dag.model import Message, ModelPort, ModelRequest, ModelUse
 from rayloom.dag.outline_cues import language_of
 from rayloom.dag.planned import PlanCall, PlanRequest
+from rayloom.dag.planning.beginning import ids_of
 from rayloom.dag.planning.more import judge_more, more_messages
 from rayloom.dag.planning.prompt import begun_message, plan_messages
 from rayloom.dag.planning.repair import MAX_ROUNDS, repair_messages, shown
@@ -20,6 +21,7 @@ from rayloom.dag.planning.schema import plan_schema
 from rayloom.dag.planning.select import MAX_SHOWN, select
 from rayloom.dag.planning.verdict import Verdict, judge
 from rayloom.dag.replan import ReplanRequest
+from rayloom.dag.tried import Tried
 
 SMALL_CONTEXT_TOKENS: Final = 8_192
 SHOWN_IF_SMALL: Final = 12
@@ -54,6 +56,11 @@ class Draft:
     notes: tuple[str, ...]
     calls: tuple[PlanCall, ...]
 
+    @property
+    def tried(self) -> Tried:
+        """The same, for whoever tells that no plan came of it."""
+        return Tried(notes=self.notes, calls=self.calls)
+
 
 class Planner:
     """Plans prompts with a model. ``models``: on the account of whoever wants the plan."""
@@ -64,8 +71,8 @@ class Planner:
     async def draft(self, request: PlanRequest, hearing: Hearing = DEAF) -> Draft:
         """A plan of a prompt, questions, or what is wrong with the last of several tries.
 
-        ``hearing`` hears the first answer while it is written. Raises what `ModelPort.complete` raises, but
-        AnswerInvalid.
+        ``hearing`` hears the first answer while it is written. Goes on from what was ``tried`` already. Raises what
+        `ModelPort.complete` raises, but AnswerInvalid; such an error says what was tried.
         """
         return await self._drafted(request, None, hearing)
 
@@ -117,36 +124,46 @@ class _Drafting:
             self._asked = more_messages(self._asked, more)
         if request.begun:
             self._asked = (*self._asked, begun_message(request.begun))
-        self._notes: list[str] = []
-        if len(names) < len(offered):
+        self._notes = list(request.tried.notes)
+        if len(names) < len(offered) and not self._notes:
             self._notes.append(f"{len(names)} of {len(offered):,} tools were offered to the model")
-        self._calls: list[PlanCall] = []
+        self._calls = list(request.tried.calls)
+        self._text = request.tried.text
 
     async def run(self, rounds: int) -> Draft:
-        on_text = self._hearing.on_text
-        text, verdict = await self._turn("replan" if self._more else "split", self._asked, on_text=on_text)
-        repairs = 0
+        try:
+            return await self._run(rounds)
+        except RayloomError as error:
+            # What is paid for is not lost: the next try goes on from the answer that was to be mended.
+            error.tried = Tried(notes=tuple(self._notes), calls=tuple(self._calls), text=self._text)
+            raise
+
+    async def _run(self, rounds: int) -> Draft:
+        if self._text:
+            verdict = await asyncio.to_thread(self._judged, self._text)
+            # The tools may have changed since.
+            self._notes.extend(() if verdict.faults else verdict.notes)
+        else:
+            on_text = self._hearing.on_text
+            verdict = await self._turn("replan" if self._more else "split", self._asked, on_text=on_text)
+        repairs = sum(call.purpose == "repair" for call in self._calls)
         while verdict.faults and repairs < rounds:
+            begun = (*ids_of(self._request.begun), *self._hearing.begun())
             try:
-                begun = self._hearing.begun()
-                text, verdict = await self._turn(
-                    "repair", repair_messages(self._asked, text, verdict.faults, begun=begun)
+                verdict = await self._turn(
+                    "repair", repair_messages(self._asked, self._text, verdict.faults, begun=begun)
                 )
             except UserError as error:
                 if error.code != TOO_LONG:
                     raise
                 self._notes.append("there is no room to have the plan mended")
                 break
-            except Transient as error:
-                # The whole again would be paid for again, and may come to the same.
-                self._notes.append(f"the model could not be asked to mend the plan ({error.code}: {error.message})")
-                break
             repairs += 1
         return Draft(verdict=verdict, repairs=repairs, notes=tuple(self._notes), calls=tuple(self._calls))
 
     async def _turn(
         self, purpose: str, messages: Sequence[Message], *, on_text: Callable[[str], None] | None = None
-    ) -> tuple[str, Verdict]:
+    ) -> Verdict:
         began_at = self._clock()
         request = ModelRequest(role="planner", messages=tuple(messages), purpose=purpose, schema=self._schema)
         try:
@@ -176,7 +193,8 @@ class _Drafting:
             self._notes.append(f"the model's {_nth(len(self._calls))} plan can't run: {shown(verdict.faults)}")
         else:
             self._notes.extend(verdict.notes)
-        return text, verdict
+        self._text = text
+        return verdict
 
     def _judged(self, text: str) -> Verdict:
         request = self._request
