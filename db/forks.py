@@ -5,7 +5,7 @@ Outputs are copied inside the database; those that are kept apart are shared.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -17,8 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.dag.errors import Stale
 from rayloom.dag.plan import subtasks_of
-from rayloom.dag.values import JsonObject
+from rayloom.dag.values import Json, JsonObject
 from rayloom.db.reader import reading
+from rayloom.db.reads import Record
 from rayloom.db.schema import sub_tasks, tasks
 
 
@@ -42,9 +43,9 @@ class TakenSubtask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredPlan:
-    """A task with its plan, as one needs it to run some of it anew. ``plan`` is None while there is none.
+    """A task with its plan, as one needs it to run some of it anew.
 
-    What the plan went around when it grew is not in it: the way around it is.
+    ``plan`` is None while there is none, and where it never became whole. What was superseded is no part of it.
     """
 
     status: str
@@ -64,7 +65,7 @@ async def stored_plan(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> Stor
     """A user's task with its plan, all of one moment; None when there is no such task."""
     statement = select(
         tasks.c.status, tasks.c.title, tasks.c.original_prompt, tasks.c.priority, tasks.c.context, tasks.c.options,
-        tasks.c.labels, tasks.c.plan,
+        tasks.c.labels, tasks.c.plan, tasks.c.plan_meta["partial"].is_not(None).label("is_partial"),
     ).where(tasks.c.id == task_id, tasks.c.user_id == user_id)  # fmt: skip
     async with reading(engine) as connection:
         await connection.execution_options(isolation_level="REPEATABLE READ")
@@ -72,9 +73,9 @@ async def stored_plan(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> Stor
         if row is None:
             return None
         of_task = select(sub_tasks.c.key, sub_tasks.c.status, sub_tasks.c.dependencies, sub_tasks.c.superseded)
-        found = (await connection.execute(of_task.where(sub_tasks.c.parent_id == task_id))).all()
-    superseded = {subtask.key for subtask in found if subtask.superseded}
-    subtasks = [subtask for subtask in found if not subtask.superseded]
+        all_of_it = (await connection.execute(of_task.where(sub_tasks.c.parent_id == task_id))).all()
+    subtasks = [subtask for subtask in all_of_it if not subtask.superseded]
+    plan = None if row.plan is None or row.is_partial else _without(row.plan, len(all_of_it), subtasks)
     return StoredPlan(
         status=row.status,
         title=row.title,
@@ -83,16 +84,19 @@ async def stored_plan(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> Stor
         context=row.context,
         options=row.options,
         labels=row.labels,
-        plan=_without(row.plan, superseded),
+        plan=plan,
         statuses={subtask.key: subtask.status for subtask in subtasks},
         dependencies={subtask.key: tuple(subtask.dependencies) for subtask in subtasks},
     )
 
 
-def _without(plan: JsonObject | None, keys: Collection[str]) -> JsonObject | None:
-    if plan is None or not keys:
+def _without(plan: JsonObject, count: int, kept: Sequence[Record]) -> JsonObject:
+    """The plan with only these of its ``count`` subtasks."""
+    if len(kept) == count:
         return plan
-    return {**plan, "subtasks": [subtask for subtask in subtasks_of(plan) if subtask["id"] not in keys]}
+    ids = {subtask.key for subtask in kept}
+    left: list[Json] = [each for each in subtasks_of(plan) if each["id"] in ids]
+    return {**plan, "subtasks": left}
 
 
 # What a taken subtask has of its own; everything else is as in the original.

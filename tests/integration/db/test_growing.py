@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -17,7 +18,7 @@ from rayloom.actors.judge import Judge
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import Transient, UserError
 from rayloom.dag.model import ModelUse
-from rayloom.dag.planned import PlanCall, Planned, PlanRequest
+from rayloom.dag.planned import Early, PlanCall, Planned, PlanRequest
 from rayloom.dag.ports import PARSER_BROKE
 from rayloom.dag.replan import ReplanRequest
 from rayloom.dag.tried import Tried
@@ -46,6 +47,9 @@ class ScriptedPlanner:
 
     async def plan(self, request: PlanRequest) -> Planned:
         raise AssertionError("nothing here is split")
+
+    async def stream(self, request: PlanRequest) -> AsyncGenerator[Early | Planned, None]:
+        yield await self.plan(request)
 
     async def replan(self, request: ReplanRequest) -> Planned:
         self.asked.append(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -20,8 +20,9 @@ from rayloom.actors.settings import EngineSettings
 from rayloom.actors.splitting import AT_ONCE, Splitting
 from rayloom.dag.errors import NeedsClarification, RayloomError, Refused, Transient, UserError
 from rayloom.dag.model import ModelUse, Payer, Reservation
-from rayloom.dag.planned import PlanCall, Planned, PlanRequest
+from rayloom.dag.planned import Early, PlanCall, Planned, PlanRequest
 from rayloom.dag.ports import PARSER_BROKE, ToolSnapshot
+from rayloom.dag.replan import ReplanRequest
 from rayloom.dag.tried import Tried
 from rayloom.dag.values import JsonObject
 from rayloom.db.approvals import approve
@@ -67,6 +68,12 @@ class ScriptedParser:
         if isinstance(answer, Planned):
             return answer
         return Planned(plan=answer, source="outline", notes=("a note",), language="en", parsed_s=0.1, split_s=0.2)
+
+    async def stream(self, request: PlanRequest) -> AsyncGenerator[Early | Planned, None]:
+        yield await self.plan(request)
+
+    async def replan(self, request: ReplanRequest) -> Planned:
+        raise AssertionError("nothing here grows")
 
 
 class Bench:
