@@ -10,7 +10,7 @@ from typing import Final
 
 from rayloom.dag.errors import AnswerInvalid, Fault, RayloomError, UserError
 from rayloom.dag.kinds import CODE_TOOL
-from rayloom.dag.model import Message, ModelPort, ModelRequest, ModelUse
+from rayloom.dag.model import Message, ModelPort, ModelRequest
 from rayloom.dag.outline_cues import language_of
 from rayloom.dag.planned import PlanCall, PlanRequest
 from rayloom.dag.planning.beginning import ids_of
@@ -171,8 +171,7 @@ class _Drafting:
             is_cut = completion.finish == "length"
         except AnswerInvalid as error:
             # Not what was asked for, but it may still say a plan: that is read with more patience here.
-            text, is_cut = error.text, False
-            use = self._counted(messages, text)
+            text, use, is_cut = error.text, error.use, False
         duration_s = self._clock() - began_at
         verdict = await asyncio.to_thread(self._judged, text)
         if verdict.faults and is_cut:
@@ -200,12 +199,6 @@ class _Drafting:
         if self._more is not None:
             return judge_more(text, self._more, language=self._language)
         return judge(text, prompt=request.prompt, language=self._language, tools=request.tools, nodes=request.nodes)
-
-    def _counted(self, messages: Sequence[Message], text: str) -> ModelUse:
-        count = self._models.count
-        tokens_in, tokens_out = sum(count(message.text) for message in messages), count(text)
-        cost_usd = self._models.view("planner").cost_usd(tokens_in, tokens_out)
-        return ModelUse(tokens_in=tokens_in, tokens_out=tokens_out, cost_usd=cost_usd, is_estimated=True)
 
 
 def _nth(number: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from openai import APIConnectionError, APIError, APIStatusError, AsyncStream
 
-from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
+from rayloom.dag.errors import AnswerInvalid, RayloomError, Refused, Transient, UserError
 from rayloom.dag.model import Completion, ModelRequest, ModelUse, ModelView, ProviderLimits
 from rayloom.dag.values import Json
 from rayloom.tools.models.connection import Connections
@@ -114,7 +114,11 @@ class ModelCall:
         value: Json = None
         if self._request.schema is not None:
             # A large answer may take a while to judge, and others have calls in this loop, too.
-            value = await asyncio.to_thread(structured, text, self._request.schema, cut_off=cut_off)
+            try:
+                value = await asyncio.to_thread(structured, text, self._request.schema, cut_off=cut_off)
+            except AnswerInvalid as error:
+                error.use = await self.use()
+                raise
         duration_s = monotonic() - self._started
         return Completion(
             text=text,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rayloom.dag.errors import AnswerInvalid, NeedsClarification, RayloomError, Refused, Transient, UserError
-from rayloom.dag.model import Completion, ModelRequest, Payer
+from rayloom.dag.model import Completion, ModelRequest, ModelUse, Payer
 from rayloom.dag.plan import parse_plan, subtasks_of
 from rayloom.dag.planned import Early, Planned, PlanRequest
 from rayloom.dag.replan import Reached, ReplanRequest
@@ -78,9 +78,12 @@ async def test_faults_are_mended_in_two_rounds_at_most() -> None:
 
 
 async def test_an_answer_that_the_client_refuses_is_read_with_more_patience() -> None:
-    planned, _ = await plan(AnswerInvalid("no", text=f"Here:\n```\n{GOOD}\n```", faults=["prose"]))
+    refused = AnswerInvalid("no", text=f"Here:\n```\n{GOOD}\n```", faults=["prose"])
+    refused.use = ModelUse(tokens_in=7, tokens_out=3)
+    planned, _ = await plan(refused)
     assert planned.source == "model"
-    assert planned.use.is_estimated
+    # It is paid for as any other.
+    assert planned.use == refused.use
 
 
 async def test_an_answer_that_was_cut_off_is_told_so() -> None:
