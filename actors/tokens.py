@@ -207,10 +207,14 @@ class TokenController:
 
 
 def _denied(ask: Ask, denied: Denied) -> Held:
-    limit = denied.limit if denied.level == "user" else f"{denied.level}.{denied.limit}"
-    wait_s = math.inf if denied.retry_in_s is None else denied.retry_in_s
-    return _held(ask, limit, within_reason(wait_s))
+    return Held(
+        sub_task_id=ask.sub_task_id,
+        limit=denied.limit if denied.level == "user" else f"{denied.level}.{denied.limit}",
+        ask_again_in_s=within_reason(math.inf if denied.retry_in_s is None else denied.retry_in_s),
+        free_in_s=denied.retry_in_s,
+        alone=True,
+    )
 
 
 def _held(ask: Ask, limit: str, ask_again_in_s: float) -> Held:
-    return Held(sub_task_id=ask.sub_task_id, limit=limit, ask_again_in_s=ask_again_in_s)
+    return Held(sub_task_id=ask.sub_task_id, limit=limit, ask_again_in_s=ask_again_in_s, free_in_s=ask_again_in_s)
