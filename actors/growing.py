@@ -19,8 +19,8 @@ from rayloom.actors.backlog import Backlog
 from rayloom.actors.jobs import Jobs
 from rayloom.actors.judge import Judge
 from rayloom.actors.splitting import AGAIN_S, BROKEN_MAX, WAITED_FOR, WAITING_MAX, Away
-from rayloom.dag.decision import QUOTA_EXCEEDED
-from rayloom.dag.errors import RayloomError, Stale, Transient
+from rayloom.dag.decision import BUDGET_EXCEEDED
+from rayloom.dag.errors import ErrorInfo, RayloomError, Stale, Transient
 from rayloom.dag.log_line import LogLine
 from rayloom.dag.plan import subtasks_of
 from rayloom.dag.planned import Planned
@@ -112,11 +112,11 @@ class Growing:
             except Transient as error:
                 _log.warning("growth.again", extra={"task_id": str(task.task_id), "error": error.message})
                 broken += error.code == PARSER_BROKE
-                if error.code == QUOTA_EXCEEDED:
-                    # Nobody knows when there will be room; until then the task would neither end nor go on.
-                    pause_s = None
-                elif error.code.startswith(WAITED_FOR):
+                if error.code.startswith(WAITED_FOR):
                     pause_s = away.pause_s(error, asyncio.get_running_loop().time())
+                if pause_s is not None and away.is_to_be_told:
+                    note = f"not planned on yet: {error.message}; tried again in {pause_s:.0f} s"
+                    await self._tell(task, (note,), "model")
                 failure: Exception = error
             except Exception as error:  # noqa: BLE001 - what breaks us must end this growth, and nothing else
                 if not isinstance(error, RayloomError):
@@ -176,7 +176,12 @@ class Growing:
     async def _give_up(self, task: GrowingTask, incarnation: UUID, error: Exception) -> None:
         why = error.message if isinstance(error, RayloomError) else type(error).__name__
         await self._tell(task, (f"no other plan could be made: {why}",), "model", level="WARNING")
-        await self._stop(task, incarnation)
+        if isinstance(error, RayloomError) and error.code == BUDGET_EXCEEDED:
+            # With a higher one it goes on from here.
+            info = ErrorInfo.from_exception(error)
+            await self._tell_others(await growth.refuse_growth(self._engine, task.task_id, incarnation, info))
+        else:
+            await self._stop(task, incarnation)
 
     async def _stop(self, task: GrowingTask, incarnation: UUID) -> None:
         await self._tell_others(await growth.end_growth(self._engine, task.task_id, incarnation, spent=True))

@@ -121,6 +121,9 @@ class _TokenControllerActor:
     async def reserve(self, reservation: Reservation) -> Answer[Denied | None]:
         return await as_value(self._tokens.reserve(reservation))
 
+    async def renew(self, reservation: Reservation) -> Answer[None]:
+        return await as_value(self._tokens.renew(reservation))
+
     async def settle(self, reservation: Reservation, use: ModelUse) -> Answer[None]:
         return await as_value(self._tokens.settle(reservation, use))
 

@@ -17,6 +17,8 @@ OUT_OF_MEMORY: Final = "OUT_OF_MEMORY"
 BLOBS_AWAY: Final = "BLOB_STORE_UNAVAILABLE"
 BLOBS_SLOW: Final = "BLOB_STORE_SLOW"
 """What an attempt refers to did not come within its own time: the store may be silent, or it is too much for ever."""
+BUDGET_EXCEEDED: Final = "BUDGET_EXCEEDED"
+"""The budget of its task does not let a model be called: nothing but a higher one helps."""
 QUOTA_EXCEEDED: Final = "QUOTA_EXCEEDED"
 """A limit did not let a model be called: nobody failed."""
 QUOTA_WAIT_S: Final = 5.0

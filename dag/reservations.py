@@ -15,6 +15,12 @@ from rayloom.dag.limits import WINDOW_S, Usage
 from rayloom.dag.model import Denied, ProviderLimits
 from rayloom.dag.token_port import Level, Quota
 
+LEASE_S: Final = 60.0
+"""Who calls a model and says nothing for so long is taken for dead."""
+RENEW_EVERY_S: Final = LEASE_S / 3
+"""As often says it that it is alive."""
+AHEAD_PART: Final = 20
+"""One part in so many of a limit is never granted before what it is granted for is written down, and all at once."""
 RESERVED_WAIT_S: Final = 1.0
 """What is in the way is only reserved: it may be settled with less at any moment."""
 PROVIDER: Final = "provider"
@@ -70,6 +76,39 @@ def _denied(level: Level, limit: str, means: str, said: str, is_final: bool, wai
 
 def _usd(amount: Amount) -> str:
     return f"{amount.cost_usd:.6g} USD"
+
+
+def fits_ahead(quota: Quota, unwritten: Amount, *, calls: int) -> bool:
+    """Whether so much, of so many calls, may be granted and not be written down yet."""
+    tokens, cost_usd, calls_at_most = _ahead(quota)
+    return unwritten.tokens <= tokens and unwritten.cost_usd <= cost_usd and calls <= calls_at_most
+
+
+def withheld(quota: Quota) -> Quota:
+    """What is left of limits while nobody knows what was granted and not written down."""
+    return Quota(
+        max_tokens=_less(quota.max_tokens),
+        max_cost_usd=None if quota.max_cost_usd is None else quota.max_cost_usd * (1 - 1 / AHEAD_PART),
+        tokens_per_min=_less(quota.tokens_per_min),
+        requests_per_min=_less(quota.requests_per_min),
+        max_concurrent=_less(quota.max_concurrent),
+    )
+
+
+def _less(limit: int | None) -> int | None:
+    return None if limit is None else limit - limit // AHEAD_PART
+
+
+def _ahead(quota: Quota) -> tuple[float, float, float]:
+    """So many tokens, so much money and so many calls."""
+    tokens = [limit for limit in (quota.max_tokens, quota.tokens_per_min) if limit is not None]
+    calls = [limit for limit in (quota.requests_per_min, quota.max_concurrent) if limit is not None]
+    cost_usd = math.inf if quota.max_cost_usd is None else quota.max_cost_usd / AHEAD_PART
+    return (
+        min((limit // AHEAD_PART for limit in tokens), default=math.inf),
+        cost_usd,
+        min((limit // AHEAD_PART for limit in calls), default=math.inf),
+    )
 
 
 def shares(quota: Quota, usage: Usage) -> Iterator[tuple[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Double,
     ForeignKey,
@@ -38,6 +39,9 @@ model_calls = Table(
     count_column("tokens_out", big=True),
     Column("cost_usd", Double, nullable=False, server_default=text("0")),
     flag_column("is_estimated"),
+    count_column("least_in", big=True),
+    count_column("least_out", big=True),
+    Column("least_usd", Double, nullable=False, server_default=text("0")),
     text_column("status", nullable=False),
     at_column("reserved_at", nullable=False, default="now()"),
     at_column("expires_at", nullable=False),
@@ -52,6 +56,13 @@ Index(
 )
 Index("ix_model_calls_open", model_calls.c.expires_at, postgresql_where=text("status = 'reserved'"))
 Index("ix_model_calls_settled_at", model_calls.c.settled_at, postgresql_where=text("settled_at IS NOT NULL"))
+
+granting_ahead = Table(
+    "granting_ahead",
+    metadata,
+    Column("is_row", Boolean, primary_key=True, server_default=text("true")),
+    at_column("until_at", nullable=False),
+)
 
 key_totals = Table(
     "key_totals",

@@ -114,7 +114,7 @@ def _by_models(user_id: UUID, since: datetime, until: datetime) -> Select[Any]:
             func.sum(call.cost_usd).label("cost_usd"),
         )
         .outerjoin(sub_tasks, sub_tasks.c.id == call.sub_task_id)
-        .where(call.user_id == user_id, call.status == "settled", call.reserved_at >= since, call.reserved_at < until)
+        .where(call.user_id == user_id, call.status != "reserved", call.reserved_at >= since, call.reserved_at < until)
         .group_by(call.model, tool, day)
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
+from rayloom.dag.decision import QUOTA_EXCEEDED
 from rayloom.dag.errors import AnswerInvalid, Fault, Transient, UserError
 from rayloom.dag.kinds import CODE_TOOL
 from rayloom.dag.model import Message, ModelPort, ModelRequest, ModelUse
@@ -114,6 +115,9 @@ class _Drafting:
                 self._notes.append("there is no room to have the plan mended")
                 break
             except Transient as error:
+                if error.code == QUOTA_EXCEEDED:
+                    # No other plan is any cheaper: it waits until there is room for one.
+                    raise
                 # The whole again would be paid for again, and may come to the same.
                 self._notes.append(f"the model could not be asked to mend the plan ({error.code}: {error.message})")
                 break
