@@ -37,7 +37,7 @@ SHARES_SHOWN: Final = 200
 RESERVING_LANES: Final = 2
 
 
-class LedgerPort(Books, AheadBook, AlertBook, Protocol):
+class LedgerPort(Books, AheadBook, Protocol):
     """What is asked of the record here; `rayloom.db.ledger.Ledger`."""
 
     async def reserve(self, reservations: Sequence[Reservation]) -> Mapping[str, str]:
@@ -75,6 +75,7 @@ class Reservations:
     def __init__(
         self,
         ledger: LedgerPort,
+        alerts: AlertBook,
         accounts: CallAccounts,
         *,
         users: UserAccounts,
@@ -86,7 +87,7 @@ class Reservations:
         self._totals, self._clock = totals, clock
         self.promises = Promises(accounts, clock=clock)
         self._ahead = Ahead(ledger, clock=clock)
-        self._alerts = Alerts(ledger, warn_share=warn_share)
+        self._alerts = Alerts(alerts, warn_share=warn_share, clock=clock)
         self._heard_from = math.inf
         self._left: frozenset[str] = frozenset()
         self._reserving = GroupCommit(self._write_reserved, lanes=RESERVING_LANES)
@@ -163,12 +164,12 @@ class Reservations:
     def figures(self, user_id: str = "") -> TokenFigures:
         """What is counted here, for monitoring; with the shares of one user alone, where one is named."""
         counted = [held.amount for id_, held in self._accounts.counted.items() if not is_promise(id_)]
-        reserved = sum(counted, Amount())
+        reserved, now_s = sum(counted, Amount()), self._clock()
         full = [
             Share(level=level, id=id_, limit=limit, share=share)
             for level, id_, quota, usage in self._limited()
             if not user_id or (level, id_) == ("user", user_id)
-            for limit, share in shares(quota, usage)
+            for limit, share in shares(quota, usage, now_s=now_s)
         ]
         full.sort(key=lambda each: -each.share)
         return TokenFigures(

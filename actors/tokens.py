@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from rayloom.actors.alerts import AlertBook
 from rayloom.actors.call_accounts import CallAccounts
 from rayloom.actors.reservations import LedgerPort, Reservations
 from rayloom.actors.user_accounts import Accounts, UserAccounts
@@ -49,6 +50,7 @@ class TokenController:
         self,
         record: Accounts,
         ledger: LedgerPort,
+        alerts: AlertBook,
         *,
         models: Mapping[str, Quota] | None = None,
         warn_share: float = WARN_SHARE,
@@ -62,7 +64,7 @@ class TokenController:
         self._users = UserAccounts(record, turn=self._turn, totals=totals, reserved=self._reserved, clock=clock)
         self._call_accounts = CallAccounts(ledger, user=self._users.known.get, models=models or {}, clock=clock)
         self._calls = Reservations(
-            ledger, self._call_accounts, users=self._users, totals=totals, warn_share=warn_share, clock=clock
+            ledger, alerts, self._call_accounts, users=self._users, totals=totals, warn_share=warn_share, clock=clock
         )
 
     async def step(self) -> float:

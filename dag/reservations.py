@@ -111,11 +111,13 @@ def _ahead(quota: Quota) -> tuple[float, float, float]:
     )
 
 
-def shares(quota: Quota, usage: Usage) -> Iterator[tuple[str, float]]:
-    """How much of each limit on what may be used in all is used up: (limit, share), 1 being all of it."""
+def shares(quota: Quota, usage: Usage, *, now_s: float) -> Iterator[tuple[str, float]]:
+    """How much of each limit is used up, in all or in the last minute: (limit, share), 1 being all of it."""
     for name, limit, used in (
         ("max_tokens", quota.max_tokens, usage.used.tokens),
         ("max_cost_usd", quota.max_cost_usd and nano(quota.max_cost_usd), usage.used.nano_usd),
+        ("tokens_per_min", quota.tokens_per_min, usage.tokens.total(now_s=now_s)),
+        ("requests_per_min", quota.requests_per_min, usage.requests.total(now_s=now_s)),
     ):
         if limit is not None:
             yield name, used / limit if limit else 1.0

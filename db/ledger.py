@@ -14,7 +14,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.dag.amount import NOTHING, Amount
 from rayloom.dag.errors import UserError
-from rayloom.dag.log_line import LogLine
 from rayloom.dag.model import ModelUse, Reservation
 from rayloom.dag.token_port import Quota
 from rayloom.db.engine import Line, driver
@@ -28,7 +27,6 @@ from rayloom.db.ledger_rows import (
     text_of,
     used_of,
 )
-from rayloom.db.log_lines import append
 from rayloom.db.quotas import LIMITS, QUERY_TIMEOUT_S, checked, quota_of, uuid_or_none
 
 _RESERVE: Final = (
@@ -157,10 +155,6 @@ class Ledger:
                 [use.is_estimated for use in uses],
             )
         return {str(row["id"]): difference_of(row) for row in rows}
-
-    async def tell(self, lines: Sequence[LogLine]) -> None:
-        """Write lines into logs of tasks."""
-        await append(self._engine, lines)
 
     async def left(self, *, expired: bool, limit: int) -> dict[str, bool]:
         """The calls that their callers have left, as the record has it; True: their leases are over.

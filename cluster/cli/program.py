@@ -13,7 +13,19 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from rayloom.cluster.cli import admin, approvals, audit, letters, records, registry, reruns, sandbox, services, tasks
+from rayloom.cluster.cli import (
+    admin,
+    approvals,
+    audit,
+    letters,
+    quotas,
+    records,
+    registry,
+    reruns,
+    sandbox,
+    services,
+    tasks,
+)
 from rayloom.cluster.cli.exits import ExitCode
 from rayloom.cluster.cli.output import complain, one_line
 from rayloom.dag.errors import RayloomError
@@ -62,6 +74,8 @@ _COMMANDS: tuple[tuple[str, Callable[..., None] | typer.Typer], ...] = (
     ("tools", registry.tools),
     ("dead-letters", letters.dead_letters),
     ("keys", admin.keys),
+    ("usage", quotas.usage),
+    ("quotas", quotas.quotas),
     ("audit", audit.audit),
     ("sandbox", sandbox.sandbox),
     ("doctor", services.doctor),

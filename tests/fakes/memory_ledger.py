@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rayloom.actors.call_accounts import amount_of
 from rayloom.dag.amount import NOTHING, Amount
 from rayloom.dag.errors import Transient, UserError
-from rayloom.dag.log_line import LogLine
 from rayloom.dag.model import ModelUse, Reservation
-from rayloom.dag.token_port import Level, Quota
+from rayloom.dag.token_port import Level, Quota, Share
+from rayloom.db.alerts import Limit
 from rayloom.db.ledger import Recent, Released, Standing
 
 
@@ -27,7 +27,10 @@ class Row:
 
 
 class MemoryLedger:
-    """``LedgerPort``. ``away``: no answer. ``loses_answers``: it does what it is told, and says that it is away."""
+    """``LedgerPort`` and ``AlertBook``.
+
+    ``away``: no answer. ``loses_answers``: it does what it is told, and says that it is away.
+    """
 
     def __init__(self, clock: Callable[[], float] = lambda: 1000.0) -> None:
         self.clock = clock
@@ -36,7 +39,9 @@ class MemoryLedger:
         self.tools: dict[str, int] = {}
         """Tokens of tasks that their tools told of."""
         self.key_quotas: dict[str, Quota] = {}
-        self.lines: list[LogLine] = []
+        self.alerts: dict[Limit, float] = {}
+        """Of the limits that are nearly used up now."""
+        self.alerted: list[tuple[Limit, float]] = []
         self.ended: set[str] = set()
         """Subtasks whose attempts have ended."""
         self.ahead_until: float | None = None
@@ -132,9 +137,22 @@ class MemoryLedger:
             if quota != Quota()
         }
 
-    async def tell(self, lines: Sequence[LogLine]) -> None:
+    async def open_alerts(self) -> frozenset[Limit]:
         self._answer()
-        self.lines += lines
+        return frozenset(self.alerts)
+
+    async def alert(self, near: Sequence[Share]) -> frozenset[Limit]:
+        self._answer()
+        new = {(each.level, each.id, each.limit): each.share for each in near}
+        new = {limit: share for limit, share in new.items() if limit not in self.alerts}
+        self.alerts |= new
+        self.alerted += new.items()
+        return frozenset(new)
+
+    async def alerts_over(self, limits: Collection[Limit]) -> None:
+        self._answer()
+        for limit in limits:
+            del self.alerts[limit]
 
     async def key_quota(self, key_id: str) -> Quota:
         self._answer()

@@ -18,6 +18,38 @@ CREATE TABLE granting_ahead (
     until_at timestamptz NOT NULL
 )
 ----
+-- Limits that came to be nearly used up: one row each time, until the limit has been far from it for a minute.
+CREATE TABLE limit_alerts (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    level text NOT NULL CONSTRAINT ck_limit_alerts_level CHECK (level IN ('user', 'key', 'task')),
+    -- The user, the key or the task whose limit it is, and who is to know.
+    owner_id uuid NOT NULL,
+    user_id uuid NOT NULL,
+    limit_name text NOT NULL,
+    share double precision NOT NULL,
+    at timestamptz NOT NULL DEFAULT now(),
+    over_at timestamptz
+)
+----
+CREATE UNIQUE INDEX uq_limit_alerts_open ON limit_alerts (level, owner_id, limit_name) WHERE over_at IS NULL
+----
+CREATE INDEX ix_limit_alerts_user_id ON limit_alerts (user_id, at)
+----
+-- Write down limits that are nearly used up; answers those of whom that was not known yet.
+CREATE FUNCTION alert_limits(p_level text[], p_owner uuid[], p_limit text[], p_share double precision[])
+RETURNS TABLE (level text, owner_id uuid, limit_name text) LANGUAGE sql AS $$
+    INSERT INTO limit_alerts (level, owner_id, user_id, limit_name, share)
+    SELECT g.level, g.owner_id, w.user_id, g.limit_name, g.share
+    FROM unnest(p_level, p_owner, p_limit, p_share) AS g (level, owner_id, limit_name, share)
+    JOIN LATERAL (
+        SELECT u.id AS user_id FROM users u WHERE g.level = 'user' AND u.id = g.owner_id
+        UNION ALL SELECT k.user_id FROM api_keys k WHERE g.level = 'key' AND k.id = g.owner_id
+        UNION ALL SELECT t.user_id FROM tasks t WHERE g.level = 'task' AND t.id = g.owner_id
+    ) w ON true
+    ON CONFLICT (level, owner_id, limit_name) WHERE over_at IS NULL DO NOTHING
+    RETURNING level, owner_id, limit_name
+$$
+----
 DROP FUNCTION reserve_calls(
     uuid[], uuid[], uuid[], uuid[], uuid[], integer[], text[], text[], bigint[], double precision[], double precision[]
 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -17,8 +19,9 @@ from rayloom.dag.amount import Amount
 from rayloom.dag.errors import UserError
 from rayloom.dag.model import ModelUse, Payer, Reservation
 from rayloom.dag.reservations import LEASE_S
-from rayloom.dag.token_port import Quota
+from rayloom.dag.token_port import Quota, Share
 from rayloom.db import keys
+from rayloom.db.alerts import Alert, AlertStore, Limit, read_alerts
 from rayloom.db.engine import driver
 from rayloom.db.ledger import Ledger, Released
 from rayloom.db.quotas import QuotaStore
@@ -51,7 +54,7 @@ async def new_life(engine: AsyncEngine) -> AsyncIterator[NewLife]:
 
     async def begin() -> TokenController:
         ledgers.append(Ledger(engine))
-        controller = TokenController(QuotaStore(engine), ledgers[-1])
+        controller = TokenController(QuotaStore(engine), ledgers[-1], AlertStore(engine))
         await controller.reconcile()
         return controller
 
@@ -295,3 +298,35 @@ async def test_what_is_nearly_used_up_stands_in_the_log_of_the_task(
         await controller.reconcile()
     (line,) = await _fetch(engine, "SELECT level, message FROM log_lines WHERE task_id = $1", payer.task_id)
     assert (line["level"], line["message"]) == ("WARNING", "85% of the budget's max_tokens is used")
+    # Another life tells nobody again.
+    await new_life()
+    (alert,) = await _alerts(engine, payer)
+    assert (alert.level, str(alert.id), alert.limit, alert.share) == ("task", payer.task_id, "max_tokens", 0.85)
+    assert alert.over_at is None
+    await AlertStore(engine).alerts_over([("task", payer.task_id, "max_tokens")])
+    (alert,) = await _alerts(engine, payer)
+    assert alert.over_at is not None
+    assert await AlertStore(engine).open_alerts() == frozenset()
+
+
+async def test_alerts_are_those_of_a_user_and_of_its_keys_and_tasks(engine: AsyncEngine, rows: Rows) -> None:
+    key = await keys.create_key(engine, user="ann", role="user", key=keys.new_key())
+    payer = Payer(user_id=str(key.user_id), key_id=str(key.id))
+    store = AlertStore(engine)
+    near = [
+        Share(level="user", id=payer.user_id, limit="tokens_per_min", share=0.8),
+        Share(level="key", id=payer.key_id, limit="max_tokens", share=1.0),
+        Share(level="key", id=str(uuid7()), limit="max_tokens", share=1.0),
+    ]
+    known: set[Limit] = {("user", payer.user_id, "tokens_per_min"), ("key", payer.key_id, "max_tokens")}
+    assert await store.alert(near) == known
+    assert await store.alert(near) == frozenset()
+    assert await store.open_alerts() == known
+    assert {(each.level, str(each.id), each.limit) for each in await _alerts(engine, payer)} == known
+    assert await _alerts(engine, await _payer(rows)) == []
+
+
+async def _alerts(engine: AsyncEngine, payer: Payer) -> list[Alert]:
+    async with engine.connect() as connection:
+        first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+        return await read_alerts(connection, user_id=UUID(payer.user_id), since=first, until=last)

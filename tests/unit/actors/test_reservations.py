@@ -16,6 +16,7 @@ from rayloom.dag.errors import Bug, Transient, UserError
 from rayloom.dag.model import Denied, ModelUse, Payer, ProviderLimits, Reservation
 from rayloom.dag.reservations import LEASE_S, RENEW_EVERY_S
 from rayloom.dag.token_port import Ask, Finished, Quota, Share, Used
+from rayloom.db.alerts import Limit
 from tests.fakes.controlled import ANN, KEY, SUBTASK, TASK, Controlled, identity
 
 
@@ -441,7 +442,7 @@ async def test_what_can_not_be_written_down_is_refused_by_itself(change: dict[st
         await world.controller.reserve(Reservation(**values))
 
 
-async def test_what_is_nearly_used_up_is_told_once_and_written_into_the_tasks_log() -> None:
+async def test_what_is_nearly_used_up_is_told_once() -> None:
     world = await _world(Quota(max_tokens=1000, max_cost_usd=10.0))
     world.ledger.budgets[TASK] = Quota(max_tokens=100)
     for _ in range(2):
@@ -449,8 +450,7 @@ async def test_what_is_nearly_used_up_is_told_once_and_written_into_the_tasks_lo
         await world.controller.settle(reservation, ModelUse(tokens_in=40, cost_usd=0.5))
         await world.controller.reconcile()
         await world.controller.reconcile()
-    (line,) = world.ledger.lines
-    assert (line.task_id, line.level, line.message) == (TASK, "WARNING", "80% of the budget's max_tokens is used")
+    assert world.ledger.alerted == [(("task", TASK, "max_tokens"), 0.8)]
     figures = await world.controller.figures()
     assert figures.used == (Used(model="m", purpose="reason", calls=2, tokens_in=80, tokens_out=0, cost_usd=1.0),)
     assert figures.shares[0] == Share(level="task", id=TASK, limit="max_tokens", share=0.8)
@@ -458,3 +458,44 @@ async def test_what_is_nearly_used_up_is_told_once_and_written_into_the_tasks_lo
     assert figures.warn_share == 0.8
     assert _denied(await world.reserve(60))[0] == "task"
     assert (await world.controller.figures()).denied == (("task", "max_tokens", 1),)
+
+
+async def test_a_window_is_told_of_once_until_it_has_been_far_from_its_limit_for_a_minute() -> None:
+    world = await _world()
+    await world.controller.set_key_quota(KEY, Quota(tokens_per_min=100))
+    told = (("key", KEY, "tokens_per_min"), 0.9)
+
+    async def use(tokens: int) -> None:
+        await world.controller.settle(_granted(await world.reserve(tokens)), ModelUse(tokens_in=tokens))
+        await world.controller.reconcile()
+
+    await use(90)
+    assert world.ledger.alerted == [told]
+    # Another life knows it from the record; and what is used again a moment later is no news.
+    world.clock.now_s += 55
+    await world.anew().reconcile()
+    world.clock.now_s += 7
+    await use(85)
+    world.clock.now_s += 55
+    await world.controller.reconcile()
+    assert (world.ledger.alerted, set(world.ledger.alerts)) == ([told], {told[0]})
+    world.clock.now_s += 62
+    await world.controller.reconcile()
+    assert world.ledger.alerts == {}
+    await use(90)
+    assert world.ledger.alerted == [told, told]
+
+
+async def test_what_could_not_be_written_is_told_later() -> None:
+    world = await _world(Quota(max_tokens=100))
+    await world.controller.settle(_granted(await world.reserve(90)), ModelUse(tokens_in=90))
+    alert, world.ledger.alert = world.ledger.alert, _away  # type: ignore[method-assign]
+    await world.controller.reconcile()
+    assert world.ledger.alerted == []
+    world.ledger.alert = alert  # type: ignore[method-assign]
+    await world.controller.reconcile()
+    assert world.ledger.alerted == [(("user", ANN, "max_tokens"), 0.9)]
+
+
+async def _away(near: Sequence[Share]) -> frozenset[Limit]:
+    raise Transient("DATABASE_UNAVAILABLE", "away")

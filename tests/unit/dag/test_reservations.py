@@ -90,9 +90,17 @@ def test_of_several_limits_the_one_that_only_a_higher_one_mends_is_named() -> No
 
 def test_how_much_of_a_limit_is_used_up() -> None:
     usage = Usage(used=Amount.of(80, 0.5))
-    assert list(shares(Quota(tokens_per_min=1), usage)) == []
-    assert list(shares(Quota(max_tokens=100, max_cost_usd=2.0), usage)) == [("max_tokens", 0.8), ("max_cost_usd", 0.25)]
-    assert list(shares(Quota(max_tokens=0, max_cost_usd=0.0), usage)) == [("max_tokens", 1.0), ("max_cost_usd", 1.0)]
+
+    def used(quota: Quota, *, now_s: float = 10.0) -> list[tuple[str, float]]:
+        return list(shares(quota, usage, now_s=now_s))
+
+    assert used(Quota(max_concurrent=1)) == []
+    assert used(Quota(max_tokens=100, max_cost_usd=2.0)) == [("max_tokens", 0.8), ("max_cost_usd", 0.25)]
+    assert used(Quota(max_tokens=0, max_cost_usd=0.0)) == [("max_tokens", 1.0), ("max_cost_usd", 1.0)]
+    usage = Usage().spent(_tokens(30), now_s=9.0).started(now_s=9.0)
+    windows = Quota(tokens_per_min=40, requests_per_min=2)
+    assert used(windows) == [("tokens_per_min", 0.75), ("requests_per_min", 0.5)]
+    assert used(windows, now_s=9.0 + WINDOW_S + 1) == [("tokens_per_min", 0.0), ("requests_per_min", 0.0)]
 
 
 def test_an_endpoint_that_said_nothing_takes_everything() -> None:
