@@ -98,7 +98,15 @@ class ModelCall:
         self._started = monotonic()
 
     async def run(self) -> Completion:
-        """Make it. Raises what `ModelPort.complete` raises for an endpoint's sake; `use` tells what was used."""
+        """Make it, and judge its answer. Raises what `hear` and `judged` raise."""
+        await self.hear()
+        return await self.judged()
+
+    async def hear(self) -> None:
+        """Ask, and hear the answer. Raises what `ModelPort.complete` raises for an endpoint's sake.
+
+        Whatever it raises, `use` tells what was used.
+        """
         settings = self.client.settings
         self._started = monotonic()
         limit = asyncio.timeout(settings.call_s)
@@ -109,6 +117,9 @@ class ModelCall:
             if not limit.expired():
                 raise
             raise Transient(BROKE_OFF, f"{settings.shown} was not done after {settings.call_s:g} s") from None
+
+    async def judged(self) -> Completion:
+        """What was heard, if it is what was asked for. Raises Refused (``MODEL_REFUSED``) and `AnswerInvalid`."""
         cut_off = self._cut_off()
         text = self.heard.text
         value: Json = None
@@ -138,6 +149,11 @@ class ModelCall:
             counted_out = await asyncio.to_thread(count, self.heard.spoken)
             self._use = use_of(self.client.view, self.heard.usage, counted_in=self.tokens_in, counted_out=counted_out)
         return self._use
+
+    async def least(self) -> ModelUse:
+        """What it has used at least, as is counted here, while it goes on: the question, and what was heard so far."""
+        counted_out = await asyncio.to_thread(count, self.heard.spoken)
+        return use_of(self.client.view, None, counted_in=self.tokens_in, counted_out=counted_out)
 
     @property
     def finish(self) -> Literal["stop", "length", ""]:

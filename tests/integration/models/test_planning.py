@@ -49,6 +49,9 @@ class Account:
         self.reserved[reservation.id] = reservation
         return None
 
+    async def renew(self, reservation: Reservation) -> None:
+        return None
+
     async def settle(self, reservation: Reservation, use: ModelUse) -> None:
         self.settled[reservation.id] = use
 
