@@ -210,12 +210,12 @@ class Splitting:
                 tried = Tried(notes=planned.notes, calls=planned.calls)
             await self._fail(task, incarnation, error, error.tried or tried)
             return None
-        notes = (*planned.notes, *whole.notes)
+        hold = "over budget: " + "; ".join(planned.over_budget) if planned.over_budget else ""
+        notes = (*planned.notes, *whole.notes, *((f"{hold}: the rest waits for approval",) if begun and hold else ()))
         await append(self._engine, planning_lines(task.task_id, notes, planned.calls, planned.source))
-        hold = "; ".join(planned.over_budget)
         # What its author laid out is not second-guessed; what a model made may be.
         replans = self._replans if planned.source == "model" else 0
-        return _Made(verified, planned.meta(), f"over budget: {hold}" if hold else "", replans, whole.dropped)
+        return _Made(verified, planned.meta(), hold, replans, whole.dropped)
 
     async def _p50_s(self) -> dict[str, float]:
         """What the tools took lately; nothing where nobody estimates."""

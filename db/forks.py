@@ -5,7 +5,7 @@ Outputs are copied inside the database; those that are kept apart are shared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -17,9 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.dag.errors import Stale
 from rayloom.dag.plan import subtasks_of
-from rayloom.dag.values import Json, JsonObject
+from rayloom.dag.values import JsonObject
 from rayloom.db.reader import reading
-from rayloom.db.reads import Record
 from rayloom.db.schema import sub_tasks, tasks
 
 
@@ -45,7 +44,8 @@ class TakenSubtask:
 class StoredPlan:
     """A task with its plan, as one needs it to run some of it anew.
 
-    ``plan`` is None while there is none, and where it never became whole. What was superseded is no part of it.
+    ``plan`` is None while there is none, and where it never became whole. What the plan went around when it grew, or
+    does without although it had begun, is not in it.
     """
 
     status: str
@@ -73,9 +73,9 @@ async def stored_plan(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> Stor
         if row is None:
             return None
         of_task = select(sub_tasks.c.key, sub_tasks.c.status, sub_tasks.c.dependencies, sub_tasks.c.superseded)
-        all_of_it = (await connection.execute(of_task.where(sub_tasks.c.parent_id == task_id))).all()
-    subtasks = [subtask for subtask in all_of_it if not subtask.superseded]
-    plan = None if row.plan is None or row.is_partial else _without(row.plan, len(all_of_it), subtasks)
+        found = (await connection.execute(of_task.where(sub_tasks.c.parent_id == task_id))).all()
+    superseded = {subtask.key for subtask in found if subtask.superseded}
+    subtasks = [subtask for subtask in found if not subtask.superseded]
     return StoredPlan(
         status=row.status,
         title=row.title,
@@ -84,19 +84,16 @@ async def stored_plan(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> Stor
         context=row.context,
         options=row.options,
         labels=row.labels,
-        plan=plan,
+        plan=None if row.is_partial else _without(row.plan, superseded),
         statuses={subtask.key: subtask.status for subtask in subtasks},
         dependencies={subtask.key: tuple(subtask.dependencies) for subtask in subtasks},
     )
 
 
-def _without(plan: JsonObject, count: int, kept: Sequence[Record]) -> JsonObject:
-    """The plan with only these of its ``count`` subtasks."""
-    if len(kept) == count:
+def _without(plan: JsonObject | None, keys: Collection[str]) -> JsonObject | None:
+    if plan is None or not keys:
         return plan
-    ids = {subtask.key for subtask in kept}
-    left: list[Json] = [each for each in subtasks_of(plan) if each["id"] in ids]
-    return {**plan, "subtasks": left}
+    return {**plan, "subtasks": [subtask for subtask in subtasks_of(plan) if subtask["id"] not in keys]}
 
 
 # What a taken subtask has of its own; everything else is as in the original.

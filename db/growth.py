@@ -140,18 +140,18 @@ async def extend_plan(
     meta: JsonObject,
     is_last: bool,
     goes_around: bool = False,
-    while_blocked: Collection[str] = (),
     dropped: Collection[str] = (),
     replans: int | None = None,
+    while_blocked: Collection[str] = (),
 ) -> Committed:
     """Add to the plan of a growing task what of ``plan`` is not ``known`` yet: the ids that are there already.
 
     Those come first in ``plan``, as they are. ``meta`` goes over that of the plan. ``is_last``: this growth ends with
     it. ``goes_around``: what is BLOCKED or SKIPPED now is superseded, as the plan goes another way; else what grows is
-    a plan that is not whole yet, and with the last of it is. ``while_blocked``: one of these has to be BLOCKED still,
-    where any are named; somebody may have retried them since they were looked at. ``dropped``: of those that are known,
-    what the whole plan does without: stopped, and superseded. ``replans``: how often it may grow from now on, where
-    that is not known yet.
+    a plan that is not whole yet, and with the last of it is. ``dropped``: of those that are known, what the whole plan
+    does without: stopped, and superseded. ``replans``: how often it may grow from now on, where that is not known yet.
+    ``while_blocked``: one of these has to be BLOCKED still, where any are named; somebody may have retried them since
+    they were looked at.
 
     Raises Stale: ``TASK_MOVED_ON`` when the task no longer grows by this incarnation, ``NOT_BLOCKED`` when none
     of ``while_blocked`` is BLOCKED any more, and Transient.

@@ -64,15 +64,14 @@ async def end_task(
     """End a task from outside: cancelled by its user, or failed by its deadline or its splitting.
 
     ``splitter``: end it only while this incarnation is splitting it, whether or not its plan has begun. Raises Stale
-    (``TASK_MOVED_ON``) when it is not. ``meta``: what was done for a plan that is not there, or not whole; ``lines``:
-    what its log says of that.
+    (``TASK_MOVED_ON``) when it is not. ``meta``: what was done for a plan, where there is none, or none that is whole;
+    ``lines``: what its log says of that.
     """
     event = TaskEvent.CANCEL if status == "CANCELLED" else TaskEvent.GAVE_UP
     async with driver(engine) as connection, connection.transaction():
         if splitter is not None:
             await must_be_splitting(connection, task_id, splitter, event, may_have_begun=True)
         if meta:
-            # What has begun stays known as the part of a plan that it is.
             await connection.execute(
                 "UPDATE tasks SET plan_meta = coalesce(plan_meta, '{}') || $2::jsonb WHERE id = $1", task_id, dump(meta)
             )

@@ -144,14 +144,15 @@ class _Drafting:
             # The tools may have changed since.
             self._notes.extend(() if verdict.faults else verdict.notes)
         else:
-            purpose = "replan" if self._more else "split"
-            verdict = await self._turn(purpose, self._asked, on_text=self._hearing.on_text)
+            on_text = self._hearing.on_text
+            verdict = await self._turn("replan" if self._more else "split", self._asked, on_text=on_text)
         repairs = sum(call.purpose == "repair" for call in self._calls)
         while verdict.faults and repairs < rounds:
+            begun = (*ids_of(self._request.begun), *self._hearing.begun())
             try:
-                begun = (*ids_of(self._request.begun), *self._hearing.begun())
-                messages = repair_messages(self._asked, self._text, verdict.faults, begun=begun)
-                verdict = await self._turn("repair", messages)
+                verdict = await self._turn(
+                    "repair", repair_messages(self._asked, self._text, verdict.faults, begun=begun)
+                )
             except UserError as error:
                 if error.code != TOO_LONG:
                     raise

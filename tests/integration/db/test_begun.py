@@ -14,6 +14,7 @@ from rayloom.dag.errors import Bug, ErrorInfo, Stale
 from rayloom.db import growth, task_moves
 from rayloom.db.growth import GrowingTask
 from rayloom.db.incarnations import begin_incarnation, dead_with_leases, end_incarnation
+from rayloom.db.logs import LogFilter, Position, read_log
 from rayloom.db.submit import NewTask, accept_plan, submit_task
 from rayloom.db.task_moves import claim_tasks
 from tests.integration.db.spine import Edges, Spine, plan_of
@@ -50,6 +51,9 @@ async def test_what_has_begun_runs_and_keeps_its_task_open_until_the_plan_is_who
         "SELECT reason FROM task_events WHERE task_id = $1 AND kind = 'plan' ORDER BY id", row["id"]
     )
     assert [each["reason"] for each in rows] == ["begins with 1 subtasks", "whole: 0 more subtasks, width 1"]
+    page = await read_log(spine.engine, task.task_id, LogFilter(), Position(), limit=100)
+    told = [line.message for line in page.entries if line.message.startswith("plan ")]
+    assert told == ["plan begins with 1 subtasks", "plan is whole: 0 more subtasks, width 1"]
 
 
 async def test_it_is_never_completed_by_its_beginning_alone(spine: Spine) -> None:

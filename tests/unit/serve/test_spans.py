@@ -42,10 +42,8 @@ def _spans(
     return trace_of(told).spans
 
 
-def _trace(
-    *transitions: TransitionRow, calls: list[dict[str, Any]], rows: Sequence[Any] = (), **more: Any
-) -> dict[str, Any]:
-    return {span.name: span for span in _spans(*transitions, calls=calls, rows=rows, **more)}
+def _trace(*transitions: TransitionRow, **given: Any) -> dict[str, Any]:
+    return {span.name: span for span in _spans(*transitions, **given)}
 
 
 def test_each_call_of_a_model_is_a_span_below_the_split() -> None:
