@@ -15,10 +15,19 @@ PROMISE_S: Final = 60.0
 
 
 class Promises:
-    """See the module. What is promised is counted in the accounts, as if it were reserved."""
+    """See the module. What is promised is counted in the accounts, as if it were reserved.
 
-    def __init__(self, accounts: CallAccounts, *, clock: Callable[[], float]) -> None:
-        self._accounts, self._clock = accounts, clock
+    ``refusal``: what denies a call now.
+    """
+
+    def __init__(
+        self,
+        accounts: CallAccounts,
+        *,
+        refusal: Callable[[Reservation], Denied | None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._accounts, self._refusal, self._clock = accounts, refusal, clock
         self._denied: dict[str, Reservation] = {}
         self._promised: dict[str, float] = {}
 
@@ -43,7 +52,7 @@ class Promises:
     def still_denied(self, sub_task_id: str) -> Denied | None:
         """What would keep a subtask from the call of a model that it was denied last; None: nothing that is known."""
         reservation = self._denied.get(sub_task_id)
-        denied = None if reservation is None else self._accounts.refusal(reservation)
+        denied = None if reservation is None else self._refusal(reservation)
         # What its budget denies for good is told to its next attempt, which ends it.
         return None if denied is None or _ends(denied) else denied
 

@@ -85,7 +85,7 @@ class Reservations:
     ) -> None:
         self._ledger, self._accounts, self._users = ledger, accounts, users
         self._totals, self._clock = totals, clock
-        self.promises = Promises(accounts, clock=clock)
+        self.promises = Promises(accounts, refusal=self._refusal, clock=clock)
         self._ahead = Ahead(ledger, clock=clock)
         self._alerts = Alerts(alerts, warn_share=warn_share, clock=clock)
         self._heard_from = math.inf
@@ -113,11 +113,11 @@ class Reservations:
                 await self._reading.put(payer.task_id)
         if id_ not in self._accounts.counted:
             self.promises.keep(payer.sub_task_id)
-            denied = self._accounts.refusal(reservation, careful_s=self._ahead.careful_s)
+            denied = self._refusal(reservation)
             if denied is not None and denied.level == "task":
                 # Its budget may have been raised a moment ago.
                 await self._reading.put(payer.task_id)
-                denied = self._accounts.refusal(reservation, careful_s=self._ahead.careful_s)
+                denied = self._refusal(reservation)
             if denied is not None:
                 return self._deny(reservation, denied)
             if id_ not in self._accounts.counted:
@@ -191,6 +191,9 @@ class Reservations:
             shares=tuple(full[:SHARES_SHOWN]),
             warn_share=self._alerts.warn_share,
         )
+
+    def _refusal(self, reservation: Reservation) -> Denied | None:
+        return self._accounts.refusal(reservation, careful_s=self._ahead.careful_s)
 
     async def _read_tasks(self, batch: Sequence[str]) -> None:
         async with self._totals:

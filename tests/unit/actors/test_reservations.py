@@ -305,6 +305,9 @@ async def test_nothing_is_overspent_by_what_a_killed_controller_had_not_written_
     assert _denied(await world.reserve(51)) == ("user", "max_tokens", 1.0)
     await world.controller.settle(known, ModelUse(tokens_in=900))
     assert _denied(await world.reserve(51)) == ("user", "max_tokens", LEASE_S)
+    # Nor is it admitted only to be denied again.
+    (held,) = await world.controller.admit([Ask(sub_task_id=SUBTASK, user_id=ANN)], [])
+    assert (held.limit, held.alone, held.free_in_s) == ("max_tokens", True, LEASE_S)
     assert _denied(await world.reserve(101)) == ("user", "max_tokens", None)
     _granted(await world.reserve(50))
     # Its caller lives, and says so.
