@@ -17,12 +17,13 @@ from rayloom.dag.planning.more import judge_more, more_messages
 from rayloom.dag.planning.prompt import plan_messages
 from rayloom.dag.planning.repair import MAX_ROUNDS, repair_messages, shown
 from rayloom.dag.planning.schema import plan_schema
-from rayloom.dag.planning.select import MAX_SHOWN, select
+from rayloom.dag.planning.select import MAX_SHOWN, fitting, select
+from rayloom.dag.planning.small import small_messages, small_schema
 from rayloom.dag.planning.verdict import Verdict, judge
 from rayloom.dag.replan import ReplanRequest
 
 SMALL_CONTEXT_TOKENS: Final = 8_192
-SHOWN_IF_SMALL: Final = 12
+SHOWN_IF_SMALL: Final = 8
 """Tools that a model is shown whose context is no larger."""
 SHOWN_AT_LEAST: Final = 4
 """What is tried last where prompt and tools are too long together."""
@@ -66,7 +67,8 @@ class Planner:
         most = SHOWN_IF_SMALL if is_small else MAX_SHOWN
         while True:
             try:
-                return await _Drafting(self._models, request, more, most, self._clock).run(self._rounds)
+                drafting = _Drafting(self._models, request, more, most, self._clock, is_small=is_small)
+                return await drafting.run(self._rounds)
             except UserError as error:
                 if error.code != TOO_LONG or most <= SHOWN_AT_LEAST:
                     raise
@@ -74,10 +76,20 @@ class Planner:
 
 
 class _Drafting:
-    """One prompt: what was asked and answered so far. ``more``: more of a plan is wanted, and not a whole one."""
+    """One prompt: what was asked and answered so far. ``more``: more of a plan is wanted, and not a whole one.
+
+    ``most``: so many tools are shown. ``is_small``: the model is told little, and held to much.
+    """
 
     def __init__(
-        self, models: ModelPort, request: PlanRequest, more: ReplanRequest | None, most: int, clock: Clock
+        self,
+        models: ModelPort,
+        request: PlanRequest,
+        more: ReplanRequest | None,
+        most: int,
+        clock: Clock,
+        *,
+        is_small: bool,
     ) -> None:
         self._models, self._request, self._more, self._clock = models, request, more, clock
         self._language = language_of(request.prompt)
@@ -86,14 +98,11 @@ class _Drafting:
         # It would call it with code that it has no room to write, or with none. That it may say `code` is enough.
         is_named = f"@{CODE_TOOL}" in request.prompt
         offered = {name: tool for name, tool in request.tools.items() if name != CODE_TOOL or is_named}
-        names = select(request.prompt, offered, most=most)
-        self._schema = plan_schema(names, with_code=with_code)
-        self._asked = plan_messages(
-            request.prompt,
-            [request.tools[name] for name in names],
-            context=request.context,
-            language=self._language,
-            with_code=with_code,
+        names = (fitting if is_small else select)(request.prompt, offered, most=most)
+        shown_tools = [request.tools[name] for name in names]
+        self._schema = (small_schema if is_small else plan_schema)(shown_tools, with_code=with_code)
+        self._asked = (small_messages if is_small else plan_messages)(
+            request.prompt, shown_tools, context=request.context, language=self._language, with_code=with_code
         )
         if more is not None:
             self._asked = more_messages(self._asked, more)
@@ -156,7 +165,10 @@ class _Drafting:
         request = self._request
         if self._more is not None:
             return judge_more(text, self._more, language=self._language)
-        return judge(text, prompt=request.prompt, language=self._language, tools=request.tools, nodes=request.nodes)
+        return judge(
+            text, prompt=request.prompt, language=self._language, tools=request.tools, nodes=request.nodes,
+            context=request.context,
+        )  # fmt: skip
 
     def _counted(self, messages: Sequence[Message], text: str) -> ModelUse:
         count = self._models.count

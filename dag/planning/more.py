@@ -12,6 +12,7 @@ from rayloom.dag.plan import parse_plan, subtasks_of
 from rayloom.dag.planning.answer import find_answer
 from rayloom.dag.planning.brief import brief_of
 from rayloom.dag.planning.minimal import minimal
+from rayloom.dag.planning.passed import told_to_all
 from rayloom.dag.planning.read import read_plan
 from rayloom.dag.planning.repair import own_words
 from rayloom.dag.planning.verdict import Verdict
@@ -53,7 +54,7 @@ def judge_more(text: str, request: ReplanRequest, *, language: str) -> Verdict:
         return Verdict(brief=brief, notes=found.notes, plan={"subtasks": []})
     before = subtasks_of(request.plan)
     known = [str(each["id"]) for each in before]
-    reading = read_plan(subtasks, asked.tools, before=known)
+    reading = read_plan(subtasks, asked.tools, before=before, told=told_to_all(asked.prompt, asked.context))
     notes = found.notes + reading.notes
     if reading.faults:
         return Verdict(brief=brief, notes=notes, faults=reading.faults)

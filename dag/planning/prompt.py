@@ -120,4 +120,8 @@ def _word(schema: Mapping[str, Any]) -> str:
     kind = schema.get("type")
     if isinstance(kind, str):
         return "{}" if kind == "object" else kind
+    ways = schema.get("anyOf")
+    if isinstance(ways, (list, tuple)) and ways:
+        # What may be left out is said by its mark, not by null.
+        return "|".join(dict.fromkeys(_member(way, 0) for way in ways if way != {"type": "null"}))
     return "|".join(map(str, kind)) if isinstance(kind, (list, tuple)) else "any"

@@ -10,6 +10,7 @@ from rayloom.dag.plan import parse_plan
 from rayloom.dag.planning.answer import find_answer
 from rayloom.dag.planning.brief import Brief, brief_of
 from rayloom.dag.planning.minimal import minimal
+from rayloom.dag.planning.passed import told_to_all
 from rayloom.dag.planning.read import read_plan
 from rayloom.dag.planning.repair import own_words
 from rayloom.dag.resources import NodeShape
@@ -34,7 +35,13 @@ class Verdict:
 
 
 def judge(
-    text: str, *, prompt: str, language: str, tools: Mapping[str, ToolView], nodes: Sequence[NodeShape]
+    text: str,
+    *,
+    prompt: str,
+    language: str,
+    tools: Mapping[str, ToolView],
+    nodes: Sequence[NodeShape],
+    context: JsonObject | None = None,
 ) -> Verdict:
     """What the answer ``text`` comes to. ``tools``: all that may be used. Takes its time: call it in a thread.
 
@@ -48,7 +55,7 @@ def judge(
     subtasks = found.value["subtasks"]
     if not subtasks and brief.questions:
         return Verdict(brief=brief, notes=found.notes)
-    reading = read_plan(subtasks, tools)
+    reading = read_plan(subtasks, tools, told=told_to_all(prompt, context or {}))
     notes = found.notes + reading.notes
     if brief.questions:
         # With a plan beside them they keep nobody from working.

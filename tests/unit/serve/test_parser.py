@@ -148,8 +148,36 @@ async def test_fewer_tools_are_shown_where_the_prompt_is_too_long_for_more() -> 
     assert "6 of 40 tools" in draft.notes[0]
     small = AnsweringModels(long, context_tokens=4_096)
     with pytest.raises(UserError):
-        await Planner(small).draft(replace(request(), tools=many))
-    assert [len(asked.messages[1].text.splitlines()) for asked in small.asked] == [16, 10, 7]
+        await Planner(small).draft(replace(request("Use t and @" + ", @".join(many)[:200]), tools=many))
+    assert len(small.asked) == 2
+
+
+async def test_a_small_model_is_shown_what_fits_and_held_to_it() -> None:
+    models = AnsweringModels(
+        json.dumps(
+            {
+                "intent": "mail",
+                "subtasks": [
+                    {"id": "s1", "do": "Count them", "after": [], "tool": "code"},
+                    {"id": "s2", "do": "Send", "after": ["s1"],
+                     "tool": {"name": "mail.send", "input": {"to": ["a@b.c"], "body": "${s1.output}"}}},
+                ],
+            }
+        ),
+        context_tokens=8_192,
+    )  # fmt: skip
+    draft = await Planner(models).draft(request("Count them and send a mail"))
+    (asked,) = models.asked
+    assert (
+        asked.messages[1].text == "TOOLS\nmail.send{to: [string], body?: string, urgent?: boolean}\n\n"
+        "REQUEST\nCount them and send a mail"
+    )
+    assert asked.schema is not None
+    assert "$defs" in asked.schema
+    assert draft.verdict.plan is not None
+    subtasks: Any = draft.verdict.plan["subtasks"]
+    assert subtasks[0]["input"] == {"whole_request": {"$literal": "Count them and send a mail"}}
+    assert subtasks[1]["input"] == {"to": ["a@b.c"], "body": "${s1.output.result}"}
 
 
 async def test_without_room_for_a_round_there_is_none() -> None:
