@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -18,14 +17,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.jobs import Jobs
 from rayloom.actors.judge import Judge
-from rayloom.actors.splitting import AGAIN_S, BROKEN_MAX, WAITED_FOR, WAITING_MAX, Away
+from rayloom.actors.splitting import AGAIN_S, BROKEN_MAX, WAITED_FOR, WAITING_MAX, Away, planning_lines
 from rayloom.dag.decision import QUOTA_EXCEEDED
 from rayloom.dag.errors import RayloomError, Stale, Transient
-from rayloom.dag.log_line import LogLine
 from rayloom.dag.plan import subtasks_of
 from rayloom.dag.planned import Planned
 from rayloom.dag.ports import PARSER_BROKE
 from rayloom.dag.replan import PlannerPort, Reached, ReplanRequest
+from rayloom.dag.tried import NOTHING_TRIED, Tried
 from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.db import growth, incarnations, task_moves
@@ -97,12 +96,13 @@ class Growing:
     async def _grow(self, task: GrowingTask, incarnation: UUID) -> None:
         broken, away = 0, Away()
         more: _More | None = None
+        tried = NOTHING_TRIED
         while True:
             pause_s: float | None = AGAIN_S
             try:
                 # What the parser has made once is kept: only to store it is tried again.
                 if more is None:
-                    more = await self._asked(task)
+                    more = await self._asked(task, tried)
                 self._jobs.settle(task.task_id)
                 await self._store(task, more, incarnation)
                 return
@@ -112,6 +112,7 @@ class Growing:
             except Transient as error:
                 _log.warning("growth.again", extra={"task_id": str(task.task_id), "error": error.message})
                 broken += error.code == PARSER_BROKE
+                tried = error.tried or tried
                 if error.code == QUOTA_EXCEEDED:
                     # Nobody knows when there will be room; until then the task would neither end nor go on.
                     pause_s = None
@@ -123,11 +124,11 @@ class Growing:
                     _log.exception("growth.failed", extra={"task_id": str(task.task_id)})
                 broken, failure = BROKEN_MAX, error
             if broken >= BROKEN_MAX or pause_s is None:
-                await self._give_up(task, incarnation, failure)
+                await self._give_up(task, incarnation, failure, tried)
                 return
             await self._jobs.pause(task.task_id, pause_s)
 
-    async def _asked(self, task: GrowingTask) -> _More:
+    async def _asked(self, task: GrowingTask, tried: Tried) -> _More:
         """What the parser says, verified with what there is."""
         subtasks = await growth.subtasks_so_far(self._engine, task.task_id, output_chars=OUTPUT_CHARS)
         reached = tuple(_reached(each) for each in subtasks)
@@ -137,7 +138,9 @@ class Growing:
         )  # fmt: skip
         blocked = tuple(each for each in reached if each.status == "BLOCKED" and not each.is_done)
         planned = await self._parser.replan(
-            ReplanRequest(request=request, plan=task.plan, reached=reached, reason=_reason(blocked))
+            ReplanRequest(
+                request=replace(request, tried=tried), plan=task.plan, reached=reached, reason=_reason(blocked)
+            )
         )
         done = frozenset(each.key for each in reached if each.is_done)
         verified = await asyncio.to_thread(self._verify, planned, task, done)
@@ -145,23 +148,23 @@ class Growing:
 
     async def _store(self, task: GrowingTask, more: _More, incarnation: UUID) -> None:
         planned, verified = more.planned, more.verified
-        if verified is None or (more.blocked and not await self._is_blocked(task, more)):
-            await self._tell(task, planned.notes, planned.source)
-            await self._stop(task, incarnation)
-            return
         known = [str(each["id"]) for each in subtasks_of(task.plan)]
-        committed = await growth.extend_plan(
-            self._engine, self._blobs, task.task_id, verified, known=known, incarnation=incarnation,
-            meta=_meta(task, planned, added=[each.spec.id for each in verified.subtasks[len(known) :]]),
-            is_last=True, goes_around=True,
-        )  # fmt: skip
-        await self._tell(task, planned.notes, planned.source)
-        await self._tell_others(committed)
-
-    async def _is_blocked(self, task: GrowingTask, more: _More) -> bool:
-        """Whether what it was asked for is still in the way; somebody may have retried it meanwhile."""
-        subtasks = await growth.subtasks_so_far(self._engine, task.task_id, output_chars=0)
-        return any(each.status == "BLOCKED" and each.key in more.blocked for each in subtasks)
+        committed: Committed | None = None
+        if verified is not None:
+            try:
+                committed = await growth.extend_plan(
+                    self._engine, self._blobs, task.task_id, verified, known=known, incarnation=incarnation,
+                    meta=_meta(task, planned, added=[each.spec.id for each in verified.subtasks[len(known) :]]),
+                    is_last=True, goes_around=True, while_blocked=more.blocked,
+                )  # fmt: skip
+            except Stale as error:
+                if error.code != growth.NOT_BLOCKED:
+                    raise
+        await self._tell(task, planned)
+        if committed is None:
+            await self._stop(task, incarnation)
+        else:
+            await self._tell_others(committed)
 
     def _verify(self, planned: Planned, task: GrowingTask, done: frozenset[str]) -> VerifiedPlan | None:
         """What is there with what is added; None where nothing is. Raises InvalidPlan."""
@@ -173,9 +176,12 @@ class Growing:
         known = frozenset(str(each["id"]) for each in before)
         return self._judge.verify(whole, task.options, done=known, unusable=known - done)
 
-    async def _give_up(self, task: GrowingTask, incarnation: UUID, error: Exception) -> None:
+    async def _give_up(self, task: GrowingTask, incarnation: UUID, error: Exception, tried: Tried) -> None:
         why = error.message if isinstance(error, RayloomError) else type(error).__name__
-        await self._tell(task, (f"no other plan could be made: {why}",), "model", level="WARNING")
+        tried = (error.tried if isinstance(error, RayloomError) else None) or tried
+        lines = planning_lines(task.task_id, tried.notes, tried.calls)
+        lines += planning_lines(task.task_id, (f"no other plan could be made: {why}",), (), level="WARNING")
+        await append(self._engine, lines)
         await self._stop(task, incarnation)
 
     async def _stop(self, task: GrowingTask, incarnation: UUID) -> None:
@@ -186,13 +192,8 @@ class Growing:
         if committed.closed:
             self._on_closed()
 
-    async def _tell(self, task: GrowingTask, notes: tuple[str, ...], source: str, *, level: str = "INFO") -> None:
-        at = datetime.now(UTC)
-        lines = [
-            LogLine(at=at, task_id=str(task.task_id), message=note, level=level, fields={"source": source})
-            for note in notes
-        ]
-        await append(self._engine, lines)
+    async def _tell(self, task: GrowingTask, planned: Planned) -> None:
+        await append(self._engine, planning_lines(task.task_id, planned.notes, planned.calls, planned.source))
 
 
 def _reached(subtask: Grown) -> Reached:

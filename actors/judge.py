@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from uuid import UUID
 
 from rayloom.actors.settings import EngineSettings
@@ -11,7 +12,7 @@ from rayloom.dag.plan import parse_plan
 from rayloom.dag.planned import PlanRequest
 from rayloom.dag.ports import ToolSnapshot
 from rayloom.dag.resources import NodeShape
-from rayloom.dag.tool_scope import ToolScope
+from rayloom.dag.tool_scope import ALL_TOOLS, ToolScope
 from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
@@ -66,13 +67,15 @@ class Judge:
         """The plan, if a task with these options may run it. Takes its time. Raises InvalidPlan."""
         scope, views = _scope(options), self.tools.views()
         # Its key may be allowed less than its own rules say, and a parser may name any tool.
-        beyond = [name for name, view in views.items() if not _admits(scope, view)]
+        bounds = replace(scope, allow=ALL_TOOLS.allow, deny=ALL_TOOLS.deny)
+        beyond = [name for name, view in views.items() if not _admits(bounds, view)]
         return verify(
             parse_plan(plan),
             tools=views,
             nodes=self.nodes,
             allow=scope.allow,
-            deny=[*scope.deny, *beyond],
+            deny=scope.deny,
+            beyond=beyond,
             model_available=self.with_models,
             approval_levels=self.levels,
             done=done,

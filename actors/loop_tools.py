@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -11,7 +12,7 @@ from rayloom.actors.attempt_record import AttemptRecord
 from rayloom.actors.order import AttemptOrder
 from rayloom.dag.breaker import Call, said_of_callee
 from rayloom.dag.cache_key import input_digest
-from rayloom.dag.errors import ErrorInfo, RayloomError, Refused
+from rayloom.dag.errors import ErrorInfo, RayloomError, Refused, Transient
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.output import sanitise
 from rayloom.dag.ports import RegisteredTool, ToolSnapshot
@@ -24,7 +25,10 @@ from rayloom.tools.tool import ToolContext
 
 @dataclass(frozen=True, slots=True)
 class LoopTools:
-    """Implements ``ToolCaller``. ``scope``: what the task may use. ``granted``: the names that its plan gave."""
+    """Implements ``ToolCaller``. ``scope``: what the task may use. ``granted``: the names that its plan gave.
+
+    ``snapshot``: the tools when the attempt began, which it was offered; a call is judged by those of its own time.
+    """
 
     order: AttemptOrder
     surroundings: Surroundings
@@ -40,10 +44,17 @@ class LoopTools:
         return [
             ToolOffer(name=tool.name, description=tool.description, schema=tool.schema)
             for tool in tools
-            if any(fnmatchcase(tool.name, glob) for glob in globs) and self._why_not(tool) is None
+            if any(fnmatchcase(tool.name, glob) for glob in globs) and self._why_not(tool, self.snapshot) is None
         ]
 
-    def _why_not(self, tool: RegisteredTool) -> str | None:
+    async def _newest(self) -> ToolSnapshot:
+        """The tools as they are now: an attempt lasts for minutes, and a tool may be switched off meanwhile."""
+        with suppress(Transient):
+            return await self.surroundings.tools(self.snapshot.version)
+        # Nobody can say: as with what the scheduler starts meanwhile, what was known last holds.
+        return self.snapshot
+
+    def _why_not(self, tool: RegisteredTool, snapshot: ToolSnapshot) -> str | None:
         """Why a model may not call it; None: it may."""
         levels = self.surroundings.settings.engine.approval_levels
         if not tool.is_active:
@@ -54,19 +65,20 @@ class LoopTools:
             return "its task may not use it"
         if tool.permission_level in levels:
             return "it wants approval, and a model can't ask for that"
-        if tool.breaker_key in self.snapshot.breakers:
+        if tool.breaker_key in snapshot.breakers:
             return "its breaker is open"
         return None
 
     async def call(self, name: str, input: JsonObject) -> Json:
         """Call one, as a subtask would: its input checked, its call in the trace, its breaker told."""
-        known = self.snapshot.tools.get(name)
-        why = "there is no such tool" if known is None else self._why_not(known)
+        snapshot = await self._newest()
+        known = snapshot.tools.get(name)
+        why = "there is no such tool" if known is None else self._why_not(known, snapshot)
         if known is None or why is not None:
             raise Refused("TOOL_REFUSED", f"{name} can't be called here: {why}")
         with self.record.tool_call(name, known.version, input) as told:
             told["called"] = False
-            tool = await self.surroundings.tool(name, self.snapshot.version)
+            tool = await self.surroundings.tool(name, snapshot.version)
             fitting = checked(tool, input)
             told["called"] = True
             try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -17,7 +17,9 @@ from rayloom.actors.jobs import Jobs
 from rayloom.actors.judge import Judge
 from rayloom.dag.errors import Bug, ErrorInfo, InvalidPlan, RayloomError, Stale, Transient
 from rayloom.dag.log_line import LogLine
+from rayloom.dag.planned import Planned
 from rayloom.dag.ports import PARSER_BROKE, ParserPort
+from rayloom.dag.tried import NOTHING_TRIED, PlanCall, Tried
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.db import incarnations, task_moves
@@ -109,16 +111,17 @@ class Splitting:
         broken: list[Exception] = []
         away = Away()
         made: _Made | None = None
+        tried = NOTHING_TRIED
         while True:
             try:
                 if len(broken) >= BROKEN_MAX:
-                    await self._fail(task, incarnation, broken[-1])
+                    await self._fail(task, incarnation, broken[-1], tried)
                     return
                 # What was with the parser when it broke goes alone from then on: the one that breaks it shall not
                 # take the others with it.
                 if made is None:
                     async with self._suspected if broken else nullcontext():
-                        made = await self._plan(task, incarnation)
+                        made = await self._plan(task, incarnation, tried)
                 # What the parser has made once is kept: only to store it is tried again.
                 if made is not None:
                     # What is stored goes to the queue, though by then it is split no longer.
@@ -127,10 +130,12 @@ class Splitting:
                 return
             except Transient as error:
                 _log.warning("split.again", extra={"task_id": str(task.task_id), "error": error.message})
+                # What is paid for is gone on from. A parser that broke says nothing of it.
+                tried = error.tried or tried
                 if error.code.startswith(WAITED_FOR):
                     pause_s = away.pause_s(error, asyncio.get_running_loop().time())
                     if pause_s is None:
-                        await self._fail(task, incarnation, error)
+                        await self._fail(task, incarnation, error, tried)
                         return
                     # The first time, and ever less often.
                     await self._wait(task, error, pause_s, is_told=away.count.bit_count() == 1)
@@ -157,27 +162,25 @@ class Splitting:
             await append(self._engine, [LogLine(at=datetime.now(UTC), task_id=str(task.task_id), message=said)])
         await self._jobs.pause(task.task_id, pause_s)
 
-    async def _plan(self, task: TaskToSplit, incarnation: UUID) -> _Made | None:
+    async def _plan(self, task: TaskToSplit, incarnation: UUID, tried: Tried) -> _Made | None:
         """What the parser and the rules make of it; None where the task has ended over that."""
         await self._backlog.add((), tasks=[str(task.task_id)])
+        planned: Planned | None = None
         try:
             request = self._judge.request(
                 task_id=task.task_id, user_id=task.user_id, key_id=task.key_id, prompt=task.prompt,
                 context=task.context, options=task.options, p50_s=await self._p50_s(),
             )  # fmt: skip
-            planned = await self._parser.plan(request)
+            planned = await self._parser.plan(replace(request, tried=tried))
             verified = await asyncio.to_thread(self._judge.verify, planned.plan, task.options)
         except Transient:
             raise
         except RayloomError as error:
-            await self._fail(task, incarnation, error)
+            if planned is not None:
+                tried = Tried(notes=planned.notes, calls=planned.calls)
+            await self._fail(task, incarnation, error, error.tried or tried)
             return None
-        at = datetime.now(UTC)
-        lines = [
-            LogLine(at=at, task_id=str(task.task_id), message=note, fields={"source": planned.source})
-            for note in planned.notes
-        ]
-        await append(self._engine, lines)
+        await append(self._engine, planning_lines(task.task_id, planned.notes, planned.calls, planned.source))
         hold = "; ".join(planned.over_budget)
         # What its author laid out is not second-guessed; what a model made may be.
         replans = self._replans if planned.source == "model" else 0
@@ -203,7 +206,8 @@ class Splitting:
         )
         await self._backlog.add(queued, tasks=[str(task.task_id)])
 
-    async def _fail(self, task: TaskToSplit, incarnation: UUID, error: Exception) -> None:
+    async def _fail(self, task: TaskToSplit, incarnation: UUID, error: Exception, tried: Tried) -> None:
+        """End a task that there is no plan for. Its record tells all the same what was ``tried`` for one."""
         self._jobs.settle(task.task_id)
         info = ErrorInfo.from_exception(error)
         if isinstance(error, InvalidPlan):
@@ -213,9 +217,19 @@ class Splitting:
             )  # fmt: skip
         # Another may have taken the task over, and be running it by now: then what we found is of no interest.
         await task_moves.end_task(
-            self._engine, task.task_id, status="FAILED", error=info, reason=info.message, splitter=incarnation
-        )
+            self._engine, task.task_id, status="FAILED", error=info, reason=info.message, splitter=incarnation,
+            meta=tried.meta(), lines=planning_lines(task.task_id, tried.notes, tried.calls),
+        )  # fmt: skip
         await self._backlog.add((), tasks=[str(task.task_id)])
+
+
+def planning_lines(
+    task_id: UUID, notes: Sequence[str], calls: Sequence[PlanCall], source: str = "model", *, level: str = "INFO"
+) -> list[LogLine]:
+    """What the log of a task says of its planning: each call of a model, and each note."""
+    at, id_, fields = datetime.now(UTC), str(task_id), JsonObject(source=source)
+    told = [LogLine(at=at, task_id=id_, message=call.line, stream="model", fields=call.as_json()) for call in calls]
+    return told + [LogLine(at=at, task_id=id_, message=note, level=level, fields=fields) for note in notes]
 
 
 @dataclass(slots=True)

@@ -21,6 +21,12 @@ async def as_value(result: Awaitable[T]) -> Answer[T]:
 
 def as_error(info: ErrorInfo) -> RayloomError:
     """The error that a value stands for."""
+    error = _of_class(info)
+    error.tried = info.tried
+    return error
+
+
+def _of_class(info: ErrorInfo) -> RayloomError:
     match info.error_class:
         case "user" if info.questions:
             return NeedsClarification(info.questions)

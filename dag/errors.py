@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from rayloom.dag.tried import Tried
 from rayloom.dag.values import JsonObject
 
 ErrorClass = Literal["user", "refused", "transient", "stale", "bug"]
@@ -38,9 +39,13 @@ class Fault:
 
 
 class RayloomError(Exception):
-    """Anything that rayloom itself raises: a stable ``code``, a sentence for a person, and a class."""
+    """Anything that rayloom itself raises: a stable ``code``, a sentence for a person, and a class.
+
+    ``tried``: what was done for the plan that this error ended; None where it ended none.
+    """
 
     error_class: ClassVar[ErrorClass] = "bug"
+    tried: Tried | None = None
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -120,7 +125,7 @@ class Bug(RayloomError):
 class ErrorInfo:
     """An error as a value: what the API shows, what the database keeps, what crosses processes.
 
-    ``questions``: of `NeedsClarification`.
+    ``questions``: of `NeedsClarification`. ``tried``: as that of the exception; it is neither shown nor kept.
     """
 
     code: str
@@ -130,6 +135,7 @@ class ErrorInfo:
     attempt: int | None = None
     retry_after_s: float | None = None
     questions: tuple[str, ...] = ()
+    tried: Tried | None = None
 
     @classmethod
     def from_exception(cls, error: BaseException) -> ErrorInfo:
@@ -143,6 +149,7 @@ class ErrorInfo:
                 retryable=error.retryable,
                 retry_after_s=retry_after_s,
                 questions=error.questions if isinstance(error, NeedsClarification) else (),
+                tried=error.tried,
             )
         message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return cls(code="INTERNAL", error_class="bug", message=message[:MAX_MESSAGE_CHARS], retryable=False)

@@ -10,6 +10,8 @@ from rayloom.dag.model import ModelUse, Payer
 from rayloom.dag.planning.estimate import Estimate
 from rayloom.dag.resources import NodeShape
 from rayloom.dag.tool_view import ToolView
+from rayloom.dag.tried import NOTHING_TRIED, Tried, calls_meta
+from rayloom.dag.tried import PlanCall as PlanCall
 from rayloom.dag.values import JsonObject
 
 NOBODY: Final = Payer(user_id="")
@@ -21,7 +23,7 @@ class PlanRequest:
 
     ``tools``: those that the task may use, by name. ``nodes``: every kind of node; none: resources are not judged.
     ``payer``: on whose account models are called. ``budget``: of the task, as submitted. ``p50_s``: the median seconds
-    of the tools' recent calls.
+    of the tools' recent calls. ``tried``: what was done for this plan already, as the error said that ended it.
     """
 
     task_id: str
@@ -32,35 +34,7 @@ class PlanRequest:
     payer: Payer = NOBODY
     budget: JsonObject = field(default_factory=dict)
     p50_s: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanCall:
-    """One call of a model while a prompt was planned. ``began_s``: seconds since the parser took the prompt.
-
-    ``fault_count``: how many faults its answer had; none where it gave a plan that can run, or questions.
-    """
-
-    purpose: str
-    model: str
-    use: ModelUse
-    began_s: float
-    duration_s: float
-    fault_count: int = 0
-
-    def as_json(self) -> JsonObject:
-        """As it is stored with the plan."""
-        return {
-            "purpose": self.purpose,
-            "model": self.model,
-            "tokens_in": self.use.tokens_in,
-            "tokens_out": self.use.tokens_out,
-            "cost_usd": self.use.cost_usd,
-            "is_estimated": self.use.is_estimated,
-            "began_s": self.began_s,
-            "duration_s": self.duration_s,
-            "faults": self.fault_count,
-        }
+    tried: Tried = NOTHING_TRIED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,11 +75,7 @@ class Planned:
             "split_s": self.split_s,
         }
         if self.calls:
-            made |= {
-                "repairs": self.repairs,
-                "usage": {"tokens": self.use.tokens, "cost_usd": self.use.cost_usd},
-                "calls": [call.as_json() for call in self.calls],
-            }
+            made |= calls_meta(self.calls) | {"repairs": self.repairs}
         if self.brief:
             made["brief"] = self.brief
         if self.estimate is not None:

@@ -20,7 +20,10 @@ MODEL_RESOURCES: Final[Mapping[str, float]] = {"CPU": 0.25}
 
 
 class ToolJudge:
-    """The tools, and the rules of one task. ``levels``: permission levels of tools that want approval."""
+    """The tools, and the rules of one task. ``levels``: permission levels of tools that want approval.
+
+    ``beyond``: names of tools that whoever asks may not use.
+    """
 
     def __init__(
         self,
@@ -28,10 +31,12 @@ class ToolJudge:
         *,
         allow: Sequence[str],
         deny: Sequence[str],
+        beyond: Collection[str],
         levels: Collection[str],
         hints: Hints,
     ) -> None:
         self._tools, self._allow, self._deny, self._levels, self._hints = tools, allow, deny, levels, hints
+        self._beyond = frozenset(beyond)
         self._faults: dict[str, str | None] = {}
         self._checks: dict[str, InputCheck] = {}
         self._globs: dict[str, tuple[str, ...]] = {}
@@ -51,6 +56,8 @@ class ToolJudge:
             return f"there is no tool `{name}`{self._hints(name, active)}"
         if not tool.is_active:
             return f"the tool `{name}` is switched off"
+        if name in self._beyond:
+            return f"the tool `{name}` is none of those that the API key of this task may use"
         if any(fnmatchcase(name, glob) for glob in self._deny):
             return f"the tool `{name}` is denied to this task by `tools.deny`"
         if not any(fnmatchcase(name, glob) for glob in self._allow):
@@ -91,6 +98,9 @@ class ToolJudge:
             fault = schema_fault(schema)
             if fault is not None:
                 yield "input/output_schema", fault
+        if _is_open(subtask):
+            # What a model may call is judged before anything runs, and no output may widen it.
+            yield "input/use_tools", "must be written out: it can't hold references"
         for place, glob in enumerate(globs_of(subtask)):
             if not self.usable(glob):
                 yield f"input/use_tools/{place}", self._useless(glob)
@@ -119,6 +129,13 @@ class ToolJudge:
             for resource, amount in self._tools[name].resources.items():
                 most[resource] = max(most.get(resource, 0.0), amount)
         return most
+
+
+def _is_open(subtask: Subtask) -> bool:
+    """Whether a REASONING subtask names tools for its model by references."""
+    named: Json | Any = subtask.input.get("use_tools") if subtask.type is TaskType.REASONING else None
+    within = named if isinstance(named, list) else [named]
+    return any(isinstance(each, dict) and bool({REF, SECRET} & each.keys()) for each in within)
 
 
 def globs_of(subtask: Subtask) -> tuple[str, ...]:

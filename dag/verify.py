@@ -37,6 +37,7 @@ def verify(
     pointer: str = "/plan",
     done: Collection[str] = (),
     unusable: Collection[str] = (),
+    beyond: Collection[str] = (),
 ) -> VerifiedPlan:
     """The plan with its dependencies, ranks and resource shapes settled.
 
@@ -44,10 +45,11 @@ def verify(
     types that the cluster could ever have; where there are none, resources are not judged. ``approval_levels`` are the
     permission levels of tools that want approval. ``done`` are the ids whose outputs are there already: neither their
     tools nor their inputs or resources are judged, and they want no approval. ``unusable`` are those of them that give
-    nothing: no other may depend on them. Raises InvalidPlan with every fault found, at most 100.
+    nothing: no other may depend on them. ``beyond`` are tools that whoever asks may not use, whatever the task's own
+    rules say. Raises InvalidPlan with every fault found, at most 100.
     """
     return _Verification(
-        plan, tools, nodes, allow, deny, model_available, approval_levels, pointer, done, unusable
+        plan, tools, nodes, allow, deny, model_available, approval_levels, pointer, done, unusable, beyond
     ).run()
 
 
@@ -66,6 +68,7 @@ class _Verification:
         pointer: str,
         done: Collection[str],
         unusable: Collection[str],
+        beyond: Collection[str],
     ) -> None:
         self.plan = plan
         self.done, self.unusable = done, unusable
@@ -75,7 +78,7 @@ class _Verification:
         self.pointer = pointer
         self.faults: list[Fault] = []
         self.hints = Hints()
-        self.judge = ToolJudge(tools, allow=allow, deny=deny, levels=approval_levels, hints=self.hints)
+        self.judge = ToolJudge(tools, allow=allow, deny=deny, beyond=beyond, levels=approval_levels, hints=self.hints)
         self.references: dict[int, tuple[str, ...]] = {}
         self.fallback_references: dict[int, tuple[str, ...]] = {}
         self.ordinals: dict[str, int] = {}

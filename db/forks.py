@@ -5,7 +5,7 @@ Outputs are copied inside the database; those that are kept apart are shared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -16,6 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.dag.errors import Stale
+from rayloom.dag.plan import subtasks_of
 from rayloom.dag.values import JsonObject
 from rayloom.db.reader import reading
 from rayloom.db.schema import sub_tasks, tasks
@@ -41,7 +42,10 @@ class TakenSubtask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredPlan:
-    """A task with its plan, as one needs it to run some of it anew. ``plan`` is None while there is none."""
+    """A task with its plan, as one needs it to run some of it anew. ``plan`` is None while there is none.
+
+    What the plan went around when it grew is not in it: the way around it is.
+    """
 
     status: str
     title: str
@@ -67,8 +71,10 @@ async def stored_plan(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> Stor
         row = (await connection.execute(statement)).one_or_none()
         if row is None:
             return None
-        of_task = select(sub_tasks.c.key, sub_tasks.c.status, sub_tasks.c.dependencies)
-        subtasks = (await connection.execute(of_task.where(sub_tasks.c.parent_id == task_id))).all()
+        of_task = select(sub_tasks.c.key, sub_tasks.c.status, sub_tasks.c.dependencies, sub_tasks.c.superseded)
+        found = (await connection.execute(of_task.where(sub_tasks.c.parent_id == task_id))).all()
+    superseded = {subtask.key for subtask in found if subtask.superseded}
+    subtasks = [subtask for subtask in found if not subtask.superseded]
     return StoredPlan(
         status=row.status,
         title=row.title,
@@ -77,10 +83,16 @@ async def stored_plan(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> Stor
         context=row.context,
         options=row.options,
         labels=row.labels,
-        plan=row.plan,
+        plan=_without(row.plan, superseded),
         statuses={subtask.key: subtask.status for subtask in subtasks},
         dependencies={subtask.key: tuple(subtask.dependencies) for subtask in subtasks},
     )
+
+
+def _without(plan: JsonObject | None, keys: Collection[str]) -> JsonObject | None:
+    if plan is None or not keys:
+        return plan
+    return {**plan, "subtasks": [subtask for subtask in subtasks_of(plan) if subtask["id"] not in keys]}
 
 
 # What a taken subtask has of its own; everything else is as in the original.

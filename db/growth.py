@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
@@ -33,6 +33,7 @@ from rayloom.db.plan_rows import (
     write_subtasks,
 )
 
+NOT_BLOCKED: Final = "NOT_BLOCKED"
 _DEAD = (SubtaskStatus.BLOCKED, SubtaskStatus.SKIPPED, SubtaskStatus.CANCELLED)
 
 
@@ -117,18 +118,23 @@ async def extend_plan(
     meta: JsonObject,
     is_last: bool,
     goes_around: bool = False,
+    while_blocked: Collection[str] = (),
 ) -> Committed:
     """Add to the plan of a growing task what of ``plan`` is not ``known`` yet: the ids that are there already.
 
     Those come first in ``plan``, as they are. ``meta`` goes over that of the plan. ``is_last``: this growth ends with
-    it. ``goes_around``: what is BLOCKED or SKIPPED now is superseded, as the plan goes another way.
+    it. ``goes_around``: what is BLOCKED or SKIPPED now is superseded, as the plan goes another way. ``while_blocked``:
+    one of these has to be BLOCKED still, where any are named; somebody may have retried them since they were looked at.
 
-    Raises Stale (``TASK_MOVED_ON``) when the task no longer grows by this incarnation, and Transient.
+    Raises Stale: ``TASK_MOVED_ON`` when the task no longer grows by this incarnation, ``NOT_BLOCKED`` when none
+    of ``while_blocked`` is BLOCKED any more, and Transient.
     """
     inputs = await keep_inputs(plan, blobs, taken=frozenset(known))
     now = datetime.now(UTC)
     async with driver(engine) as connection, connection.transaction():
         task = await _must_be_growing(connection, task_id, incarnation)
+        if while_blocked and not await _is_any_blocked(connection, task_id, while_blocked):
+            raise Stale(NOT_BLOCKED, "what the plan was to go around is in nobody's way any more")
         events: list[tuple[Any, ...]] = []
         if goes_around:
             await _supersede(connection, task_id)
@@ -209,6 +215,16 @@ async def _must_be_growing(connection: asyncpg.Connection[Any], task_id: UUID, i
     if row is None or row["status"] != TaskStatus.PROCESSING or row["incarnation"] != incarnation or not row["growth"]:
         raise Stale("TASK_MOVED_ON", "the plan of this task no longer grows here")
     return dict(row)
+
+
+async def _is_any_blocked(connection: asyncpg.Connection[Any], task_id: UUID, keys: Collection[str]) -> bool:
+    is_any: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM sub_tasks WHERE parent_id = $1 AND key = ANY ($2) AND status = 'BLOCKED' "
+        "AND NOT superseded)",
+        task_id,
+        list(keys),
+    )
+    return is_any
 
 
 async def _supersede(connection: asyncpg.Connection[Any], task_id: UUID) -> None:

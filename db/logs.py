@@ -28,6 +28,8 @@ STREAMS: Final = ("system", "stdout", "stderr", "tool", "model")
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 _BATCH: Final = 1000
 _OUTPUTS: Final = ("stdout", "stderr")
+# Why a plan is to grow, as `reason_to_grow` writes it.
+_TO_GROW: Final = ("BLOCKED: ", "needs more: ")
 _LEVEL_OF: Final[Mapping[str | None, str]] = {"FAILED": "WARNING", "BLOCKED": "ERROR", "SKIPPED": "WARNING"}
 
 
@@ -229,7 +231,9 @@ def _sentence(event: TransitionRow) -> str:
         return f"approval of {'the plan' if event.subtask is None else f'subtask {event.subtask}'}: {event.reason}"
     who = event.kind if event.subtask is None else f"subtask {event.subtask}"
     if event.target is None:
-        said: str = "accepted" if event.kind == "plan" else event.kind
+        said: str = event.kind
+        if event.kind == "plan":
+            said = "is to grow" if (event.reason or "").startswith(_TO_GROW) else "accepted"
     elif event.source == event.target and event.phase is not None:
         said = f"is in {event.phase}"
     else:

@@ -50,6 +50,12 @@ Index(
     model_calls.c.attempt,
     postgresql_where=text("sub_task_id IS NOT NULL"),
 )
+# The calls that planned a task.
+Index(
+    "ix_model_calls_task_id",
+    model_calls.c.task_id,
+    postgresql_where=text("task_id IS NOT NULL AND sub_task_id IS NULL"),
+)
 Index("ix_model_calls_open", model_calls.c.expires_at, postgresql_where=text("status = 'reserved'"))
 Index("ix_model_calls_settled_at", model_calls.c.settled_at, postgresql_where=text("settled_at IS NOT NULL"))
 

@@ -11,12 +11,14 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.dag.errors import ErrorInfo, Stale
+from rayloom.dag.log_line import LogLine
 from rayloom.dag.output import clean_text
 from rayloom.dag.states import TaskEvent, TaskStatus
 from rayloom.dag.values import JsonObject
 from rayloom.db import halt as halts
-from rayloom.db.engine import driver, dump_error
+from rayloom.db.engine import driver, dump, dump_error
 from rayloom.db.halt import Halt
+from rayloom.db.log_lines import append_in
 from rayloom.db.refusals import tell_refusal
 
 
@@ -54,15 +56,20 @@ async def end_task(
     error: ErrorInfo | None,
     reason: str,
     splitter: UUID | None = None,
+    meta: JsonObject | None = None,
+    lines: Sequence[LogLine] = (),
 ) -> Ended:
     """End a task from outside: cancelled by its user, or failed by its deadline or its splitting.
 
     ``splitter``: end it only while this incarnation is splitting it. Raises Stale (``TASK_MOVED_ON``) when it is not.
+    ``meta``: what was done for a plan, where there is none; ``lines``: what its log says of that.
     """
     event = TaskEvent.CANCEL if status == "CANCELLED" else TaskEvent.GAVE_UP
     async with driver(engine) as connection, connection.transaction():
         if splitter is not None:
             await must_be_splitting(connection, task_id, splitter, event)
+        if meta:
+            await connection.execute("UPDATE tasks SET plan_meta = $2 WHERE id = $1", task_id, dump(meta))
         await connection.execute("SELECT FROM tasks WHERE id = $1 FOR NO KEY UPDATE", task_id)
         halt = await halts.look(connection, task_id)
         rows = await connection.fetch(
@@ -74,6 +81,8 @@ async def end_task(
         )
         refused = next((row["detail"] for row in rows if row["what"] == "refused"), None)
         if rows and refused is None:
+            if lines:
+                await append_in(connection, lines)
             await halts.tell(connection, task_id, halt, reason)
     if refused not in (None, status):
         tell_refusal(event, source=refused, task_id=task_id)

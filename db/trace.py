@@ -13,7 +13,7 @@ from rayloom.db.events import TransitionRow, transition
 from rayloom.db.reader import ReadSource, reading
 from rayloom.db.reads import Record
 from rayloom.db.schema import execution_logs, sub_tasks, task_events, tasks
-from rayloom.db.schema_calls import model_tokens
+from rayloom.db.schema_calls import model_calls, model_tokens
 
 MAX_ATTEMPTS: Final = 20_000
 """A trace shows so many attempts; of a larger task the first ones."""
@@ -21,13 +21,17 @@ MAX_ATTEMPTS: Final = 20_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceRows:
-    """One task as the database has it. ``running``: subtasks whose attempt has not ended."""
+    """One task as the database has it. ``running``: subtasks whose attempt has not ended.
+
+    ``calls``: of models, to plan it, as the ledger has them: also where no plan came of it.
+    """
 
     task: Record
     transitions: Sequence[TransitionRow]
     attempts: Sequence[Record]
     running: Sequence[Record]
     is_truncated: bool
+    calls: Sequence[Record] = ()
 
 
 async def read_trace(source: ReadSource, task_id: UUID, user_id: UUID) -> TraceRows | None:
@@ -60,6 +64,16 @@ async def read_trace(source: ReadSource, task_id: UUID, user_id: UUID) -> TraceR
         sub_tasks.c.phase, sub_tasks.c.queued_at, sub_tasks.c.started_at, sub_tasks.c.worker_id,
         sub_tasks.c.fallback_tool, sub_tasks.c.fallback_attempts,
     ).where(sub_tasks.c.parent_id == task_id, sub_tasks.c.status == "RUNNING")  # fmt: skip
+    calls = (
+        select(
+            model_calls.c.id, model_calls.c.model, model_calls.c.purpose, model_calls.c.tokens_in,
+            model_calls.c.tokens_out, model_calls.c.cost_usd, model_calls.c.is_estimated, model_calls.c.status,
+            model_calls.c.reserved_at, model_calls.c.settled_at,
+        )
+        .where(model_calls.c.task_id == task_id, model_calls.c.sub_task_id.is_(None))
+        .order_by(model_calls.c.reserved_at)
+        .limit(MAX_ATTEMPTS)
+    )  # fmt: skip
     async with reading(source) as connection:
         await connection.execution_options(isolation_level="REPEATABLE READ")
         found = (await connection.execute(task)).one_or_none()
@@ -67,6 +81,7 @@ async def read_trace(source: ReadSource, task_id: UUID, user_id: UUID) -> TraceR
             return None
         told = (await connection.execute(transitions)).all()
         ended = (await connection.execute(attempts)).all()
+        asked = (await connection.execute(calls)).all()
         open_ = (await connection.execute(running.limit(MAX_ATTEMPTS))).all()
     return TraceRows(
         task=found,
@@ -74,4 +89,5 @@ async def read_trace(source: ReadSource, task_id: UUID, user_id: UUID) -> TraceR
         attempts=ended[:MAX_ATTEMPTS],
         running=open_,
         is_truncated=len(ended) > MAX_ATTEMPTS,
+        calls=asked,
     )

@@ -17,6 +17,7 @@ from rayloom.dag.ports import Health, ParserPort, RegistryPort, SchedulerPort, T
 from rayloom.dag.resources import NodeShape
 from rayloom.db.backends import Backends, open_backends
 from rayloom.db.settings import BlobSettings, DatabaseSettings, RedisSettings
+from rayloom.serve.at_once import AtOnce
 from rayloom.serve.callbacks import Callbacks
 from rayloom.serve.offered import OfferedTools
 from rayloom.serve.settings import ServeSettings
@@ -50,6 +51,7 @@ class Deps:
     ports: Ports
     offered: OfferedTools
     callbacks: Callbacks
+    plannings: AtOnce
     _nodes: tuple[NodeShape, ...] = field(default=(), init=False)
     _nodes_until: float = field(default=0.0, init=False)
 
@@ -89,6 +91,7 @@ def open_deps(
         ports=ports,
         offered=OfferedTools(ports.registry),
         callbacks=Callbacks(settings),
+        plannings=AtOnce(settings.plannings_at_once, retry_after_s=settings.admission_retry_after_s),
     )
 
 

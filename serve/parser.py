@@ -15,6 +15,7 @@ from rayloom.dag.planning.brief import Brief, brief_of
 from rayloom.dag.planning.estimate import Estimate, Prices, estimate, lateness, over_budget
 from rayloom.dag.planning.repair import shown
 from rayloom.dag.replan import ReplanRequest
+from rayloom.dag.tried import NOTHING_TRIED
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.dag.verify import verify
@@ -47,14 +48,15 @@ class Parser:
             outline = await asyncio.to_thread(_outline, request)
             if not outline.is_structured:
                 raise
-            return await self._by_outline(request, models, outline, (said,), (), began_at)
+            tried = error.tried or NOTHING_TRIED
+            return await self._by_outline(request, models, outline, (*tried.notes, said), tried.calls, began_at)
         verdict = draft.verdict
         if verdict.plan is None or verdict.verified is None:
             if not verdict.faults:
-                raise NeedsClarification(verdict.brief.questions)
+                raise _ended(NeedsClarification(verdict.brief.questions), draft)
             outline = await asyncio.to_thread(_outline, request)
             if not outline.is_structured:
-                raise UserError("PLAN_FAILED", _failure(draft))
+                raise _ended(UserError("PLAN_FAILED", _failure(draft)), draft)
             return await self._by_outline(request, models, outline, draft.notes, draft.calls, began_at)
         found, over, late = _estimated(verdict.verified, request, models, verdict.brief)
         planned = _drafted(draft, verdict.plan, began_at)
@@ -71,7 +73,7 @@ class Parser:
         draft = await Planner(models).redraft(request)
         verdict = draft.verdict
         if verdict.plan is None:
-            raise UserError("PLAN_FAILED", _failure(draft))
+            raise _ended(UserError("PLAN_FAILED", _failure(draft)), draft)
         return _drafted(draft, verdict.plan, began_at)
 
     async def _by_outline(
@@ -156,6 +158,11 @@ def _drafted(draft: Draft, plan: JsonObject, began_at: float) -> Planned:
         brief=brief.as_json(),
         calls=draft.calls,
     )
+
+
+def _ended(error: UserError, draft: Draft) -> UserError:
+    error.tried = draft.tried
+    return error
 
 
 def _failure(draft: Draft) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
-from rayloom.dag.errors import AnswerInvalid, Fault, Transient, UserError
+from rayloom.dag.errors import AnswerInvalid, Fault, RayloomError, UserError
 from rayloom.dag.kinds import CODE_TOOL
 from rayloom.dag.model import Message, ModelPort, ModelRequest, ModelUse
 from rayloom.dag.outline_cues import language_of
@@ -21,6 +21,7 @@ from rayloom.dag.planning.select import MAX_SHOWN, fitting, select
 from rayloom.dag.planning.small import small_messages, small_schema
 from rayloom.dag.planning.verdict import Verdict, judge
 from rayloom.dag.replan import ReplanRequest
+from rayloom.dag.tried import Tried
 
 SMALL_CONTEXT_TOKENS: Final = 8_192
 SHOWN_IF_SMALL: Final = 8
@@ -44,6 +45,11 @@ class Draft:
     notes: tuple[str, ...]
     calls: tuple[PlanCall, ...]
 
+    @property
+    def tried(self) -> Tried:
+        """The same, for whoever tells that no plan came of it."""
+        return Tried(notes=self.notes, calls=self.calls)
+
 
 class Planner:
     """Plans prompts with a model. ``models``: on the account of whoever wants the plan."""
@@ -54,7 +60,8 @@ class Planner:
     async def draft(self, request: PlanRequest) -> Draft:
         """A plan of a prompt, questions, or what is wrong with the last of several tries.
 
-        Raises what `ModelPort.complete` raises, but AnswerInvalid.
+        Goes on from what was ``tried`` already. Raises what `ModelPort.complete` raises, but AnswerInvalid; such an
+        error says what was tried.
         """
         return await self._drafted(request, None)
 
@@ -106,30 +113,40 @@ class _Drafting:
         )
         if more is not None:
             self._asked = more_messages(self._asked, more)
-        self._notes: list[str] = []
-        if len(names) < len(offered):
+        self._notes = list(request.tried.notes)
+        if len(names) < len(offered) and not self._notes:
             self._notes.append(f"{len(names)} of {len(offered):,} tools were offered to the model")
-        self._calls: list[PlanCall] = []
+        self._calls = list(request.tried.calls)
+        self._text = request.tried.text
 
     async def run(self, rounds: int) -> Draft:
-        text, verdict = await self._turn("replan" if self._more else "split", self._asked)
-        repairs = 0
+        try:
+            return await self._run(rounds)
+        except RayloomError as error:
+            # What is paid for is not lost: the next try goes on from the answer that was to be mended.
+            error.tried = Tried(notes=tuple(self._notes), calls=tuple(self._calls), text=self._text)
+            raise
+
+    async def _run(self, rounds: int) -> Draft:
+        if self._text:
+            verdict = await asyncio.to_thread(self._judged, self._text)
+            # The tools may have changed since.
+            self._notes.extend(() if verdict.faults else verdict.notes)
+        else:
+            verdict = await self._turn("replan" if self._more else "split", self._asked)
+        repairs = sum(call.purpose == "repair" for call in self._calls)
         while verdict.faults and repairs < rounds:
             try:
-                text, verdict = await self._turn("repair", repair_messages(self._asked, text, verdict.faults))
+                verdict = await self._turn("repair", repair_messages(self._asked, self._text, verdict.faults))
             except UserError as error:
                 if error.code != TOO_LONG:
                     raise
                 self._notes.append("there is no room to have the plan mended")
                 break
-            except Transient as error:
-                # The whole again would be paid for again, and may come to the same.
-                self._notes.append(f"the model could not be asked to mend the plan ({error.code}: {error.message})")
-                break
             repairs += 1
         return Draft(verdict=verdict, repairs=repairs, notes=tuple(self._notes), calls=tuple(self._calls))
 
-    async def _turn(self, purpose: str, messages: Sequence[Message]) -> tuple[str, Verdict]:
+    async def _turn(self, purpose: str, messages: Sequence[Message]) -> Verdict:
         began_at = self._clock()
         request = ModelRequest(role="planner", messages=tuple(messages), purpose=purpose, schema=self._schema)
         try:
@@ -159,7 +176,8 @@ class _Drafting:
             self._notes.append(f"the model's {_nth(len(self._calls))} plan can't run: {shown(verdict.faults)}")
         else:
             self._notes.extend(verdict.notes)
-        return text, verdict
+        self._text = text
+        return verdict
 
     def _judged(self, text: str) -> Verdict:
         request = self._request

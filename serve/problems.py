@@ -28,6 +28,10 @@ from rayloom.serve.json_answer import json_bytes
 
 MEDIA_TYPE: Final = "application/problem+json"
 DEFAULT_RETRY_AFTER_S: Final = 2
+RAISED_LIMIT_S: Final = 60.0
+"""When to try again where only somebody's act helps, another limit or another key: nobody knows when that will be."""
+_OF_MODELS: Final = frozenset({"MODEL_REFUSED", "MODEL_MISSING"})
+"""Refusals that are no word on the caller: it is our own key that an endpoint does not take."""
 _STATUS_OF_CODE: Final = {
     "TOOL_EXISTS": 409,
     "TOOL_BUILT_IN": 409,
@@ -117,10 +121,13 @@ def problem_of(error: Exception) -> Problem | None:
             faults = [Fault("/prompt", question) for question in error.questions]
             return Problem(422, error.message, code=error.code, errors=faults, questions=error.questions)
         case Transient():
-            wait_s = error.retry_after_s or DEFAULT_RETRY_AFTER_S
             if error.code == "QUOTA_EXCEEDED":
+                wait_s = error.retry_after_s or RAISED_LIMIT_S
                 return Problem(429, error.message, code=error.code, retry_after_s=wait_s)
+            wait_s = error.retry_after_s or DEFAULT_RETRY_AFTER_S
             return unavailable(error.message, code=error.code, retry_after_s=wait_s)
+        case Refused() if error.code in _OF_MODELS:
+            return unavailable(error.message, code=error.code, retry_after_s=RAISED_LIMIT_S)
         case Bug():
             return None
         case RayloomError():

@@ -48,6 +48,7 @@ class ServeSettings(BaseModel):
     plan_timeout_s: float = Field(
         default=PLAIN_PLAN_TIMEOUT_S, gt=0, description="how long planning without running may take"
     )
+    plannings_at_once: int = Field(default=8, ge=1, description="plannings of one user in a replica; above: 429")
     sse_keepalive_s: float = Field(default=15.0, gt=0, description="a comment is sent on a quiet stream this often")
     approval_levels: tuple[str, ...] = Field(default=(), description="tools of these levels want approval")
     inline_output_bytes: int = Field(default=256 * 1024, ge=0, description="larger outputs are given by reference")

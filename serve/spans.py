@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
@@ -15,6 +15,7 @@ from rayloom.db.trace import TraceRows
 Kind = Literal["task", "parse", "split", "queue", "attempt", "phase", "tool", "model"]
 _FAILED: Final = frozenset({"FAILED", "TIMED_OUT", "LOST"})
 _PHASE_OF_CALLS: Final = "EXECUTING"
+_OF_CALL: Final = ("purpose", "model", "tokens_in", "tokens_out", "cost_usd", "is_estimated")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,14 +133,45 @@ def _planning(rows: TraceRows, root: str) -> Iterator[TraceSpan]:
         finished_at=split_until,
         **common,
     )
-    yield from _planning_calls(meta, taken, split_until, _span_id(root, "split"))
+    yield from _planning_calls(rows, meta, taken, split_until, root)
 
 
 def _planning_calls(
-    meta: Mapping[str, Any], taken: datetime, until: datetime | None, split: str
+    rows: TraceRows, meta: Mapping[str, Any], taken: datetime, until: datetime | None, root: str
 ) -> Iterator[TraceSpan]:
-    """The calls of models while the prompt was planned, by the clock of whoever made them."""
-    for place, call in enumerate(meta.get("calls") or ()):
+    """The calls of models that planned the task, as the ledger has them, and those made since to add to its plan."""
+    split, told = _span_id(root, "split"), list(meta.get("calls") or ())
+    for row in reversed(rows.calls):
+        is_later = until is not None and row.reserved_at > until
+        # The last ones are those that the plan came of.
+        known = next((call for call in reversed(told) if _is_of(row, call)), None) if not is_later else None
+        if known is not None:
+            told.remove(known)
+        faults = {"faults": known["faults"]} if known is not None and "faults" in known else {}
+        ended = row.settled_at
+        yield TraceSpan(
+            span_id=_span_id(row.id),
+            parent_id=root if is_later else split,
+            name=f"{row.purpose}: {row.model}",
+            kind="model",
+            started_at=row.reserved_at,
+            finished_at=ended if ended is None or until is None or is_later else min(ended, until),
+            # Whoever made it died before it was told what came of it.
+            is_error=row.status == "released",
+            attributes={name: getattr(row, name) for name in _OF_CALL} | faults,
+        )
+    yield from _told_calls(told, taken, until, split)
+
+
+def _is_of(row: Record, call: Mapping[str, Any]) -> bool:
+    return (row.purpose, row.model) == (call["purpose"], call["model"])
+
+
+def _told_calls(
+    told: Sequence[Mapping[str, Any]], taken: datetime, until: datetime | None, split: str
+) -> Iterator[TraceSpan]:
+    """Calls that the ledger does not know, by the clock of whoever made them."""
+    for place, call in enumerate(told):
         began = taken + timedelta(seconds=float(call["began_s"]))
         ended = began + timedelta(seconds=float(call["duration_s"]))
         # A task that was taken over was planned later than it was taken first.

@@ -13,8 +13,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from rayloom.dag.breaker import BREAKER_OPEN
-from rayloom.dag.errors import Fault, InvalidPlan, Transient
-from rayloom.dag.ports import Limited
+from rayloom.dag.errors import Fault, InvalidPlan
 from rayloom.dag.states import TASK_TERMINAL, SubtaskStatus
 from rayloom.dag.values import JsonObject
 from rayloom.db import reads
@@ -24,10 +23,11 @@ from rayloom.serve import shapes
 from rayloom.serve.apart import inline_outputs
 from rayloom.serve.auth import Me
 from rayloom.serve.bodies import Body, read_body, schema_of
-from rayloom.serve.deps import Deps, ask, deps_of
+from rayloom.serve.deps import Deps, deps_of
 from rayloom.serve.gate import call_of
 from rayloom.serve.intake import Judge, ToolRules
 from rayloom.serve.json_answer import json_answer
+from rayloom.serve.limits import limit_of, too_many, waits_long
 from rayloom.serve.problems import Problem, invalid, unavailable
 from rayloom.serve.routes.tasks import stop, wake
 from rayloom.serve.routes.tools import usable
@@ -35,9 +35,6 @@ from rayloom.serve.routes.tools import usable
 log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/api/v1/tools", tags=["tools"])
-LIMIT_TIMEOUT_S: Final = 2.0
-RAISED_LIMIT_S: Final = 60.0
-"""When to try again where nothing but another limit helps: nobody knows when there will be one."""
 PRIORITY: Final = 8
 """Somebody waits for the answer: before ordinary tasks, after those that were made urgent."""
 CALL: Final = "call"
@@ -78,10 +75,10 @@ async def invoke(request: Request, me: Me, name: str) -> Response:
     shut_s = deps.offered.shut_for_s(name, scope=me.scope)
     if shut_s is not None:
         return _breaker_open(name, shut_s)
-    held = await _limit(deps, me.user_id)
-    if held is not None and (held.free_in_s is None or held.free_in_s > settings.invoke_queue_s):
+    held = await limit_of(deps, me.user_id)
+    if held is not None and waits_long(held, settings.invoke_queue_s):
         # It would wait for nothing.
-        raise _too_many(held)
+        raise too_many(held, "the call")
     task = NewTask(
         user_id=me.user_id, key_id=me.key_id, title=f"invoke {name}", prompt=None, priority=PRIORITY, plan=plan,
         # What may stand in for the tool is bounded, too.
@@ -173,24 +170,8 @@ async def _give_up(deps: Deps, task_id: UUID, user_id: UUID, patience_s: float) 
         await stop(deps, ended.stopped)
         message = f"the call was not over within {patience_s:g} s, and was cancelled"
         raise unavailable(message, code="CALL_WAITED_TOO_LONG")
-    held = await _limit(deps, user_id)
+    held = await limit_of(deps, user_id)
     if held is not None:
-        raise _too_many(held)
+        raise too_many(held, "the call")
     message = f"the call did not get its turn within {patience_s:g} s, and was cancelled"
     raise unavailable(message, code="CALL_WAITED_TOO_LONG")
-
-
-async def _limit(deps: Deps, user_id: UUID) -> Limited | None:
-    """The limit that holds back everything of the user now; None, too, while nobody can say."""
-    try:
-        limited = deps.ports.tokens.limited(str(user_id))
-        return await ask(limited, "the token controller", timeout_s=LIMIT_TIMEOUT_S)
-    except Transient:
-        return None
-
-
-def _too_many(held: Limited) -> Problem:
-    wait_s = RAISED_LIMIT_S if held.free_in_s is None else held.free_in_s
-    return Problem(
-        429, f"the limit {held.limit} of your quota holds the call back", code="LIMIT_REACHED", retry_after_s=wait_s
-    )

@@ -27,6 +27,7 @@ from rayloom.serve.gate import call_of
 from rayloom.serve.given_tools import read_tools
 from rayloom.serve.intake import MAX_PROMPT_CHARS, Judge, ToolRules
 from rayloom.serve.json_answer import json_answer
+from rayloom.serve.limits import limit_of, too_many, waits_long
 from rayloom.serve.offered import may_use
 from rayloom.serve.problems import invalid
 from rayloom.serve.routes.tools import stats_of
@@ -50,7 +51,8 @@ async def plan(request: Request, me: Me) -> Response:
     """The plan that a prompt would get. Nothing is stored and nothing runs.
 
     With `tools` given, those are planned with instead of the registered ones; patterns in their schemas are not gone
-    by. A prompt that leaves too much open is 422 with `questions`; one that no model could plan in time is 503.
+    by. A prompt that leaves too much open is 422 with `questions`; one that no model could plan in time, or whose
+    endpoint refuses us, is 503. 429 where a limit of the quota holds it back, or too many are under way.
     """
     deps = deps_of(request)
     body = await read_body(request, PlanBody)
@@ -75,7 +77,11 @@ async def plan(request: Request, me: Me) -> Response:
         budget=body.budget.model_dump(exclude_none=True),
         p50_s=p50_s,
     )
-    planned = await ask(deps.ports.parser.plan(wanted), "the parser", timeout_s=timeout_s)
+    held = await limit_of(deps, me.user_id)
+    if held is not None and waits_long(held, deps.settings.invoke_queue_s):
+        raise too_many(held, "the planning")
+    with deps.plannings.one(me.user_id, "plannings"):
+        planned = await ask(deps.ports.parser.plan(wanted), "the parser", timeout_s=timeout_s)
     judge = Judge(deps, me)
     await judge.prepare()
     warnings = [*planned.notes, *planned.over_budget]

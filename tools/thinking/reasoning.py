@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from rayloom.dag.errors import UserError
 from rayloom.dag.model import Completion, Message, ModelRequest
 from rayloom.dag.thinking import DEFAULT_STEPS, REASONING_INPUT, data_of
 from rayloom.dag.values import Json, JsonObject
-from rayloom.tools.thinking.asking import asked, words_of
+from rayloom.tools.thinking.asking import asked, nothing_wrong, words_of
 from rayloom.tools.thinking.schema import wanted_schema
 from rayloom.tools.thinking.steps import Steps
 from rayloom.tools.thinking.thinking import Thinking
@@ -65,7 +66,8 @@ class Reasoning:
         request = await self._with_data(messages, data_of(input, REASONING_INPUT), schema, steps, context)
         if steps is not None:
             return ToolResult(output=await steps.taken(request))
-        completion = await asked(self._thinking.models, request, context.log)
+        check = nothing_wrong if schema is not None else _empty
+        completion = await asked(self._thinking.models, request, context.log, check=check)
         return ToolResult(output=_output(completion, schema, context))
 
     async def _with_data(
@@ -87,6 +89,10 @@ class Reasoning:
             said = Message(speaker="user", text=f"{said.text}\n\nINPUT (JSON):\n{text}")
         wanted = schema if steps is None else steps.schema
         return ModelRequest(role="reasoner", messages=(system, said), purpose="reason", schema=wanted)
+
+
+def _empty(completion: Completion) -> Sequence[str]:
+    return () if words_of(completion) else ("it is empty",)
 
 
 def _output(completion: Completion, schema: JsonObject | None, context: ToolContext) -> Json:

@@ -108,6 +108,8 @@ class Steps:
             return ("/: must have either `call`, with `input`, or `answer`",)
         if "answer" in said and self.answer_schema is not None:
             return [f"/answer{fault}" for fault in unfit(self.answer_schema, said["answer"])]
+        if "answer" in said and not _plain(said["answer"]).strip():
+            return ("/answer: it is empty",)
         return ()
 
     def _explain(self, text: str) -> Sequence[str]:

@@ -19,8 +19,8 @@ from rayloom.tools.thinking.pieces import pieces_of, text_of
 
 AT_ONCE: Final = 4
 """So many pieces are summarised at once."""
-MAX_PIECES: Final = 256
-"""More than so many calls nobody wants to pay for unasked."""
+MAX_CALLS: Final = 256
+"""More than so many calls, for all inputs of one attempt together, nobody wants to pay for unasked."""
 MAX_DEPTH: Final = 4
 """Summaries of summaries of … so often."""
 SUMMARY_TOKENS_MIN: Final = 64
@@ -50,13 +50,14 @@ def too_long(what: str) -> UserError:
     return UserError("CONTEXT_TOO_LONG", f"{what}: give it less, or work on it with a tool first")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Window:
-    """Room for data in a question. ``focus``: what it is needed for."""
+    """Room for data in the question of one attempt. ``focus``: what it is needed for. ``calls``: made so far."""
 
     models: ModelPort
     log: LogPort
     focus: str
+    calls: int = 0
 
     async def fitted(self, data: JsonObject, room: int) -> str:
         """The data as JSON text of at most ``room`` tokens.
@@ -72,6 +73,8 @@ class Window:
         target = room * _SLACK
         for _ in range(_ROUNDS):
             limit = _limit(sizes, int(target))
+            # Before the first is paid for: all of them have to be shortened, or none is of use.
+            self._may_shorten(sum(size for size in sizes.values() if size > limit))
             shown: JsonObject = {}
             for name, value in data.items():
                 long = sizes[name] > limit
@@ -92,14 +95,12 @@ class Window:
 
     async def _summary(self, value: Json, tokens: int, limit: int, *, depth: int) -> tuple[str, int]:
         """A summary of at most ``limit`` tokens of a value of so many, and how many calls it took."""
-        models, focus = self.models, self._focus()
-        view = models.view("cheap")
-        size = room_of(models, "cheap", (Message(speaker="system", text=_TASK), Message(speaker="user", text=focus)))
-        if size < SUMMARY_TOKENS_MIN:
-            raise too_long(f"the model {view.name} has too small a context to shorten anything with")
-        if tokens > MAX_PIECES * size:
-            raise too_long(f"the input has {tokens:,} tokens, which would take {tokens // size:,} calls to shorten")
+        models, view = self.models, self.models.view("cheap")
+        size = self._may_shorten(tokens)
         pieces = await asyncio.to_thread(pieces_of, value, size, models.count)
+        self.calls += len(pieces)
+        if self.calls > MAX_CALLS:
+            raise too_long(f"the input would take more than {MAX_CALLS} calls to shorten")
         each = min(max(limit // len(pieces), SUMMARY_TOKENS_MIN), view.answer_tokens)
         parts = await together([partial(self._part, piece, each) for piece in pieces], at_once=AT_ONCE)
         joined = "\n".join(parts)
@@ -110,6 +111,17 @@ class Window:
             raise too_long("the input does not get short enough by summaries of it")
         deeper, calls = await self._summary(joined, left, limit, depth=depth + 1)
         return deeper, calls + len(pieces)
+
+    def _may_shorten(self, tokens: int) -> int:
+        """How many tokens one call takes. Raises UserError where so many tokens would take more calls than are left."""
+        models, focus = self.models, self._focus()
+        size = room_of(models, "cheap", (Message(speaker="system", text=_TASK), Message(speaker="user", text=focus)))
+        if size < SUMMARY_TOKENS_MIN:
+            raise too_long(f"the model {models.view('cheap').name} has too small a context to shorten anything with")
+        if tokens > (MAX_CALLS - self.calls) * size:
+            calls = self.calls + tokens // size
+            raise too_long(f"the input has {tokens:,} tokens, which would take {calls:,} calls to shorten")
+        return size
 
     async def _part(self, piece: str, tokens: int) -> str:
         system = _TASK.format(words=max(int(tokens * 0.6), 10))

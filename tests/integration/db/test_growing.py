@@ -15,9 +15,11 @@ from rayloom.actors.growing import Growing
 from rayloom.actors.judge import Judge
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import Transient, UserError
-from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.model import ModelUse
+from rayloom.dag.planned import PlanCall, Planned, PlanRequest
 from rayloom.dag.ports import PARSER_BROKE
 from rayloom.dag.replan import ReplanRequest
+from rayloom.dag.tried import Tried
 from rayloom.dag.values import JsonObject
 from rayloom.db import growth, task_moves
 from tests.fakes.memory_queue import MemoryQueue
@@ -156,6 +158,26 @@ async def test_a_parser_that_is_away_is_asked_again(spine: Spine) -> None:
     await bench.through()
     assert len(bench.planner.asked) == 6
     assert (await spine.statuses(task_id))["c"] == "QUEUED"
+
+
+async def test_what_was_tried_is_handed_on_and_told(spine: Spine) -> None:
+    call = PlanCall(purpose="replan", model="m", use=ModelUse(tokens_in=5), began_s=0, duration_s=0.1)
+    away, failed = Transient("MODEL_UNAVAILABLE", "away"), UserError("PLAN_FAILED", "no idea")
+    away.tried = Tried(calls=(call,), text="{}")
+    failed.tried = Tried(calls=(call, call), notes=("what was wrong",))
+    bench = Bench(spine, away, failed)
+    task_id = await bench.task()
+    await bench.through()
+    assert [asked.request.tried for asked in bench.planner.asked] == [Tried(), away.tried]
+    lines = await spine.rows(
+        "SELECT stream, message FROM log_lines WHERE task_id = $1 AND subtask IS NULL ORDER BY id", task_id
+    )
+    assert [(line["stream"], line["message"]) for line in lines] == [
+        ("model", call.line),
+        ("model", call.line),
+        ("system", "what was wrong"),
+        ("system", "no other plan could be made: no idea"),
+    ]
 
 
 async def test_a_task_that_is_cancelled_meanwhile_stays_so(spine: Spine) -> None:

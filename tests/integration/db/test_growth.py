@@ -9,9 +9,12 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from rayloom.dag.errors import ErrorInfo, Stale
+from rayloom.dag.plan import subtasks_of
 from rayloom.dag.values import JsonObject
 from rayloom.db import attempts, growth, task_moves
+from rayloom.db.forks import stored_plan
 from rayloom.db.incarnations import begin_incarnation, dead_with_leases, end_incarnation
+from rayloom.db.logs import LogFilter, Position, read_log
 from rayloom.db.submit import NewTask, accept_plan, submit_task
 from rayloom.db.task_moves import claim_tasks
 from tests.integration.db.spine import Edges, Spine, outcome, plan_of
@@ -49,6 +52,9 @@ async def test_a_task_with_something_blocked_is_due_to_grow(spine: Spine) -> Non
     assert (task["status"], task["growth"], task["open_count"], task["replans_left"]) == ("PROCESSING", "due", 1, 1)
     rows = await spine.rows("SELECT reason FROM task_events WHERE task_id = $1 AND kind = 'plan' ORDER BY id", task_id)
     assert rows[-1]["reason"] == "BLOCKED: a"
+    page = await read_log(spine.engine, task_id, LogFilter(), Position(), limit=100)
+    told = [line.message for line in page.entries if line.message.startswith("plan ")]
+    assert told == ["plan accepted: 2 subtasks, width 1", "plan is to grow: BLOCKED: a"]
     await spine.audit()
 
 
@@ -71,6 +77,17 @@ async def test_a_plan_goes_around_what_is_blocked(spine: Spine) -> None:
     await spine.audit()
 
 
+async def test_a_fork_goes_the_way_around(spine: Spine) -> None:
+    task_id = await _blocked(spine, {"a": [], "b": [], "c": ["a", "b"]}, "b")
+    await spine.extend(await _growing(spine, task_id), {"b2": ["a"], "c2": ["a", "b2"]})
+    stored = await stored_plan(spine.engine, task_id, spine.user_id)
+    assert stored is not None
+    assert stored.plan is not None
+    assert [subtask["id"] for subtask in subtasks_of(stored.plan)] == ["a", "b2", "c2"]
+    assert stored.statuses == {"a": "COMPLETED", "b2": "QUEUED", "c2": "READY"}
+    assert set(stored.dependencies) == {"a", "b2", "c2"}
+
+
 @pytest.mark.parametrize("replans", [0, 1])
 async def test_a_task_grows_no_more_often_than_it_may(spine: Spine, replans: int) -> None:
     task_id = await _blocked(spine, {"a": []}, "a", replans=replans)
@@ -80,6 +97,17 @@ async def test_a_task_grows_no_more_often_than_it_may(spine: Spine, replans: int
     row = await spine.task(task_id)
     assert (row["status"], row["error"]["code"]) == ("FAILED", "SUBTASKS_BLOCKED")
     assert await spine.growing() == []
+    await spine.audit()
+
+
+async def test_what_is_not_blocked_any_more_is_not_gone_around(spine: Spine) -> None:
+    task_id = await _blocked(spine, {"a": [], "b": []}, "a")
+    task = await _growing(spine, task_id)
+    await spine.retry(task_id, "a")
+    with pytest.raises(Stale) as moved:
+        await spine.extend(task, {"c": []}, while_blocked=["a"])
+    assert moved.value.code == growth.NOT_BLOCKED
+    assert await spine.statuses(task_id) == {"a": "QUEUED", "b": "COMPLETED"}
     await spine.audit()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -17,17 +18,20 @@ from rayloom.actors.described import describe
 from rayloom.actors.judge import Judge
 from rayloom.actors.settings import EngineSettings
 from rayloom.actors.splitting import AT_ONCE, Splitting
-from rayloom.dag.errors import NeedsClarification, Transient, UserError
-from rayloom.dag.model import ModelUse
+from rayloom.dag.errors import NeedsClarification, RayloomError, Refused, Transient, UserError
+from rayloom.dag.model import ModelUse, Payer, Reservation
 from rayloom.dag.planned import PlanCall, Planned, PlanRequest
 from rayloom.dag.ports import PARSER_BROKE, ToolSnapshot
+from rayloom.dag.tried import Tried
 from rayloom.dag.values import JsonObject
 from rayloom.db.approvals import approve
 from rayloom.db.blobs import Blob, BlobStore
 from rayloom.db.incarnations import begin_incarnation, end_incarnation
+from rayloom.db.ledger import Ledger
 from rayloom.db.s3 import BlobsAway
 from rayloom.db.submit import NewTask, submit_task
 from rayloom.db.task_moves import claim_tasks, end_task
+from rayloom.db.trace import read_trace
 from rayloom.tools.builtin.catalogue import BUILTINS
 from tests.fakes.memory_queue import MemoryQueue
 from tests.fakes.refusals import refusals
@@ -384,10 +388,78 @@ async def test_questions_end_the_task_and_stand_in_its_error(spine: Spine) -> No
     assert error["questions"] == ["Which report?", "For whom?"]
 
 
+CALL = PlanCall(purpose="split", model="m", use=ModelUse(tokens_in=5, tokens_out=6), began_s=0, duration_s=0.1)
+
+
+def _after(error: RayloomError, text: str = "") -> RayloomError:
+    error.tried = Tried(notes=("what was wrong",), calls=(CALL,), text=text)
+    return error
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [
+        UserError("PLAN_FAILED", "no"),
+        NeedsClarification(["Which?"]),
+        Refused("BUDGET_EXCEEDED", "spent"),
+        Planned(
+            plan={"subtasks": [{"id": "a", "type": "TOOL", "tool": "core.nothing"}]}, source="model", calls=(CALL,),
+            notes=("what was wrong",), language="en", parsed_s=0.0, split_s=0.2,
+        ),
+    ],
+    ids=["no plan", "questions", "over budget", "a plan that is refused"],
+)  # fmt: skip
+async def test_a_planning_that_failed_is_in_the_record(spine: Spine, ended: RayloomError | Planned) -> None:
+    task_id = await _submit(spine)
+    await _bench(spine, _after(ended) if isinstance(ended, RayloomError) else ended).through()
+    task = await spine.task(task_id)
+    assert task["status"] == "FAILED"
+    assert task["plan_meta"]["usage"] == {"tokens": 11, "cost_usd": 0.0}
+    assert (task["plan_meta"]["notes"], len(task["plan_meta"]["calls"])) == (["what was wrong"], 1)
+    lines = await spine.rows("SELECT stream, message FROM log_lines WHERE task_id = $1 ORDER BY id", task_id)
+    told = [(line["stream"], line["message"]) for line in lines]
+    assert told[0] == ("model", "split: m, 5 + 6 tokens, 0.000000 USD, 0.1 s")
+    assert ("system", "what was wrong") in told
+
+
+async def test_the_calls_that_planned_a_task_are_in_its_trace_though_it_was_cancelled(spine: Spine) -> None:
+    task_id = await _submit(spine)
+    await _bench(spine, PLAN).through()
+    ledger = Ledger(spine.engine)
+    payer = Payer(user_id=str(spine.user_id), task_id=str(task_id))
+    calls = [
+        Reservation(id=str(uuid7()), payer=each, model="m", purpose="split", tokens=20, cost_usd=0.0, lease_s=60)
+        for each in (payer, replace(payer, sub_task_id=str(uuid7()), attempt=1))
+    ]
+    await ledger.reserve(calls)
+    await ledger.settle([(call, ModelUse(tokens_in=5, tokens_out=6)) for call in calls])
+    await ledger.close()
+    await end_task(spine.engine, task_id, status="CANCELLED", error=None, reason="enough")
+    rows = await read_trace(spine.engine, task_id, spine.user_id)
+    assert rows is not None
+    # What a subtask asked is told by its attempt.
+    assert [(row.purpose, row.tokens_in, row.tokens_out) for row in rows.calls] == [("split", 5, 6)]
+
+
+async def test_what_was_tried_is_handed_on_to_the_next_try(spine: Spine, monkeypatch: pytest.MonkeyPatch) -> None:
+    task_id = await _submit(spine)
+    away = _after(Transient("MODEL_UNAVAILABLE", "away"), text="{}")
+    bench = _bench(spine, away, Transient(PARSER_BROKE, "it died"), PLAN)
+    await bench.through()
+    assert [asked.tried.text for asked in bench.parser.asked] == ["", "{}", "{}"]
+    assert (await spine.task(task_id))["status"] == "PROCESSING"
+    # It is told, too, where nobody goes on from it.
+    monkeypatch.setattr(module, "AWAY_MAX_S", -1.0)
+    task_id = await _submit(spine)
+    await _bench(spine, _after(Transient("MODEL_UNAVAILABLE", "away"))).through()
+    assert (await spine.task(task_id))["plan_meta"]["usage"]["tokens"] == 11
+
+
 async def test_a_plan_over_its_budget_waits_for_approval_and_says_why(spine: Spine) -> None:
     task_id = await _submit(spine)
-    call = PlanCall(purpose="split", model="m", use=ModelUse(tokens_in=5, tokens_out=6), began_s=0, duration_s=0.1)
-    await _bench(spine, _planned(over_budget=("`max_tokens`: too many",), calls=(call,), repairs=1)).through()
+    await _bench(spine, _planned(over_budget=("`max_tokens`: too many",), calls=(CALL,), repairs=1)).through()
+    lines = await spine.rows("SELECT message FROM log_lines WHERE task_id = $1 AND stream = 'model'", task_id)
+    assert [line["message"] for line in lines] == [CALL.line]
     task = await spine.task(task_id)
     assert task["status"] == "READY"
     assert task["held_at"] is not None

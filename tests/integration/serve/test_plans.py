@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from rayloom.dag.errors import Transient
+from rayloom.dag.errors import Refused, Transient
 from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.ports import Limited
 from rayloom.dag.values import JsonObject
 from rayloom.serve.parser import Parser
 from rayloom.serve.settings import ServeSettings
@@ -105,6 +106,56 @@ async def test_what_can_not_be_planned_is_422_and_a_model_that_is_away_503(world
     _models(world, Transient("MODEL_UNAVAILABLE", "away", retry_after_s=7))
     answer = await me.http.post("/api/v1/plans", json={"prompt": "The weather"})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "7")
+
+
+@pytest.mark.parametrize("code", ["MODEL_REFUSED", "MODEL_MISSING"])
+async def test_what_an_endpoint_says_to_us_is_not_said_to_the_caller(world: World, code: str) -> None:
+    me = await world.user()
+    _models(world, Refused(code, "HTTP 401 from the endpoint; set its api_key"))
+    answer = await me.http.post("/api/v1/plans", json={"prompt": "The weather"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
+    assert answer.json()["type"] == f"urn:rayloom:problem:{code.lower().replace('_', '-')}"
+
+
+async def test_a_limit_that_holds_its_user_back_is_429_before_a_model_is_asked(world: World) -> None:
+    me = await world.user()
+    models = _models(world, PLAN)
+    for free_in_s, retry_after in ((None, "60"), (45.0, "45")):
+        world.fakes.tokens.limited_at = (0, Limited(limit="tokens_per_min", free_in_s=free_in_s))
+        answer = await me.http.post("/api/v1/plans", json={"prompt": "The weather"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, retry_after)
+        assert "tokens_per_min" in answer.json()["detail"]
+    assert models.asked == []
+    world.fakes.tokens.limited_at = None
+    _models(world, Transient("QUOTA_EXCEEDED", "spent"))
+    answer = await me.http.post("/api/v1/plans", json={"prompt": "The weather"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "60")
+
+
+async def test_nobody_plans_as_much_at_once_as_to_keep_others_waiting(world: World) -> None:
+    begun, go = asyncio.Semaphore(0), asyncio.Event()
+
+    class Slow(Parser):
+        async def plan(self, request: PlanRequest) -> Planned:
+            begun.release()
+            await go.wait()
+            return await super().plan(request)
+
+    me, other = await world.user(), await world.user()
+    world.fakes.parser.inner = Slow()
+    body = {"prompt": "x"}
+    most = ServeSettings().plannings_at_once
+    under_way = [asyncio.create_task(me.http.post("/api/v1/plans", json=body)) for _ in range(most)]
+    for _ in under_way:
+        await begun.acquire()
+    answer = await me.http.post("/api/v1/plans", json=body)
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
+    assert answer.json()["type"] == "urn:rayloom:problem:too-many-at-once"
+    waiting = asyncio.create_task(other.http.post("/api/v1/plans", json=body))
+    await begun.acquire()
+    go.set()
+    assert [each.status_code for each in await asyncio.gather(*under_way, waiting)] == [200] * (most + 1)
+    assert (await me.http.post("/api/v1/plans", json=body)).status_code == 200
 
 
 async def test_thinking_is_accepted_where_a_model_is_configured(world: World) -> None:

@@ -18,7 +18,7 @@ from rayloom.dag.breaker import BreakerView
 from rayloom.dag.errors import Transient, UserError
 from rayloom.dag.model import ModelRequest
 from rayloom.dag.outcome import Outcome
-from rayloom.dag.ports import RegisteredTool
+from rayloom.dag.ports import RegisteredTool, ToolSnapshot
 from rayloom.dag.values import Json
 from rayloom.tools.skills.skill import dumped, read_skill
 from rayloom.tools.thinking import coding
@@ -238,6 +238,36 @@ async def test_what_has_an_open_breaker_is_not_offered() -> None:
     where = place(ScriptedModels(), look=waits)
     where.breakers = {where.registry["look"][0].breaker_key: BreakerView(state="open", retry_at=None)}
     assert code_of(await attempt(where, {"use_tools": ["look"]})) == "TOOLS_REFUSED"
+
+
+async def test_a_tool_that_is_switched_off_meanwhile_is_not_called_any_more() -> None:
+    async def look(_input: dict[str, Json], _context: ToolContext) -> ToolResult:
+        known, code = where.registry["look"]
+        where.registry["look"] = (replace(known, is_active=False), code)
+        return ToolResult(output=1)
+
+    models = ScriptedModels([calls("look", at=1), calls("look", at=2), answers("no")])
+    where = place(models, look=look)
+    outcome = await attempt(where, {"use_tools": ["look"]})
+    assert "TOOL_REFUSED: look can't be called here: it is switched off" in models.asked[2].messages[-1].text
+    assert [span for span in spans(outcome) if span[0] == "tool"] == [("tool", "look", True)]
+
+
+async def test_while_the_registry_is_away_what_was_known_last_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = ScriptedModels([calls("look"), answers("done")])
+    where, asked = place(models, look=gives(1)), 0
+    tools = where.tools
+
+    async def once(version: int) -> ToolSnapshot:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            raise Transient("ACTOR_UNAVAILABLE", "the registry is away")
+        return await tools(version)
+
+    monkeypatch.setattr(where, "tools", once)
+    outcome = await attempt(where, {"use_tools": ["look"]})
+    assert (asked, outcome.output) == (2, '{"text":"done"}')
 
 
 async def test_an_input_that_does_not_fit_is_told_to_the_model() -> None:

@@ -7,7 +7,8 @@ import pickle
 import pytest
 
 from rayloom.dag.answer import Answer, as_error, as_value, opened
-from rayloom.dag.errors import Bug, NeedsClarification, RayloomError, Refused, Stale, Transient, UserError
+from rayloom.dag.errors import Bug, ErrorInfo, NeedsClarification, RayloomError, Refused, Stale, Transient, UserError
+from rayloom.dag.tried import Tried
 
 
 async def _raises(error: BaseException) -> str:
@@ -48,6 +49,16 @@ async def test_a_result_arrives() -> None:
 async def test_a_foreign_error_is_no_answer() -> None:
     with pytest.raises(KeyError):
         await as_value(_raises(KeyError("x")))
+
+
+async def test_what_was_tried_for_a_plan_crosses_with_the_error_that_ended_it() -> None:
+    error = Transient("MODEL_UNAVAILABLE", "away")
+    error.tried = Tried(notes=("a note",), text="{}")
+    answer: Answer[str] = pickle.loads(pickle.dumps(await as_value(_raises(error))))
+    with pytest.raises(Transient) as raised:
+        opened(answer)
+    assert raised.value.tried == error.tried
+    assert "tried" not in ErrorInfo.from_exception(error).as_json()
 
 
 async def test_questions_cross_as_such() -> None:

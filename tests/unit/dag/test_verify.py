@@ -177,6 +177,10 @@ def test_globs_say_which_tools_a_task_may_use() -> None:
     assert _faults(_noop("a"), deny=["*.noop"]) == [
         ("0/tool", "the tool `core.noop` is denied to this task by `tools.deny`")
     ]
+    # Whose rule it is that forbids it is said: nobody finds it in a list that does not have it.
+    assert _faults(_noop("a"), deny=["x"], beyond=["core.noop"]) == [
+        ("0/tool", "the tool `core.noop` is none of those that the API key of this task may use")
+    ]
     code = {"id": "a", "type": "CODE_GEN", "input": {"code": "1"}}
     assert _faults(code, deny=["python.*"])[0][0] == "0/tool"
 
@@ -387,8 +391,16 @@ def test_what_a_model_is_given_is_judged(subtask: dict[str, Any], faults: list[t
 
 
 def test_a_schema_by_reference_is_judged_when_it_is_there() -> None:
-    given = {**THINKS, "input": {"output_schema": {"$ref": "b.output.schema"}, "use_tools": {"$ref": "b.output.names"}}}
+    given = {**THINKS, "input": {"output_schema": {"$ref": "b.output.schema"}}}
     assert _verify(given, _noop("b"), model_available=True).subtasks[0].dependencies == (1,)
+
+
+@pytest.mark.parametrize(
+    "named", [{"$ref": "b.output.names"}, ["core.noop", {"$ref": "b.output.name"}]], ids=["all", "one of them"]
+)
+def test_which_tools_a_model_may_call_is_no_matter_of_outputs(named: Any) -> None:
+    found = _faults({**THINKS, "input": {"use_tools": named}}, _noop("b"), model_available=True)
+    assert found == [("0/input/use_tools", "must be written out: it can't hold references")]
 
 
 def test_code_that_a_model_writes_needs_what_runs_it() -> None:

@@ -124,7 +124,7 @@ async def test_without_an_outline_it_fails_and_says_what_was_wrong() -> None:
 async def test_a_model_that_gives_no_answer_at_all(error: RayloomError) -> None:
     planned, _ = await plan(error, asked=request(OUTLINED))
     assert planned.source == "outline"
-    assert error.code in planned.notes[0]
+    assert any(error.code in note for note in planned.notes)
     with pytest.raises(type(error)) as raised:
         await plan(error)
     assert raised.value.code == error.code
@@ -188,6 +188,44 @@ async def test_without_room_for_a_round_there_is_none() -> None:
     assert "no room" in draft.notes[-1]
     with pytest.raises(UserError, match="other"):
         await Planner(AnsweringModels(BAD, UserError("OTHER", "other"))).draft(request())
+
+
+@pytest.mark.parametrize(
+    "error", [Transient("MODEL_UNAVAILABLE", "away"), Refused("BUDGET_EXCEEDED", "spent")], ids=["away", "over budget"]
+)
+async def test_an_answer_that_is_paid_for_is_gone_on_from(error: RayloomError) -> None:
+    with pytest.raises(type(error)) as raised:
+        await plan(BAD, error)
+    tried = raised.value.tried
+    assert tried is not None
+    assert (tried.text, [call.purpose for call in tried.calls]) == (BAD, ["split"])
+    assert "there is no tool `nothing`" in tried.notes[0]
+    planned, models = await plan(GOOD, asked=request(tried=tried))
+    assert [asked.purpose for asked in models.asked] == ["repair"]
+    assert "there is no tool `nothing`" in models.asked[0].messages[-1].text
+    assert (planned.repairs, planned.use.tokens) == (1, 30)
+    assert planned.notes[0] == tried.notes[0]
+    # Where it can run meanwhile nobody is asked at all.
+    planned, models = await plan(error, asked=request(tried=replace(tried, text=GOOD)))
+    assert (planned.source, models.asked) == ("model", [])
+    # An outline tells what was tried before it, too.
+    planned, _ = await plan(BAD, error, asked=request(OUTLINED))
+    assert planned.use.tokens == 15
+    assert "there is no tool `nothing`" in planned.notes[0]
+
+
+async def test_what_gives_no_plan_says_what_was_tried() -> None:
+    asks = json.dumps({"intent": "?", "questions": ["Which report?"], "subtasks": []})
+    for script, count in (((BAD,), 3), ((asks,), 1)):
+        with pytest.raises(UserError) as raised:
+            await plan(*script)
+        assert raised.value.tried is not None
+        assert len(raised.value.tried.calls) == count
+    models = AnsweringModels(BAD, Transient("MODEL_UNAVAILABLE", "away"))
+    with pytest.raises(Transient) as away:
+        await Parser(lambda payer: models).replan(more(a=True, b=False))
+    assert away.value.tried is not None
+    assert away.value.tried.text == BAD
 
 
 async def test_without_models_it_is_the_outline_as_ever() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from uuid import UUID
 
 from rayloom.db.events import TransitionRow
 from rayloom.db.trace import TraceRows
-from rayloom.serve.spans import trace_of
+from rayloom.serve.spans import TraceSpan, trace_of
 
 TAKEN = datetime(2026, 1, 1, tzinfo=UTC)
 CALL = {"purpose": "split", "model": "m", "tokens_in": 3, "tokens_out": 4, "faults": 1}
@@ -20,13 +21,26 @@ def _transition(seconds: float, **more: Any) -> TransitionRow:
     return TransitionRow(**given | {"at": TAKEN + timedelta(seconds=seconds)} | more)
 
 
-def _trace(*transitions: TransitionRow, calls: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(place: int, purpose: str, seconds: float, until: float | None, **more: Any) -> Any:
+    ended = None if until is None else TAKEN + timedelta(seconds=until)
+    given = {"tokens_in": 3, "tokens_out": 4, "cost_usd": 0.1, "is_estimated": False, "status": "settled"} | more
+    return SimpleNamespace(
+        id=UUID(int=place), purpose=purpose, model="m", reserved_at=TAKEN + timedelta(seconds=seconds),
+        settled_at=ended, **given,
+    )  # fmt: skip
+
+
+def _spans(*transitions: TransitionRow, calls: list[dict[str, Any]], rows: Sequence[Any] = ()) -> tuple[TraceSpan, ...]:
     task: Any = SimpleNamespace(
         id=UUID(int=1), title="t", status="PROCESSING", priority=5, plan_meta={"source": "model", "calls": calls},
         subtask_count=1, created_at=TAKEN, started_at=TAKEN, finished_at=None,
     )  # fmt: skip
-    rows = TraceRows(task=task, transitions=transitions, attempts=(), running=(), is_truncated=False)
-    return {span.name: span for span in trace_of(rows).spans}
+    told = TraceRows(task=task, transitions=transitions, attempts=(), running=(), is_truncated=False, calls=rows)
+    return trace_of(told).spans
+
+
+def _trace(*transitions: TransitionRow, calls: list[dict[str, Any]], rows: Sequence[Any] = ()) -> dict[str, Any]:
+    return {span.name: span for span in _spans(*transitions, calls=calls, rows=rows)}
 
 
 def test_each_call_of_a_model_is_a_span_below_the_split() -> None:
@@ -43,6 +57,34 @@ def test_each_call_of_a_model_is_a_span_below_the_split() -> None:
     assert first.attributes == CALL
     # None goes on when the plan is there.
     assert second.finished_at == TAKEN + timedelta(seconds=10)
+
+
+def test_calls_are_shown_as_the_ledger_has_them_also_where_no_plan_came_of_them() -> None:
+    rows = [_row(1, "split", 1, 3), _row(2, "repair", 4, 5, status="released"), _row(3, "join", 6, None)]
+    spans = _trace(_transition(0, target="SPLITTING"), _transition(9, source="SPLITTING"), calls=[], rows=rows)
+    first, second, third = spans["split: m"], spans["repair: m"], spans["join: m"]
+    assert {each.parent_id for each in (first, second, third)} == {spans["split"].span_id}
+    assert (first.duration_ms, first.is_error, second.is_error, third.finished_at) == (2_000, False, True, None)
+    assert first.attributes == {name: CALL[name] for name in CALL if name != "faults"} | {
+        "cost_usd": 0.1,
+        "is_estimated": False,
+    }
+
+
+def test_a_call_is_told_once_with_its_faults_and_what_was_asked_later_stands_apart() -> None:
+    rows = [_row(1, "split", 1, 2), _row(2, "split", 3, 40), _row(3, "split", 11, 12)]
+    told = [CALL | {"began_s": 3.0, "duration_s": 1.0}, CALL | {"purpose": "else", "began_s": 1.0, "duration_s": 1.0}]
+    taken, planned = _transition(0, target="SPLITTING"), _transition(10, kind="plan")
+    spans = [span for span in _spans(taken, planned, calls=told, rows=rows) if span.kind == "model"]
+    assert [(span.name, span.attributes.get("faults")) for span in spans] == [
+        ("split: m", None),
+        ("else: m", 1),
+        ("split: m", 1),
+        ("split: m", None),
+    ]
+    # None goes on when the plan is there; what adds to it later is no part of the split.
+    assert spans[2].finished_at == TAKEN + timedelta(seconds=10)
+    assert spans[3].parent_id != spans[2].parent_id
 
 
 def test_without_calls_there_is_none() -> None:

@@ -96,6 +96,16 @@ async def test_what_a_model_thinks_aloud_is_no_part_of_its_answer() -> None:
     assert await think(ScriptedModels(["<think>Hm. Lyon?</think>\n\nParis."]), {}) == {"text": "Paris."}
 
 
+@pytest.mark.parametrize("empty", ["", " \n", "<think>Hm.</think>\n"])
+async def test_an_empty_answer_is_none(empty: str) -> None:
+    models = ScriptedModels([empty, "Paris."])
+    assert await think(models, {}) == {"text": "Paris."}
+    assert "it is empty" in models.asked[1].messages[-1].text
+    with pytest.raises(UserError) as failed:
+        await think(ScriptedModels([empty] * 3), {})
+    assert failed.value.code == "ANSWER_UNFIT"
+
+
 async def test_the_log_gets_no_more_than_it_can_bear() -> None:
     log = KeptLog()
     await think(ScriptedModels(["x" * (LOG_CHARS + 9)]), {}, log=log)

@@ -53,6 +53,12 @@ async def test_an_answer_may_have_to_fit_a_schema() -> None:
     assert "/answer/: 'seven' is not of type 'array'" in models.asked[1].messages[-1].text
 
 
+async def test_an_empty_answer_is_none() -> None:
+    models = ScriptedModels([answers(" "), answers("ok")])
+    assert await think(models, Tools({"look": 1})) == {"text": "ok"}
+    assert "/answer: it is empty" in models.asked[1].messages[-1].text
+
+
 @pytest.mark.parametrize("said", ["{}", '{"call": "nobody", "input": {}}', '{"call": "look"}', "hm", "[]"])
 async def test_what_is_neither_call_nor_answer_is_sent_back(said: str) -> None:
     models, tools = ScriptedModels([said, answers("ok")]), Tools({"look": 1})

@@ -10,6 +10,7 @@ import pytest
 from rayloom.dag.errors import Transient, UserError
 from rayloom.dag.model import ModelRequest, ModelView
 from rayloom.dag.values import Json
+from rayloom.tools.thinking import window as module
 from rayloom.tools.thinking.asking import together
 from rayloom.tools.thinking.pieces import head_of, pieces_of
 from rayloom.tools.thinking.window import AT_ONCE, Window
@@ -106,6 +107,24 @@ async def test_what_would_take_too_many_calls_is_refused_before_the_first() -> N
     with pytest.raises(UserError, match="calls to shorten"):
         await made.fitted({"long": "word " * 400_000}, 200)
     assert models.asked == []
+
+
+async def test_calls_are_bounded_for_all_inputs_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CALLS", 8)
+    one: Json = "word " * 2_000
+    made, models = window(*[says("the gist")] * 40)
+    assert "the gist" in await made.fitted({"a": one}, 400)
+    assert made.calls == len(models.asked) <= 8
+    made, models = window(*[says("the gist")] * 40)
+    with pytest.raises(UserError, match="calls to shorten"):
+        await made.fitted({"a": one, "b": one, "c": one}, 400)
+    # None is paid for where all together can't be.
+    assert models.asked == []
+    # Nor are summaries of summaries free.
+    made, models = window(*[says("word " * 90)] * 40)
+    with pytest.raises(UserError, match="to shorten"):
+        await made.fitted({"a": "word " * 1_900}, 200)
+    assert len(models.asked) <= 8
 
 
 async def test_no_room_at_all_is_said_so() -> None:
