@@ -35,10 +35,14 @@ _SETTLE: Final = (
     "SELECT * FROM settle_calls($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::integer[], "
     "$7::text[], $8::text[], $9::bigint[], $10::float8[], $11::bigint[], $12::bigint[], $13::float8[], $14::boolean[])"
 )
+# Who is silent for too long is dead, and so is whoever made a call for an attempt that is over.
 _RELEASE: Final = """
     UPDATE model_calls SET status = 'released', settled_at = now() WHERE id IN (
-        SELECT id FROM model_calls WHERE status = 'reserved' AND expires_at <= now() ORDER BY expires_at LIMIT $1
-        FOR UPDATE SKIP LOCKED
+        SELECT c.id FROM model_calls c WHERE c.status = 'reserved' AND (c.expires_at <= now() OR (
+            c.sub_task_id IS NOT NULL AND NOT EXISTS (
+                SELECT FROM sub_tasks s
+                WHERE s.id = c.sub_task_id AND s.status = 'RUNNING' AND s.attempt = c.attempt)))
+        ORDER BY c.expires_at LIMIT $1 FOR UPDATE OF c SKIP LOCKED
     ) RETURNING id
 """
 _OPEN: Final = """

@@ -157,6 +157,7 @@ def _drafted(draft: Draft, plan: JsonObject, began_at: float) -> Planned:
         repairs=draft.repairs,
         brief=brief.as_json(),
         calls=draft.calls,
+        joiner=draft.verdict.joiner,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from rayloom.dag.planning.brief import schema_of_brief
+from rayloom.dag.planning.join import ANSWER, MAX_ANSWER_CHARS
 from rayloom.dag.planning.read import CODE, MAX_PLANNED, THINK
 from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import JsonObject
@@ -45,6 +46,7 @@ def plan_schema(tools: Sequence[ToolView], *, with_code: bool) -> JsonObject:
         "properties": {
             **schema_of_brief(),
             "subtasks": {"type": "array", "maxItems": MAX_PLANNED, "items": subtask},
+            ANSWER: {"type": "string", "maxLength": MAX_ANSWER_CHARS},
         },
         "required": ["intent", "subtasks"],
         "additionalProperties": False,

@@ -117,6 +117,18 @@ async def test_a_call_is_written_down_once_and_added_up_once(engine: AsyncEngine
     assert {(each.key_id, each.model) for each in recent} == {(payer.key_id, "m")}
 
 
+async def test_what_an_attempt_reserved_that_is_over_is_released_at_once(
+    engine: AsyncEngine, ledger: Ledger, rows: Rows
+) -> None:
+    payer = await _payer(rows)
+    over = await rows.subtask(payer.user_id, payer.task_id, status="QUEUED")
+    lost, earlier = _ask(replace(payer, sub_task_id=over)), _ask(replace(payer, attempt=0))
+    running, planning = _ask(payer), _ask(replace(payer, sub_task_id="", attempt=0))
+    await ledger.reserve([lost, earlier, running, planning])
+    assert set(await ledger.release_expired(limit=10)) == {lost.id, earlier.id}
+    assert {each.id for each in await ledger.open_calls()} == {running.id, planning.id}
+
+
 async def test_what_a_dead_caller_reserved_is_released_and_its_late_word_is_written(
     engine: AsyncEngine, ledger: Ledger, rows: Rows
 ) -> None:

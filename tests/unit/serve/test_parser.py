@@ -10,7 +10,7 @@ import pytest
 
 from rayloom.dag.errors import AnswerInvalid, NeedsClarification, RayloomError, Refused, Transient, UserError
 from rayloom.dag.model import Payer
-from rayloom.dag.plan import parse_plan
+from rayloom.dag.plan import parse_plan, subtasks_of
 from rayloom.dag.planned import Planned, PlanRequest
 from rayloom.dag.replan import Reached, ReplanRequest
 from rayloom.dag.tool_view import ToolView
@@ -257,6 +257,20 @@ async def test_a_model_adds_to_a_plan_and_mends_what_it_adds() -> None:
     assert (planned.source, planned.repairs) == ("model", 1)
     assert [asked.purpose for asked in models.asked] == ["replan", "repair"]
     assert "b gave nothing" in models.asked[1].messages[-1].text.replace("`", "")
+
+
+async def test_the_joiner_is_told_and_another_takes_its_place() -> None:
+    steps = [{"id": "a", "tool": "any"}, {"id": "b", "tool": "any"}]
+    planned, _ = await plan(json.dumps({"intent": "x", "subtasks": steps, "answer": "Tell both"}))
+    assert (planned.joiner, planned.meta()["joiner"]) == ("answer", "answer")
+    reached = tuple(Reached(key=key, status="COMPLETED", is_done=True) for key in ("a", "b", "answer"))
+    asked = ReplanRequest(
+        request=request(), plan=planned.plan, reached=reached, reason="it needs more", joiner=planned.joiner
+    )
+    models = AnsweringModels(json.dumps({"subtasks": [{"id": "c", "tool": "any"}]}))
+    added = await Parser(lambda payer: models).replan(asked)
+    assert added.joiner == "answer_2"
+    assert [each["id"] for each in subtasks_of(added.plan)] == ["c", "answer_2"]
 
 
 async def test_a_model_that_adds_nothing_that_can_run_gives_no_plan() -> None:
