@@ -24,7 +24,7 @@ from rayloom.dag.plan import subtasks_of
 from rayloom.dag.planned import Planned
 from rayloom.dag.ports import PARSER_BROKE
 from rayloom.dag.replan import PlannerPort, Reached, ReplanRequest
-from rayloom.dag.tried import NOTHING_TRIED, Tried
+from rayloom.dag.tried import NOTHING_TRIED, Tried, calls_meta
 from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.db import growth, incarnations, task_moves
@@ -221,4 +221,4 @@ def _meta(task: GrowingTask, planned: Planned, *, added: list[str]) -> JsonObjec
     versions: Json = task.meta.get("versions")
     earlier: list[Json] = list(versions) if isinstance(versions, list) else []
     this: JsonObject = {"source": planned.source, "added": list[Json](added), "notes": list[Json](planned.notes)}
-    return {"versions": [*earlier, this], "joiner": planned.joiner or None}
+    return {"versions": [*earlier, this | calls_meta(planned.calls)], "joiner": planned.joiner or None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ AWAY_MAX_S = 3600.0
 """How long a model that does not answer is waited for; a quota is waited for as long as the task may live."""
 WAITING_MAX = 10_000
 """How many tasks may wait for a model or a quota beside those that are being split."""
+WAITING_OF_USER_MAX = 200
+"""How many of one user may: with a quota that is spent, all that somebody submits waits, and others' shall not."""
 WAITED_FOR = ("MODEL_", "QUOTA_")
 """How the codes begin of what nobody but a model, or who sets its limits, can end."""
 
@@ -77,6 +80,7 @@ class Splitting:
         # What waits for a model keeps no other prompt from being split, up to a point.
         self._jobs = Jobs(at_once=AT_ONCE, waiting_max=WAITING_MAX, on_room=on_room)
         self._suspected = asyncio.Lock()
+        self._users: dict[UUID, UUID] = {}
 
     async def turn(self, incarnation: UUID) -> None:
         """Take as many tasks as there is room for, once tools and nodes are known."""
@@ -88,8 +92,11 @@ class Splitting:
             return
         dead = await incarnations.dead_with_leases(self._engine)
         busy = self._jobs.busy
-        taken = await task_moves.claim_tasks(self._engine, incarnation=incarnation, dead=dead, limit=room, busy=busy)
+        taken = await task_moves.claim_tasks(
+            self._engine, incarnation=incarnation, dead=dead, limit=room, busy=busy, full=self._full()
+        )
         for task in taken:
+            self._users[task.task_id] = task.user_id
             self._jobs.start(task.task_id, self._split(task, incarnation))
 
     async def _drop_ended(self, incarnation: UUID) -> None:
@@ -97,6 +104,12 @@ class Splitting:
         if not self._judge.with_models or not self._jobs.busy:
             return
         self._jobs.drop(await task_moves.moved_on(self._engine, self._jobs.busy, incarnation=incarnation))
+
+    def _full(self) -> list[UUID]:
+        """The users of whom enough prompts wait for a model or a quota."""
+        self._users = {task_id: self._users[task_id] for task_id in self._jobs.busy}
+        counts = Counter(self._users[task_id] for task_id in self._jobs.waiting)
+        return [user_id for user_id, count in counts.items() if count >= WAITING_OF_USER_MAX]
 
     async def close(self) -> None:
         """Stop; what was being split is taken over by the next incarnation."""

@@ -225,10 +225,14 @@ def file_handles() -> Check:
     return Check(name="file-handles", level="warn", detail=detail, advice="raise it with `ulimit -n 65536`")
 
 
-def sandbox(settings: Settings) -> Check:
-    """Whether foreign code can be confined on this machine, by the sandbox that is meant. It makes no image."""
+def sandbox(settings: Settings, *, tries: bool = False) -> Check:
+    """Whether foreign code can be confined, by the sandbox that is meant. It makes no image.
+
+    ``tries``: a program may be run for that also where it costs money.
+    """
+    meant = (settings.sandbox, settings.docker, settings.e2b)
     try:
-        report = asyncio.run(sandbox_for(settings.sandbox, settings.docker, settings.e2b, builds=False).probe())
+        report = asyncio.run(sandbox_for(*meant, builds=False, tries=tries).probe())
     except (Refused, Transient) as error:
         advice = "python.run and shell.run are refused without it; `rayloom doctor` runs this check again"
         return Check(name="sandbox", level="warn", detail=error.message, advice=advice)

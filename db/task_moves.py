@@ -140,19 +140,22 @@ async def claim_tasks(
     dead: Sequence[UUID],
     limit: int,
     busy: Sequence[UUID] | None = None,
+    full: Sequence[UUID] = (),
 ) -> tuple[TaskToSplit, ...]:
     """Take PENDING tasks for splitting, and those whose splitter died.
 
-    ``busy``: what this incarnation is splitting; whatever else is marked as taken by it never reached it.
+    ``busy``: what this incarnation is splitting; whatever else is marked as taken by it never reached it. ``full``:
+    users of whom nothing new is taken.
     """
     async with driver(engine) as connection:
         rows = await connection.fetch(
             "SELECT id, user_id, original_prompt, context, options, api_key_id "
-            "FROM claim_tasks($1, $2, $3, $4::uuid[])",
+            "FROM claim_tasks($1, $2, $3, $4::uuid[], $5::uuid[])",
             limit,
             incarnation,
             list(dead),
             None if busy is None else list(busy),
+            list(full),
         )
     return tuple(
         TaskToSplit(

@@ -13,7 +13,19 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from rayloom.cluster.cli import admin, approvals, audit, letters, records, registry, reruns, sandbox, services, tasks
+from rayloom.cluster.cli import (
+    admin,
+    approvals,
+    audit,
+    letters,
+    plans,
+    records,
+    registry,
+    reruns,
+    sandbox,
+    services,
+    tasks,
+)
 from rayloom.cluster.cli.exits import ExitCode
 from rayloom.cluster.cli.output import complain, one_line
 from rayloom.dag.errors import RayloomError
@@ -48,6 +60,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None] | typer.Typer], ...] = (
     ("down", services.down),
     ("status", services.status),
     ("submit", tasks.submit),
+    ("plan", plans.plan),
     ("watch", tasks.watch),
     ("list", tasks.list_tasks),
     ("show", tasks.show),

@@ -43,7 +43,7 @@ def check(as_json: InJson = False) -> None:
     from rayloom.cluster import checks
     from rayloom.cluster.settings import load_settings
 
-    found = checks.sandbox(load_settings())
+    found = checks.sandbox(load_settings(), tries=True)
     out = Output(as_json=as_json)
     if as_json:
         out.json({"state": found.level, "detail": found.detail, "advice": found.advice})

@@ -6,7 +6,10 @@ from rayloom.cluster.cli.connection import connect
 from rayloom.cluster.cli.output import Output, items_of, one_line, seconds
 from rayloom.dag.values import JsonObject
 
-_FIELDS = ("id", "name", "status", "phase", "tool", "depends_on", "queued_at", "started_at", "finished_at", "retry_at")
+_FIELDS = (
+    "id", "name", "status", "phase", "tool", "instruction", "skills", "depends_on", "queued_at", "started_at",
+    "finished_at", "retry_at",
+)  # fmt: skip
 
 
 def show_subtask(out: Output, task_id: str, subtask: str, *, why: bool) -> None:

@@ -108,6 +108,7 @@ async def plan(request: Request, me: Me) -> Response:
             "critical_path": critical_path,
             "estimate": told,
             "usage": {"tokens": planned.use.tokens, "cost_usd": planned.use.cost_usd},
+            "brief": planned.brief,
             "warnings": warnings,
         }
     )

@@ -27,21 +27,32 @@ PAGE_BYTES: Final = 4_096
 
 
 class E2b:
-    """Runs programs at an E2B service. One instance may serve many runs at once, in any event loop."""
+    """Runs programs at an E2B service. One instance may serve many runs at once, in any event loop.
+
+    ``tries``: its probe runs a program, which the service may charge for; else it asks whether the service answers.
+    """
 
     name: Final = "e2b"
 
-    def __init__(self, settings: E2bSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: E2bSettings, *, tries: bool = True) -> None:
+        self._settings, self._tries = settings, tries
         self._service = Service(settings)
         self._report: SandboxReport | None = None
         self._swept_at: float | None = None
 
     async def probe(self) -> SandboxReport:
-        """Run an empty program. Raises as `Sandbox.probe` does."""
+        """Run an empty program, unless it must not. Raises as `Sandbox.probe` does."""
         if self._report is not None:
             return self._report
         version = self._service.check()
+        notes = (
+            f"template {self._settings.template}",
+            f"programs, their files and their output go to {self._service.api_url}",
+        )
+        if not self._tries:
+            await self._service.answers()
+            untried = "the service answers; `rayloom sandbox check` runs a program there, too"
+            return self._reported(version, (*notes, untried))
         await self.sweep()
         spec = RunSpec(program="python", source=b"", limits=SandboxLimits(wall_s=PROBE_S))
         result = await self._run(spec)
@@ -50,17 +61,11 @@ class E2b:
         if result.exit_code != 0:
             said = f"an empty program ended with {result.exit_code}: {result.stderr.strip()[-300:]}"
             raise Refused("SANDBOX_UNAVAILABLE", f"sandboxes of {self._settings.template} run no Python: {said}")
-        self._report = SandboxReport(
-            backend=self.name,
-            version=version,
-            isolated=True,
-            memory_limit="sampled",
-            notes=(
-                f"template {self._settings.template}",
-                f"programs, their files and their output go to {self._service.api_url}",
-            ),
-        )
+        self._report = self._reported(version, notes)
         return self._report
+
+    def _reported(self, version: str, notes: tuple[str, ...]) -> SandboxReport:
+        return SandboxReport(backend=self.name, version=version, isolated=True, memory_limit="sampled", notes=notes)
 
     async def run(self, spec: RunSpec) -> RunResult:
         """Run a program; see ``Sandbox.run``."""

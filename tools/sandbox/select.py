@@ -99,11 +99,17 @@ _E2B: Final = E2bSettings()
 
 @cache
 def sandbox_for(
-    choice: SandboxChoice, docker: DockerSettings = _DOCKER, e2b: E2bSettings = _E2B, *, builds: bool = True
+    choice: SandboxChoice,
+    docker: DockerSettings = _DOCKER,
+    e2b: E2bSettings = _E2B,
+    *,
+    builds: bool = True,
+    tries: bool = True,
 ) -> Sandbox:
     """The sandbox of this process for a setting; ``probe`` says whether it works here.
 
-    ``builds``: an image that is missing may be made. ``auto`` never means running unprotected, and never means
+    ``builds``: an image that is missing may be made. ``tries``: its probe may run a program where that costs money.
+    ``auto`` never means running unprotected, and never means
     elsewhere. Raises Refused (``SANDBOX_UNAVAILABLE``).
     """
     match choice:
@@ -116,4 +122,4 @@ def sandbox_for(
         case "unsafe-local":
             return UnsafeLocal()
         case "e2b":
-            return E2b(e2b)
+            return E2b(e2b, tries=tries)

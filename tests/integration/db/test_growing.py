@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -110,6 +111,16 @@ async def test_the_parser_is_told_what_there_is_and_its_answer_runs(spine: Spine
     assert row["plan_meta"]["versions"] == [{"source": "model", "added": ["c"], "notes": ["another way"]}]
     assert (await spine.notes(task_id))[None] == "another way"  # type: ignore[index]  # the task's own lines
     await spine.audit()
+
+
+async def test_what_a_version_of_the_plan_has_cost_stands_with_it(spine: Spine) -> None:
+    call = PlanCall(purpose="replan", model="m", use=ModelUse(tokens_in=5), began_s=0, duration_s=0.1)
+    bench = Bench(spine, replace(_more(AROUND), calls=(call,)))
+    task_id = await bench.task()
+    await bench.through()
+    (version,) = (await spine.task(task_id))["plan_meta"]["versions"]
+    assert version["usage"] == {"tokens": 5, "cost_usd": 0.0}
+    assert [each["purpose"] for each in version["calls"]] == ["replan"]
 
 
 async def test_a_joiner_of_the_answer_is_the_joiner_from_now_on(spine: Spine) -> None:

@@ -455,6 +455,30 @@ async def test_what_was_tried_is_handed_on_to_the_next_try(spine: Spine, monkeyp
     assert (await spine.task(task_id))["plan_meta"]["usage"]["tokens"] == 11
 
 
+async def test_who_has_enough_waiting_keeps_nobody_else_waiting(spine: Spine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAITING_OF_USER_MAX", 2)
+    monkeypatch.setattr(module, "AGAIN_S", 3_600.0)
+    monkeypatch.setattr(module, "AGAIN_MAX_S", 3_600.0)
+    bench = _bench(spine, Transient("QUOTA_EXCEEDED", "spent"))
+    waiting = [await _submit(spine) for _ in range(2)]
+    await bench.splitting.turn(spine.incarnation)
+    while len(bench.splitting._jobs.waiting) < 2:
+        bench.room.clear()
+        await bench.room.wait()
+    more = await _submit(spine)
+    bench.parser.script = [PLAN]
+    other = await Spine.of_new_user(spine.engine)
+    theirs = await _submit(other)
+    await bench.splitting.turn(spine.incarnation)
+    while (await spine.task(theirs))["status"] != "PROCESSING":
+        bench.room.clear()
+        await bench.room.wait()
+    statuses = [(await spine.task(each))["status"] for each in (*waiting, more)]
+    assert statuses == ["SPLITTING", "SPLITTING", "PENDING"]
+    await bench.splitting.close()
+    await other.put_away()
+
+
 async def test_a_plan_over_its_budget_waits_for_approval_and_says_why(spine: Spine) -> None:
     task_id = await _submit(spine)
     await _bench(spine, _planned(over_budget=("`max_tokens`: too many",), calls=(CALL,), repairs=1)).through()

