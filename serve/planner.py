@@ -107,7 +107,14 @@ class _Drafting:
         offered = {name: tool for name, tool in request.tools.items() if name != CODE_TOOL or is_named}
         names = (fitting if is_small else select)(request.prompt, offered, most=most)
         shown_tools = [request.tools[name] for name in names]
-        self._schema = (small_schema if is_small else plan_schema)(shown_tools, with_code=with_code)
+        if is_small:
+            reached = more.reached if more is not None else ()
+            self._schema = small_schema(
+                shown_tools, with_code=with_code, before=[each.key for each in reached],
+                done=[each.key for each in reached if each.is_done],
+            )  # fmt: skip
+        else:
+            self._schema = plan_schema(shown_tools, with_code=with_code)
         self._asked = (small_messages if is_small else plan_messages)(
             request.prompt, shown_tools, context=request.context, language=self._language, with_code=with_code
         )

@@ -7,7 +7,8 @@ input. Larger models are asked more freely (`prompt.py`, `schema.py`): so many s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import count, islice
 from typing import Any, Final
 
 from rayloom.dag.model import Message
@@ -77,8 +78,13 @@ def small_messages(
     )
 
 
-def small_schema(tools: Sequence[ToolView], *, with_code: bool) -> JsonObject:
-    """What an answer is that plans with these tools, and code where it may: questions, or at most eight steps."""
+def small_schema(
+    tools: Sequence[ToolView], *, with_code: bool, before: Collection[str] = (), done: Sequence[str] = ()
+) -> JsonObject:
+    """What an answer is that plans with these tools, and code where it may: questions, or at most eight steps.
+
+    ``before``: ids of the plan that it is added to; ``done``: those of them that steps may come after.
+    """
     line: JsonObject = {"type": "string", "minLength": 1, "maxLength": MAX_CHARS}
     own: list[Json] = [THINK, *([CODE] if with_code else [])]
     calls = [_closed({"name": {"const": tool.name}, "input": _input(tool.schema)}) for tool in tools]
@@ -86,16 +92,15 @@ def small_schema(tools: Sequence[ToolView], *, with_code: bool) -> JsonObject:
         "do": {"type": "string", "minLength": 1, "maxLength": MAX_DO_CHARS},
         "tool": {"anyOf": [{"enum": own}, *calls]},
     }
-    numbers = range(1, MAX_STEPS + 1)
+    names = list(islice((name for name in map("s{}".format, count(1)) if name not in before), MAX_STEPS))
     lists: list[Json] = [
-        {"type": "array", "prefixItems": [_of(f"s{number}") for number in range(1, count + 1)],
-         "minItems": count, "maxItems": count}
-        for count in numbers
-    ]  # fmt: skip
+        {"type": "array", "prefixItems": list(map(_of, names[:size])), "minItems": size, "maxItems": size}
+        for size in range(1, MAX_STEPS + 1)
+    ]
     asks: JsonObject = {"type": "array", "minItems": 1, "maxItems": MAX_QUESTIONS, "items": line}
     nothing: JsonObject = {"type": "array", "maxItems": 0}
     return {
-        "$defs": {**shared, **{f"s{number}": _step(number) for number in numbers}},
+        "$defs": {**shared, **{name: _step(name, [*done, *names[:place]]) for place, name in enumerate(names)}},
         "anyOf": [
             _closed({"intent": line, "subtasks": {"anyOf": lists}}),
             _closed({"intent": line, "questions": asks, "subtasks": nothing}),
@@ -103,12 +108,11 @@ def small_schema(tools: Sequence[ToolView], *, with_code: bool) -> JsonObject:
     }
 
 
-def _step(number: int) -> JsonObject:
-    earlier: list[Json] = [f"s{each}" for each in range(1, number)]
+def _step(name: str, earlier: Sequence[str]) -> JsonObject:
     after: JsonObject = {"type": "array", "maxItems": len(earlier)}
     if earlier:
-        after["items"] = {"enum": earlier}
-    return _closed({"id": {"const": f"s{number}"}, "do": _of("do"), "after": after, "tool": _of("tool")})
+        after["items"] = {"enum": list(earlier)}
+    return _closed({"id": {"const": name}, "do": _of("do"), "after": after, "tool": _of("tool")})
 
 
 def _input(schema: Mapping[str, Any]) -> JsonObject:

@@ -73,6 +73,14 @@ def test_steps_are_numbered_and_come_after_earlier_ones_alone() -> None:
     assert fits({"intent": "x", "questions": ["which?"], "subtasks": []})
 
 
+def test_what_is_added_to_a_plan_is_numbered_on() -> None:
+    schema = small_schema([], with_code=True, before=["s1", "s2", "answer"], done=["s1", "answer"])
+    fits = Draft202012Validator(schema).is_valid
+    assert fits(plan(step(3, ["s1", "answer"]), step(4, ["s3"])))
+    assert not fits(plan(step(1, [])))
+    assert not fits(plan(step(3, ["s2"])))
+
+
 def test_each_tool_has_its_own_input() -> None:
     def fits(tool: str, given: dict[str, Any]) -> bool:
         call = {"name": tool, "input": given}
