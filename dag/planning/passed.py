@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Final
 
+from rayloom.dag.plan import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S, subtasks_of
 from rayloom.dag.references import LITERAL
 from rayloom.dag.thinking import CODE, WHOLE_REQUEST
-from rayloom.dag.values import JsonObject
+from rayloom.dag.values import Json, JsonObject
 
 CONTEXT: Final = "context"
 _MAX_CHARS: Final = 100_000
@@ -23,6 +24,17 @@ def result_of(subtask: JsonObject) -> str:
     if subtask.get("type") == "REASONING":
         return ".text"
     return ".stdout" if CODE in given else ".result"
+
+
+def patient(plan: JsonObject, *, think_s: float, code_s: float) -> JsonObject:
+    """The plan, where an attempt of what a model does may take so many seconds, and no fewer than else."""
+    limits = {"REASONING": think_s, "CODE_GEN": code_s}
+    subtasks: list[Json] = []
+    for each in subtasks_of(plan):
+        limit_s = limits.get(str(each["type"]), 0.0)
+        is_short = result_of(each) != ".stdout" and each.get("tool") is None and limit_s > DEFAULT_TIMEOUT_S
+        subtasks.append({**each, "timeout_s": min(limit_s, MAX_TIMEOUT_S)} if is_short else each)
+    return {"subtasks": subtasks}
 
 
 def told_to_all(prompt: str, context: JsonObject) -> JsonObject:
