@@ -137,11 +137,13 @@ class Growing:
             context=task.context, options=task.options, p50_s={},
         )  # fmt: skip
         blocked = tuple(each for each in reached if each.status == "BLOCKED" and not each.is_done)
+        joiner = str(task.meta.get("joiner") or "")
         planned = await self._parser.replan(
             ReplanRequest(
-                request=replace(request, tried=tried), plan=task.plan, reached=reached, reason=_reason(blocked)
+                request=replace(request, tried=tried), plan=task.plan, reached=reached, joiner=joiner,
+                reason=_reason(blocked, next((each for each in reached if each.key == joiner), None)),
             )
-        )
+        )  # fmt: skip
         done = frozenset(each.key for each in reached if each.is_done)
         verified = await asyncio.to_thread(self._verify, planned, task, done)
         return _More(planned, verified, frozenset(each.key for each in blocked))
@@ -213,9 +215,9 @@ def _reached(subtask: Grown) -> Reached:
     )
 
 
-def _reason(blocked: Sequence[Reached]) -> str:
+def _reason(blocked: Sequence[Reached], joiner: Reached | None) -> str:
     if not blocked:
-        return "what has come of the plan so far is not enough"
+        return f"the answer needs more: {joiner.output}" if joiner is not None else "the answer needs more"
     return "BLOCKED: " + "; ".join(f"{each.key} ({each.error})" for each in blocked[:10])
 
 

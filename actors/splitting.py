@@ -201,6 +201,7 @@ class Splitting:
             )  # fmt: skip
             planned = await beginning.planned(self._parser, replace(request, tried=tried))
             whole, begun = joined(planned.plan, beginning.begun), beginning.begun
+            planned = replace(planned, joiner=whole.renamed.get(planned.joiner, planned.joiner))
             plan = held_back(whole.plan, begun) if begun and planned.over_budget else whole.plan
             verified = await asyncio.to_thread(self._judge.verify, plan, task.options, done=beginning.ids)
         except (Transient, Stale):

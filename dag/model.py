@@ -81,7 +81,8 @@ class Completion:
 class ModelView:
     """What must be known of a model without calling it. Prices in USD for a million tokens.
 
-    ``context_tokens``: of question and answer together, at most; ``answer_tokens``: of the answer.
+    ``context_tokens``: of question and answer together, at most; ``answer_tokens``: of the answer. ``call_s``: how
+    long a call may take, in seconds.
     """
 
     name: str
@@ -90,6 +91,7 @@ class ModelView:
     answer_tokens: int
     price_in: float = 0.0
     price_out: float = 0.0
+    call_s: float = 600.0
 
     def cost_usd(self, tokens_in: int, tokens_out: int) -> float:
         """What so many tokens cost."""
