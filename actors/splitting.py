@@ -17,6 +17,7 @@ from rayloom.actors.backlog import Backlog
 from rayloom.actors.beginning import Beginning
 from rayloom.actors.jobs import Jobs
 from rayloom.actors.judge import Judge
+from rayloom.dag.decision import QUOTA_EXCEEDED
 from rayloom.dag.errors import Bug, ErrorInfo, InvalidPlan, RayloomError, Stale, Transient
 from rayloom.dag.log_line import LogLine
 from rayloom.dag.planned import Planned
@@ -39,6 +40,8 @@ AT_ONCE = 8
 AGAIN_S = 1.0
 AGAIN_MAX_S = 30.0
 BROKEN_MAX = 3
+QUOTA_AGAIN_S = 10.0
+"""A limit may be raised at any moment, and to ask whether it was costs nothing."""
 AWAY_MAX_S = 3600.0
 """How long a model that does not answer is waited for; a quota is waited for as long as the task may live."""
 WAITING_MAX = 10_000
@@ -163,8 +166,7 @@ class Splitting:
                     if pause_s is None:
                         await self._fail(task, incarnation, error, tried)
                         return
-                    # The first time, and ever less often.
-                    await self._wait(task, error, pause_s, is_told=away.count.bit_count() == 1)
+                    await self._wait(task, error, pause_s, is_told=away.is_to_be_told)
                     continue
                 if error.code == PARSER_BROKE:
                     broken.append(
@@ -199,6 +201,7 @@ class Splitting:
             )  # fmt: skip
             planned = await beginning.planned(self._parser, replace(request, tried=tried))
             whole, begun = joined(planned.plan, beginning.begun), beginning.begun
+            planned = replace(planned, joiner=whole.renamed.get(planned.joiner, planned.joiner))
             plan = held_back(whole.plan, begun) if begun and planned.over_budget else whole.plan
             verified = await asyncio.to_thread(self._judge.verify, plan, task.options, done=beginning.ids)
         except (Transient, Stale):
@@ -275,6 +278,11 @@ class Away:
     since: float | None = None
     count: int = 0
 
+    @property
+    def is_to_be_told(self) -> bool:
+        """Whether the log says so this time: the first time, and ever less often."""
+        return self.count.bit_count() == 1
+
     def pause_s(self, error: Transient, now: float) -> float | None:
         """How long to wait before they are asked again; None where that has been long enough."""
         self.since = now if self.since is None else self.since
@@ -282,4 +290,5 @@ class Away:
             return None
         self.count += 1
         pause_s: float = min(AGAIN_MAX_S, AGAIN_S * 2.0 ** min(self.count, 10))
-        return max(pause_s, min(error.retry_after_s or 0.0, AWAY_MAX_S))
+        pause_s = max(pause_s, min(error.retry_after_s or 0.0, AWAY_MAX_S))
+        return min(pause_s, QUOTA_AGAIN_S) if error.code == QUOTA_EXCEEDED else pause_s

@@ -9,7 +9,7 @@ from rayloom.tools.models.settings import ModelsSettings
 CALLS: Final = 3
 """Of a model for one prompt: the plan, and two rounds of mending."""
 MARGIN_S: Final = 60.0
-ANSWER_MAX_S: Final = 900.0
+ANSWER_MAX_S: Final = 5_400.0
 PLAIN_ANSWER_S: Final = 120.0
 
 

@@ -81,7 +81,8 @@ class Completion:
 class ModelView:
     """What must be known of a model without calling it. Prices in USD for a million tokens.
 
-    ``context_tokens``: of question and answer together, at most; ``answer_tokens``: of the answer.
+    ``context_tokens``: of question and answer together, at most; ``answer_tokens``: of the answer. ``call_s``: how
+    long a call may take, in seconds.
     """
 
     name: str
@@ -90,6 +91,7 @@ class ModelView:
     answer_tokens: int
     price_in: float = 0.0
     price_out: float = 0.0
+    call_s: float = 600.0
 
     def cost_usd(self, tokens_in: int, tokens_out: int) -> float:
         """What so many tokens cost."""
@@ -134,7 +136,8 @@ class Reservation:
     """Tokens and money that a call may use, asked for before it is made.
 
     ``id`` is a UUID that the caller makes: to ask twice reserves once. ``tokens``: question and longest answer.
-    ``lease_s``: after so many seconds without a word the caller is taken for dead, and the reservation released.
+    ``lease_s``: after so many seconds without a word the caller is taken for dead, and the reservation released; then
+    ``least`` counts as used: the question, and what was heard of the answer so far.
     """
 
     id: str
@@ -144,6 +147,7 @@ class Reservation:
     tokens: int
     cost_usd: float
     lease_s: float
+    least: ModelUse = ModelUse()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +181,12 @@ class AccountPort(Protocol):
         """Reserve at every level at once, or at none. None: granted.
 
         Raises Transient (``ACTOR_UNAVAILABLE``, ``TOKENS_STARTING``) when it is not known; may be asked again.
+        """
+
+    async def renew(self, reservation: Reservation) -> None:
+        """The call is still under way: its lease is as long as it says from now on, and ``least`` is what it says.
+
+        A reservation that is not known any more is counted again.
         """
 
     async def settle(self, reservation: Reservation, use: ModelUse) -> None:

@@ -27,6 +27,7 @@ MAX_FAULTS: Final = 100
 """More faults than this are not listed: nobody mends a plan by reading them all."""
 MAX_RETRIES: Final = 100
 MAX_TIMEOUT_S: Final = 86_400
+DEFAULT_TIMEOUT_S: Final = 300
 RESERVED: Final = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
 """Ray's names of the resources that a request gives in fields of their own."""
 
@@ -112,7 +113,7 @@ class Subtask(_Record):
     instruction: _Text | None = None
     """What a model is told, for REASONING and CODE_GEN."""
     resources: Resources = Field(default_factory=lambda: NO_WISHES)
-    timeout_s: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, strict=True, allow_inf_nan=False)] = 300
+    timeout_s: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, strict=True, allow_inf_nan=False)] = DEFAULT_TIMEOUT_S
     """Of one attempt, in seconds."""
     max_retries: Annotated[int, Field(ge=0, le=MAX_RETRIES, strict=True)] = 3
     cacheable: _Flag = False

@@ -27,12 +27,16 @@ class Reached:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplanRequest:
-    """The request, the plan so far, what has come of it, and why that is not enough."""
+    """The request, the plan so far, what has come of it, and why that is not enough.
+
+    ``joiner``: the id of the subtask that answers, or was to answer, the whole request; empty where there is none.
+    """
 
     request: PlanRequest
     plan: JsonObject
     reached: tuple[Reached, ...]
     reason: str
+    joiner: str = ""
 
 
 class PlannerPort(ParserPort, Protocol):

@@ -33,7 +33,7 @@ TASK_MEANING: Final[Mapping[TaskStatus, str]] = {
     TaskStatus.READY: "The plan is stored. Lasts only while the plan waits for approval.",
     TaskStatus.PROCESSING: "Its subtasks run; the last of its plan may still be being made.",
     TaskStatus.COMPLETED: "Every subtask has completed, or the others went on without it; the result is there.",
-    TaskStatus.FAILED: "It can't go on by itself. A retry takes it back to PROCESSING.",
+    TaskStatus.FAILED: "It can't go on by itself. A retry takes it back to PROCESSING, without a plan to PENDING.",
     TaskStatus.CANCELLED: "Somebody stopped it, or refused its plan.",
 }
 
@@ -52,7 +52,8 @@ TASK_WHO: Final[Mapping[TaskEvent, tuple[str, str]]] = {
         "one to go on without, or the deadline has passed",
     ),
     TaskEvent.CANCEL: ("API", "somebody cancels the task"),
-    TaskEvent.RETRIED: ("API", "somebody retries what is BLOCKED"),
+    TaskEvent.RETRIED: ("API", "somebody retries what is BLOCKED, or what its budget kept from being planned"),
+    TaskEvent.REPLANNED: ("API", "somebody retries a task without a plan: a budget, or a model, did not allow one"),
 }
 
 SUBTASK_MEANING: Final[Mapping[SubtaskStatus, str]] = {

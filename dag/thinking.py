@@ -20,6 +20,8 @@ MAX_REPAIRS: Final = 5
 DEFAULT_REPAIRS: Final = 2
 CODE: Final = "code"
 """What CODE_GEN is given where no model writes it."""
+WHOLE_REQUEST: Final = "whole_request"
+"""The prompt that a subtask is one step of; a plan that a model made has it in what models do."""
 
 _OUTPUT_SCHEMA: Final[JsonObject] = {
     "type": "object",
@@ -47,6 +49,7 @@ def coding_input(runs: Mapping[str, Any]) -> JsonObject:
     given = runs.get("properties", {})
     properties: JsonObject = {name: schema for name, schema in given.items() if name != CODE}
     properties["output_schema"] = _OUTPUT_SCHEMA
+    properties[WHOLE_REQUEST] = {"type": "string", "description": "the prompt that the program is one step of"}
     properties["max_repairs"] = {"type": "integer", "minimum": 0, "maximum": MAX_REPAIRS}
     kept: JsonObject = {name: value for name, value in runs.items() if name in ("$schema", "$defs")}
     return {**kept, "type": "object", "properties": properties}

@@ -14,6 +14,7 @@ from rayloom.dag.planned import Early, PlanCall, Planned, PlanRequest
 from rayloom.dag.planning.beginning import EarlyReader
 from rayloom.dag.planning.brief import Brief, brief_of
 from rayloom.dag.planning.estimate import Estimate, Prices, estimate, lateness, over_budget
+from rayloom.dag.planning.passed import patient
 from rayloom.dag.planning.repair import shown
 from rayloom.dag.replan import ReplanRequest
 from rayloom.dag.tried import NOTHING_TRIED
@@ -83,7 +84,7 @@ class Parser:
                 raise _ended(UserError("PLAN_FAILED", _failure(draft)), draft)
             return await self._by_outline(request, models, outline, draft.notes, draft.calls, began_at)
         found, over, late = _estimated(verdict.verified, request, models, verdict.brief)
-        planned = _drafted(draft, verdict.plan, began_at)
+        planned = _drafted(draft, verdict.plan, models, began_at)
         return replace(planned, notes=planned.notes + late, estimate=found, over_budget=over)
 
     async def replan(self, request: ReplanRequest) -> Planned:
@@ -98,7 +99,7 @@ class Parser:
         verdict = draft.verdict
         if verdict.plan is None:
             raise _ended(UserError("PLAN_FAILED", _failure(draft)), draft)
-        return _drafted(draft, verdict.plan, began_at)
+        return _drafted(draft, verdict.plan, models, began_at)
 
     async def _by_outline(
         self,
@@ -114,6 +115,7 @@ class Parser:
         planned = _planned(outline, 0.0, perf_counter() - began_at)
         planned = replace(
             planned,
+            plan=_patient(planned.plan, models),
             notes=(*notes, "the outline of the prompt was taken instead", *outline.notes),
             repairs=max(0, len(calls) - 1),
             brief=brief.as_json(),
@@ -168,11 +170,11 @@ def _prices(models: ModelPort) -> Prices:
     return Prices(reasoner=models.view("reasoner"), coder=models.view("coder"))
 
 
-def _drafted(draft: Draft, plan: JsonObject, began_at: float) -> Planned:
+def _drafted(draft: Draft, plan: JsonObject, models: ModelPort, began_at: float) -> Planned:
     # What a request wants and how it is split is one answer: one call costs a small model half of two.
     brief, split_s = draft.verdict.brief, perf_counter() - began_at
     return Planned(
-        plan=plan,
+        plan=_patient(plan, models),
         source="model",
         notes=draft.notes,
         language=brief.language,
@@ -181,7 +183,12 @@ def _drafted(draft: Draft, plan: JsonObject, began_at: float) -> Planned:
         repairs=draft.repairs,
         brief=brief.as_json(),
         calls=draft.calls,
+        joiner=draft.verdict.joiner,
     )
+
+
+def _patient(plan: JsonObject, models: ModelPort) -> JsonObject:
+    return patient(plan, think_s=models.view("reasoner").call_s, code_s=models.view("coder").call_s)
 
 
 def _ended(error: UserError, draft: Draft) -> UserError:

@@ -10,7 +10,7 @@ from typing import Final
 
 from rayloom.dag.errors import AnswerInvalid, Fault, RayloomError, UserError
 from rayloom.dag.kinds import CODE_TOOL
-from rayloom.dag.model import Message, ModelPort, ModelRequest, ModelUse
+from rayloom.dag.model import Message, ModelPort, ModelRequest
 from rayloom.dag.outline_cues import language_of
 from rayloom.dag.planned import PlanCall, PlanRequest
 from rayloom.dag.planning.beginning import ids_of
@@ -18,13 +18,14 @@ from rayloom.dag.planning.more import judge_more, more_messages
 from rayloom.dag.planning.prompt import begun_message, plan_messages
 from rayloom.dag.planning.repair import MAX_ROUNDS, repair_messages, shown
 from rayloom.dag.planning.schema import plan_schema
-from rayloom.dag.planning.select import MAX_SHOWN, select
+from rayloom.dag.planning.select import MAX_SHOWN, fitting, select
+from rayloom.dag.planning.small import small_messages, small_schema
 from rayloom.dag.planning.verdict import Verdict, judge
 from rayloom.dag.replan import ReplanRequest
 from rayloom.dag.tried import Tried
 
 SMALL_CONTEXT_TOKENS: Final = 8_192
-SHOWN_IF_SMALL: Final = 12
+SHOWN_IF_SMALL: Final = 8
 """Tools that a model is shown whose context is no larger."""
 SHOWN_AT_LEAST: Final = 4
 """What is tried last where prompt and tools are too long together."""
@@ -85,7 +86,8 @@ class Planner:
         most = SHOWN_IF_SMALL if is_small else MAX_SHOWN
         while True:
             try:
-                return await _Drafting(self._models, request, more, most, self._clock, hearing).run(self._rounds)
+                drafting = _Drafting(self._models, request, more, most, self._clock, hearing, is_small=is_small)
+                return await drafting.run(self._rounds)
             except UserError as error:
                 if error.code != TOO_LONG or most <= SHOWN_AT_LEAST:
                     raise
@@ -93,7 +95,10 @@ class Planner:
 
 
 class _Drafting:
-    """One prompt: what was asked and answered so far. ``more``: more of a plan is wanted, and not a whole one."""
+    """One prompt: what was asked and answered so far. ``more``: more of a plan is wanted, and not a whole one.
+
+    ``most``: so many tools are shown. ``is_small``: the model is told little, and held to much.
+    """
 
     def __init__(
         self,
@@ -103,6 +108,8 @@ class _Drafting:
         most: int,
         clock: Clock,
         hearing: Hearing,
+        *,
+        is_small: bool,
     ) -> None:
         self._models, self._request, self._more, self._clock, self._hearing = models, request, more, clock, hearing
         self._language = language_of(request.prompt)
@@ -111,14 +118,18 @@ class _Drafting:
         # It would call it with code that it has no room to write, or with none. That it may say `code` is enough.
         is_named = f"@{CODE_TOOL}" in request.prompt
         offered = {name: tool for name, tool in request.tools.items() if name != CODE_TOOL or is_named}
-        names = select(request.prompt, offered, most=most)
-        self._schema = plan_schema(names, with_code=with_code)
-        self._asked = plan_messages(
-            request.prompt,
-            [request.tools[name] for name in names],
-            context=request.context,
-            language=self._language,
-            with_code=with_code,
+        names = (fitting if is_small else select)(request.prompt, offered, most=most)
+        shown_tools = [request.tools[name] for name in names]
+        if is_small:
+            reached = more.reached if more is not None else ()
+            self._schema = small_schema(
+                shown_tools, with_code=with_code, before=[each.key for each in reached],
+                done=[each.key for each in reached if each.is_done],
+            )  # fmt: skip
+        else:
+            self._schema = plan_schema(shown_tools, with_code=with_code)
+        self._asked = (small_messages if is_small else plan_messages)(
+            request.prompt, shown_tools, context=request.context, language=self._language, with_code=with_code
         )
         if more is not None:
             self._asked = more_messages(self._asked, more)
@@ -172,8 +183,7 @@ class _Drafting:
             is_cut = completion.finish == "length"
         except AnswerInvalid as error:
             # Not what was asked for, but it may still say a plan: that is read with more patience here.
-            text, is_cut = error.text, False
-            use = self._counted(messages, text)
+            text, use, is_cut = error.text, error.use, False
         duration_s = self._clock() - began_at
         verdict = await asyncio.to_thread(self._judged, text)
         if verdict.faults and is_cut:
@@ -200,13 +210,10 @@ class _Drafting:
         request = self._request
         if self._more is not None:
             return judge_more(text, self._more, language=self._language)
-        return judge(text, prompt=request.prompt, language=self._language, tools=request.tools, nodes=request.nodes)
-
-    def _counted(self, messages: Sequence[Message], text: str) -> ModelUse:
-        count = self._models.count
-        tokens_in, tokens_out = sum(count(message.text) for message in messages), count(text)
-        cost_usd = self._models.view("planner").cost_usd(tokens_in, tokens_out)
-        return ModelUse(tokens_in=tokens_in, tokens_out=tokens_out, cost_usd=cost_usd, is_estimated=True)
+        return judge(
+            text, prompt=request.prompt, language=self._language, tools=request.tools, nodes=request.nodes,
+            context=request.context,
+        )  # fmt: skip
 
 
 def _nth(number: int) -> str:

@@ -21,8 +21,8 @@ Tell = Callable[[str], None]
 
 ROUTE: Final = "/local-model"
 """Under which Serve has its face."""
-FIRST_TEXT_S, SILENCE_S, CALL_S = 900.0, 120.0, 3_600.0
-"""A long prompt takes minutes to be read on few cores, and a second one waits until a slot is free."""
+FIRST_TEXT_S, SILENCE_S, CALL_S = 900.0, 120.0, 1_800.0
+"""A long prompt takes minutes to be read on few cores. No call waits for a slot within these: see `asked_by_all`."""
 
 
 def chosen(settings: Settings) -> LocalModel | None:
@@ -73,6 +73,8 @@ def asked_by_all(settings: Settings, model: LocalModel, key: SecretStr) -> Setti
             "llm_first_text_s": FIRST_TEXT_S,
             "llm_silence_s": SILENCE_S,
             "llm_call_s": CALL_S,
+            # What waits for a slot waits for its account to let it through, before its time begins.
+            "llm_max_concurrent": model.slots,
             "llm_structured": "schema",
         }
     )

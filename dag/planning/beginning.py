@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from rayloom.dag.errors import InvalidPlan
@@ -88,17 +88,21 @@ def _mentions_later(value: Json) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """A whole plan with its beginning first, as that was accepted. ``dropped``: ids that are no part of it any more."""
+    """A whole plan with its beginning first, as that was accepted.
+
+    ``dropped``: ids that are no part of it any more. ``renamed``: what is called otherwise now, by what it was called.
+    """
 
     plan: JsonObject
-    dropped: tuple[str, ...]
-    notes: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 def joined(plan: JsonObject, begun: Sequence[JsonObject]) -> Joined:
     """What a plan is with what has begun before it was whole."""
     if not begun:
-        return Joined(plan=plan, dropped=(), notes=())
+        return Joined(plan=plan)
     planned = {str(each["id"]): each for each in subtasks_of(plan)}
     first = {str(each["id"]): each for each in begun}
     needs, needed = _needs(planned), _needs(first)
@@ -117,7 +121,8 @@ def joined(plan: JsonObject, begun: Sequence[JsonObject]) -> Joined:
     if dropped:
         notes.append(f"had begun, and is no part of the plan any more: {', '.join(dropped)}")
     others: list[Json] = [_renamed(each, names) for id_, each in planned.items() if id_ not in kept]
-    return Joined(plan={"subtasks": [*begun, *others]}, dropped=dropped, notes=tuple(notes))
+    renamed = {id_: name for id_, name in names.items() if id_ != name}
+    return Joined(plan={"subtasks": [*begun, *others]}, dropped=dropped, notes=tuple(notes), renamed=renamed)
 
 
 def held_back(plan: JsonObject, begun: Sequence[JsonObject]) -> JsonObject:
@@ -173,5 +178,5 @@ def _renamed(subtask: JsonObject, names: Mapping[str, str]) -> JsonObject:
     if isinstance(after, list):
         written["depends_on"] = [names.get(str(name), name) for name in after]
     if isinstance(given, dict):
-        written["input"] = InputMender(names).mend(given, {})
+        written["input"] = InputMender(names, {}).mend(given, {})
     return written

@@ -21,10 +21,13 @@ _OUTPUT: Final = ".output"
 
 
 class InputMender:
-    """Mends the inputs of one plan. ``ids``: what the model called its subtasks, and what they are called here."""
+    """Mends the inputs of one plan. ``ids``: what the model called its subtasks, and what they are called here.
 
-    def __init__(self, ids: Mapping[str, str]) -> None:
-        self._ids = ids
+    ``results``: for those what follows their output where their result alone is meant.
+    """
+
+    def __init__(self, ids: Mapping[str, str], results: Mapping[str, str]) -> None:
+        self._ids, self._results = ids, results
         self.notes: list[str] = []
 
     def mend(self, given: JsonObject, schema: Mapping[str, Any]) -> JsonObject:
@@ -65,8 +68,8 @@ class InputMender:
             rest = path.removeprefix(raw)
             if not raw or rest == path:
                 continue
-            if rest == "" and bare:
-                return self._ids[raw] + _OUTPUT
+            if rest == _OUTPUT or (rest == "" and bare):
+                return self._ids[raw] + _OUTPUT + self._results.get(self._ids[raw], "")
             if rest.startswith(_OUTPUT):
                 return self._ids[raw] + rest
             if rest.startswith((".", "[")) and bare:

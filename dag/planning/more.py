@@ -11,12 +11,15 @@ from rayloom.dag.model import Message
 from rayloom.dag.plan import parse_plan, subtasks_of
 from rayloom.dag.planning.answer import find_answer
 from rayloom.dag.planning.brief import brief_of
+from rayloom.dag.planning.join import join_again
 from rayloom.dag.planning.minimal import minimal
+from rayloom.dag.planning.passed import told_to_all
 from rayloom.dag.planning.read import read_plan
 from rayloom.dag.planning.repair import own_words
 from rayloom.dag.planning.verdict import Verdict
 from rayloom.dag.replan import Reached, ReplanRequest
 from rayloom.dag.values import Json, JsonObject
+from rayloom.dag.verified import VerifiedPlan
 from rayloom.dag.verify import verify
 
 _OUTPUT_CHARS: Final = 400
@@ -53,22 +56,29 @@ def judge_more(text: str, request: ReplanRequest, *, language: str) -> Verdict:
         return Verdict(brief=brief, notes=found.notes, plan={"subtasks": []})
     before = subtasks_of(request.plan)
     known = [str(each["id"]) for each in before]
-    reading = read_plan(subtasks, asked.tools, before=known)
+    told = told_to_all(asked.prompt, asked.context)
+    reading = read_plan(subtasks, asked.tools, before=before, told=told)
     notes = found.notes + reading.notes
     if reading.faults:
         return Verdict(brief=brief, notes=notes, faults=reading.faults)
-    whole: JsonObject = {"subtasks": [*before, *subtasks_of(reading.plan)]}
     done = frozenset(each.key for each in request.reached if each.is_done)
-    try:
-        verified = verify(
-            parse_plan(whole, pointer=""), tools=asked.tools, nodes=asked.nodes, model_available=True, pointer="",
-            done=known, unusable=set(known) - done,
+
+    def verified_with(added: Sequence[JsonObject]) -> VerifiedPlan:
+        return verify(
+            parse_plan({"subtasks": [*before, *added]}, pointer=""), tools=asked.tools, nodes=asked.nodes,
+            model_available=True, pointer="", done=known, unusable=set(known) - done,
         )  # fmt: skip
+
+    try:
+        verified = verified_with(subtasks_of(reading.plan))
     except InvalidPlan as error:
         return Verdict(brief=brief, notes=notes, faults=tuple(own_words(_shifted(error.faults, len(before)), reading)))
     written, _ = minimal(verified)
-    added: list[Json] = list(subtasks_of(written)[len(before) :])
-    return Verdict(brief=brief, notes=notes, plan={"subtasks": added}, verified=verified)
+    added, joiner = subtasks_of(written)[len(before) :], ""
+    if request.joiner:
+        added, joiner = join_again(before, added, request.joiner, done, told)
+        verified = verified_with(added)
+    return Verdict(brief=brief, notes=notes, plan={"subtasks": list[Json](added)}, verified=verified, joiner=joiner)
 
 
 def _row(reached: Reached) -> str:

@@ -29,6 +29,8 @@ _RULES: Final = (
     "- Few subtasks: one for each tool call or piece of thinking that is needed. No secrets, no made-up addresses.\n"
     '- Where the request says so, add "output" (wanted form), "constraints", "entities", "max_tokens", '
     '"max_cost_usd", "deadline_s" before "subtasks".\n'
+    '- Where whoever asks wants an answer made of several outputs, add "answer" after "subtasks": what it must say. It '
+    "is written of all last outputs, and may ask for more subtasks: plan no last step for that.\n"
     '- If nobody could know what is meant: {"intent":"…","questions":["…"],"subtasks":[]}.'
 )
 _CODE_RULE: Final = ', or "code" (a model writes Python and runs it)'
@@ -131,4 +133,8 @@ def _word(schema: Mapping[str, Any]) -> str:
     kind = schema.get("type")
     if isinstance(kind, str):
         return "{}" if kind == "object" else kind
+    ways = schema.get("anyOf")
+    if isinstance(ways, (list, tuple)) and ways:
+        # What may be left out is said by its mark, not by null.
+        return "|".join(dict.fromkeys(_member(way, 0) for way in ways if way != {"type": "null"}))
     return "|".join(map(str, kind)) if isinstance(kind, (list, tuple)) else "any"

@@ -8,7 +8,7 @@ a fault here.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +17,7 @@ from rayloom.dag.json_text import faults_of
 from rayloom.dag.kinds import CODE_TOOL
 from rayloom.dag.planning.inputs import InputMender
 from rayloom.dag.planning.names import clean_id, meant_tool, numbered, one_off, sound_of
+from rayloom.dag.planning.passed import result_of
 from rayloom.dag.references import REF, scan
 from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import Json, JsonObject
@@ -55,12 +56,15 @@ class Reading:
     places: tuple[int, ...]
 
 
-def read_plan(raw: Json, tools: Mapping[str, ToolView], *, before: Collection[str] = ()) -> Reading:
+def read_plan(
+    raw: Json, tools: Mapping[str, ToolView], *, before: Sequence[JsonObject] = (), told: JsonObject | None = None
+) -> Reading:
     """The plan in the list of subtasks that a model gave. Never raises, whatever ``raw`` is.
 
-    ``before``: the ids of subtasks that there are already; these are added to them.
+    ``before``: subtasks that there are already; these are added to them. ``told``: what the input of everything that a
+    model does has besides.
     """
-    reader = PlanReader(tools, before=before)
+    reader = PlanReader(tools, before=before, told=told)
     if not isinstance(raw, list) or not raw:
         return Reading(
             plan={"subtasks": []}, notes=(), faults=(Fault("/subtasks", "is empty: plan at least one"),), places=()
@@ -76,9 +80,16 @@ def read_plan(raw: Json, tools: Mapping[str, ToolView], *, before: Collection[st
 class PlanReader:
     """Reads one subtask after the other; those whose dependencies all stand before them are as ``finish`` has them."""
 
-    def __init__(self, tools: Mapping[str, ToolView], *, before: Collection[str] = ()) -> None:
-        self._tools = tools
-        self._ids: dict[str, str] = {id_: id_ for id_ in before}
+    def __init__(
+        self,
+        tools: Mapping[str, ToolView],
+        *,
+        before: Sequence[JsonObject] = (),
+        told: JsonObject | None = None,
+    ) -> None:
+        self._tools, self._told = tools, told or {}
+        self._ids: dict[str, str] = {str(each["id"]): str(each["id"]) for each in before}
+        self._results: dict[str, str] = {str(each["id"]): result_of(each) for each in before}
         self._taken: dict[str, JsonObject] = {}
         self._raws: list[JsonObject] = []
         self._read: list[tuple[int, str, JsonObject]] = []
@@ -143,12 +154,22 @@ class PlanReader:
             if found is not None:
                 fields[name] = raw[found]
                 used.update(names)
+        self._unpack(fields)
         self._hoist(fields, where)
         # `instruction` beside `description`, or `do` beside `task`: the first of each is what counts.
         left = [name for name in raw if name not in used and raw[name] not in (None, "", [], {})]
         if left:
             self._note(f"{where}: {', '.join(f'`{name}`' for name in left[:5])} left out, a model does not set that")
         return fields
+
+    def _unpack(self, fields: JsonObject) -> None:
+        """A tool with its input in one, as calls of functions are written."""
+        call = fields.get("tool")
+        if isinstance(call, dict) and isinstance(call.get("name"), str):
+            fields["tool"] = call["name"]
+            given = next((call[name] for name in _FIELDS["input"] if call.get(name) is not None), None)
+            if given is not None and fields.get("input") in (None, {}):
+                fields["input"] = given
 
     def _hoist(self, fields: JsonObject, where: str) -> None:
         """Small models write `do` and `after` within `input`: out of it, unless its tool takes them there."""
@@ -177,7 +198,7 @@ class PlanReader:
             self._note(f"`{id_}` calls `{CODE_TOOL}` without code: a model writes it")
             type_, tool = "CODE_GEN", None
         view = self._tools.get(tool or "")
-        mender = InputMender(self._ids)
+        mender = InputMender(self._ids, self._results)
         given = mender.mend(given, view.schema if view is not None else {})
         for note in mender.notes:
             self._note(f"`{id_}`: {note}")
@@ -198,6 +219,7 @@ class PlanReader:
             subtask["depends_on"] = list(after)
         if fields.get("require_approval") is True:
             subtask["require_approval"] = True
+        self._results[id_] = result_of(subtask)
         return subtask
 
     def _kind(self, fields: JsonObject, *, has_words: bool) -> tuple[str | None, str | None]:
@@ -262,10 +284,10 @@ class PlanReader:
     def _seen(self, given: JsonObject, after: list[str]) -> JsonObject:
         """The input of a subtask that a model does: the outputs of what it comes after, unless it names some itself."""
         known = set(self._ids.values())
-        if any(True for _ in scan(given, known).references):
-            return given
-        seen: JsonObject = {name: {REF: f"{name}.output"} for name in after if name in known and name not in given}
-        return {**given, **seen}
+        seen: JsonObject = {name: value for name, value in self._told.items() if name not in known}
+        if not scan(given, known).references:
+            seen |= {name: {REF: f"{name}.output{self._results.get(name, '')}"} for name in after if name in known}
+        return {**seen, **given}
 
 
 def _type_of(tool: str, view: ToolView | None) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from rayloom.dag.planning.brief import schema_of_brief
+from rayloom.dag.planning.join import ANSWER, MAX_ANSWER_CHARS
 from rayloom.dag.planning.read import CODE, MAX_PLANNED, THINK
+from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import JsonObject
 
 MAX_ID_CHARS: Final = 32
@@ -14,7 +16,7 @@ MAX_DO_CHARS: Final = 400
 MAX_AFTER: Final = 16
 
 
-def plan_schema(tools: Sequence[str], *, with_code: bool) -> JsonObject:
+def plan_schema(tools: Sequence[ToolView], *, with_code: bool) -> JsonObject:
     """What an answer is that plans with these tools, and code where it may.
 
     Everything in it is bounded, since small models run on.
@@ -26,7 +28,7 @@ def plan_schema(tools: Sequence[str], *, with_code: bool) -> JsonObject:
         "type": "object",
         "properties": {
             "id": {"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARS},
-            "tool": {"type": "string", "enum": [*tools, THINK, *([CODE] if with_code else [])]},
+            "tool": {"type": "string", "enum": [*(tool.name for tool in tools), THINK, *([CODE] if with_code else [])]},
             "input": {"type": "object"},
             "do": {"type": "string", "maxLength": MAX_DO_CHARS},
             "after": {
@@ -44,6 +46,7 @@ def plan_schema(tools: Sequence[str], *, with_code: bool) -> JsonObject:
         "properties": {
             **schema_of_brief(),
             "subtasks": {"type": "array", "maxItems": MAX_PLANNED, "items": subtask},
+            ANSWER: {"type": "string", "maxLength": MAX_ANSWER_CHARS},
         },
         "required": ["intent", "subtasks"],
         "additionalProperties": False,

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
+from rayloom.dag.planning.brief import attachments_of
 from rayloom.dag.tool_view import ToolView
 
 MAX_SHOWN: Final = 24
@@ -21,12 +22,61 @@ _WORD: Final = re.compile(r"[a-z]+|[0-9]+|[\u3400-\u9fff]+")
 _CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _MENTION: Final = re.compile(r"@([A-Za-z0-9_.\-]+)")
 _STOP: Final = frozenset(
-    ("a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "in", "into", "is", "it", "of", "on", "or", "the")
+    [
+        "a",
+        "all",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "both",
+        "by",
+        "each",
+        "first",
+        "for",
+        "from",
+        "has",
+        "have",
+        "how",
+        "in",
+        "into",
+        "is",
+        "it",
+        "its",
+        "made",
+        "of",
+        "on",
+        "one",
+        "or",
+        "than",
+        "that",
+        "the",
+        "their",
+        "them",
+        "then",
+        "there",
+        "these",
+        "this",
+        "three",
+        "to",
+        "two",
+        "was",
+        "were",
+        "what",
+        "where",
+        "which",
+        "who",
+        "with",
+    ]
 )
 _GENERAL: Final = frozenset(
     {"http.request", "http.fetch_text", "python.run", "sql.query", "files.read", "files.write", "text.template"}
 )
 """What fits many requests whose words its description does not have: first among equals."""
+_BY_NAME: Final = frozenset({"core.echo", "core.fail", "core.noop", "shell.run"})
+"""What a small model is shown only where the prompt mentions it: for drills, or what a program does as well."""
 # Tools are mostly described in English.
 _ENGLISH: Final[Mapping[str, str]] = {
     "天气": "weather forecast", "邮件": "email mail", "邮箱": "email mail", "搜索": "search", "查找": "search find",
@@ -55,17 +105,36 @@ def words_of(text: str) -> list[str]:
 
 def select(prompt: str, tools: Mapping[str, ToolView], *, most: int = MAX_SHOWN) -> tuple[str, ...]:
     """The names of at most ``most`` tools, best first, and beyond that of every tool that is mentioned as ``@name``."""
-    mentioned = {match.rstrip(".-") for match in _MENTION.findall(prompt)} & tools.keys()
     if len(tools) <= most:
         return tuple(sorted(tools))
+    mentioned, scores = _mentioned(prompt, tools), _scores(_asked(prompt), tools)
+    best = sorted(tools, key=lambda name: (name not in mentioned, -scores[name], name not in _GENERAL, name))
+    return tuple(best[: max(most, len(mentioned))])
+
+
+def fitting(prompt: str, tools: Mapping[str, ToolView], *, most: int) -> tuple[str, ...]:
+    """As `select`, but none that has nothing to do with the prompt: a small model uses whatever it is shown."""
+    mentioned, scores = _mentioned(prompt, tools), _scores(_asked(prompt), tools)
+    found = [name for name in tools if name in mentioned or (scores[name] > 0 and name not in _BY_NAME)]
+    best = sorted(found, key=lambda name: (name not in mentioned, -scores[name], name))
+    return tuple(best[: max(most, len(mentioned))])
+
+
+def _mentioned(prompt: str, tools: Mapping[str, ToolView]) -> set[str]:
+    return {match.rstrip(".-") for match in _MENTION.findall(prompt)} & tools.keys()
+
+
+def _asked(prompt: str) -> set[str]:
+    """The words that tools are looked for by."""
     prompt = prompt[:_MAX_PROMPT_CHARS]
     asked = set(words_of(prompt))
     for word, meaning in _ENGLISH.items():
         if word in prompt:
             asked.update(words_of(meaning))
-    scores = _scores(asked, tools)
-    best = sorted(tools, key=lambda name: (name not in mentioned, -scores[name], name not in _GENERAL, name))
-    return tuple(best[: max(most, len(mentioned))])
+    for name in attachments_of(prompt):
+        asked.update(("url", "web", "page", "http") if "://" in name else ("file",))
+    # The numbers of a request say nothing of tools.
+    return {word for word in asked if not word.isdigit()}
 
 
 def _scores(asked: set[str], tools: Mapping[str, ToolView]) -> dict[str, float]:

@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rayloom.dag.errors import Fault, InvalidPlan
-from rayloom.dag.plan import parse_plan
+from rayloom.dag.plan import parse_plan, subtasks_of
 from rayloom.dag.planning.answer import find_answer
 from rayloom.dag.planning.brief import Brief, brief_of
+from rayloom.dag.planning.join import join, wanted_answer
 from rayloom.dag.planning.minimal import minimal
+from rayloom.dag.planning.passed import told_to_all
 from rayloom.dag.planning.read import read_plan
 from rayloom.dag.planning.repair import own_words
 from rayloom.dag.resources import NodeShape
 from rayloom.dag.tool_view import ToolView
-from rayloom.dag.values import JsonObject
+from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.dag.verify import verify
 
@@ -23,7 +25,8 @@ from rayloom.dag.verify import verify
 class Verdict:
     """Of one answer. With ``faults`` there is no plan; with neither, the brief has questions.
 
-    ``notes``: what was mended. ``plan``: the same as ``verified``, as JSON, with minimal dependencies.
+    ``notes``: what was mended. ``plan``: the same as ``verified``, as JSON, with minimal dependencies. ``joiner``: the
+    id of the subtask in it that answers the whole request; empty where there is none.
     """
 
     brief: Brief
@@ -31,10 +34,17 @@ class Verdict:
     faults: tuple[Fault, ...] = ()
     plan: JsonObject | None = None
     verified: VerifiedPlan | None = None
+    joiner: str = ""
 
 
 def judge(
-    text: str, *, prompt: str, language: str, tools: Mapping[str, ToolView], nodes: Sequence[NodeShape]
+    text: str,
+    *,
+    prompt: str,
+    language: str,
+    tools: Mapping[str, ToolView],
+    nodes: Sequence[NodeShape],
+    context: JsonObject | None = None,
 ) -> Verdict:
     """What the answer ``text`` comes to. ``tools``: all that may be used. Takes its time: call it in a thread.
 
@@ -48,22 +58,29 @@ def judge(
     subtasks = found.value["subtasks"]
     if not subtasks and brief.questions:
         return Verdict(brief=brief, notes=found.notes)
-    reading = read_plan(subtasks, tools)
+    told = told_to_all(prompt, context or {})
+    reading = read_plan(subtasks, tools, told=told)
     notes = found.notes + reading.notes
     if brief.questions:
         # With a plan beside them they keep nobody from working.
         notes += tuple(f"the model would have asked: {question}" for question in brief.questions)
     if reading.faults:
         return Verdict(brief=brief, notes=notes, faults=reading.faults)
+
+    def verified_as(plan: JsonObject) -> VerifiedPlan:
+        return verify(parse_plan(plan, pointer=""), tools=tools, nodes=nodes, model_available=True, pointer="")
+
     try:
-        plan = parse_plan(reading.plan, pointer="")
-        verified = verify(plan, tools=tools, nodes=nodes, model_available=True, pointer="")
-        written, removed = minimal(verified)
-        if removed:
-            notes += (f"{removed} dependencies that others imply are left out",)
-            verified = verify(
-                parse_plan(written, pointer=""), tools=tools, nodes=nodes, model_available=True, pointer=""
-            )
+        verified = verified_as(reading.plan)
     except InvalidPlan as error:
         return Verdict(brief=brief, notes=notes, faults=tuple(own_words(error.faults, reading)))
-    return Verdict(brief=brief, notes=notes, plan=written, verified=verified)
+    written, removed = minimal(verified)
+    if removed:
+        notes += (f"{removed} dependencies that others imply are left out",)
+    wanted, joiner = wanted_answer(found.value), ""
+    if wanted:
+        joined, joiner = join(subtasks_of(written), wanted, told)
+        written = {"subtasks": list[Json](joined)}
+    if removed or wanted:
+        verified = verified_as(written)
+    return Verdict(brief=brief, notes=notes, plan=written, verified=verified, joiner=joiner)

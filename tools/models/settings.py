@@ -78,6 +78,7 @@ class ModelSettings(BaseModel):
             answer_tokens=self.answer_tokens or min(ANSWER_TOKENS, self.context_tokens // 2),
             price_in=self.price_in,
             price_out=self.price_out,
+            call_s=self.call_s,
         )
 
     @property

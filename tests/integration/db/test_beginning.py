@@ -229,6 +229,14 @@ async def test_what_the_whole_plan_has_otherwise_is_told_and_runs_anew(spine: Sp
     assert "`a_2`" in (await spine.notes(task_id))[None]  # type: ignore[index]
 
 
+async def test_a_joiner_that_gets_another_id_is_known_by_that(spine: Spine) -> None:
+    answer: JsonObject = {"id": "a", "type": "REASONING", "instruction": "answer"}
+    bench = Bench(spine, [A, planned(answer, joiner="a")])
+    task_id = await bench.submit()
+    await bench.through()
+    assert (await spine.task(task_id))["plan_meta"]["joiner"] == "a_2"
+
+
 async def test_over_budget_the_rest_waits_for_approval(spine: Spine) -> None:
     bench = Bench(spine, [A, planned(A, B, WRITE, over_budget=("`max_tokens`: too many",))])
     task_id = await bench.submit()

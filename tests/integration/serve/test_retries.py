@@ -103,6 +103,24 @@ async def test_what_can_not_be_retried_is_told(world: World) -> None:
         assert (await stranger.http.post(f"/api/v1/tasks/{id_}/retry")).status_code == 404
 
 
+async def test_a_task_that_has_no_plan_is_planned_again_with_the_budget_that_is_given(world: World) -> None:
+    me = await world.user()
+    task_id = await me.submit({"prompt": "look", "budget": {"max_tokens": 5, "max_cost_usd": 1.0}})
+    error = ErrorInfo(code="BUDGET_EXCEEDED", error_class="refused", message="spent", retryable=False)
+    path = f"/api/v1/tasks/{task_id}/retry"
+    assert (await me.http.post(path)).status_code == 409
+    await end_task(world.engine, UUID(task_id), status="FAILED", error=error, reason="spent")
+    assert (await me.http.post(path, json={"subtasks": ["a"]})).status_code == 422
+    answer = await me.http.post(path, json={"budget": {"max_tokens": 9_000}})
+    assert (answer.status_code, answer.json()) == (202, {"task_id": task_id, "status": "PENDING", "retried": []})
+    shown = await me.get(f"/tasks/{task_id}")
+    assert (shown["status"], shown["error"], shown["finished_at"]) == ("PENDING", None, None)
+    async with driver(world.engine) as connection:
+        options = await connection.fetchval("SELECT options FROM tasks WHERE id = $1::uuid", task_id)
+    assert options["budget"] == {"max_tokens": 9_000, "max_cost_usd": 1.0}
+    assert (await me.http.post(path)).status_code == 409
+
+
 async def test_retries_of_a_task_at_once_run_it_once(world: World) -> None:
     me = await world.user()
     task_id = await stuck(world, me, "b", "c")

@@ -17,7 +17,7 @@ def test_code_is_written_with_all_that_running_it_takes() -> None:
     assert schema["$defs"] == {"F": True}
     assert "required" not in schema
     assert isinstance(schema["properties"], dict)
-    assert sorted(schema["properties"]) == ["files", "max_repairs", "output_schema"]
+    assert sorted(schema["properties"]) == ["files", "max_repairs", "output_schema", "whole_request"]
     assert data_of({"files": 1, "max_repairs": 1, "rows": []}, schema) == {"rows": []}
     assert coding_input({})["type"] == "object"
 

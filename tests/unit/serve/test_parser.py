@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rayloom.dag.errors import AnswerInvalid, NeedsClarification, RayloomError, Refused, Transient, UserError
-from rayloom.dag.model import Completion, ModelRequest, Payer
+from rayloom.dag.model import Completion, ModelRequest, ModelUse, Payer
 from rayloom.dag.plan import parse_plan, subtasks_of
 from rayloom.dag.planned import Early, Planned, PlanRequest
 from rayloom.dag.replan import Reached, ReplanRequest
@@ -78,9 +78,12 @@ async def test_faults_are_mended_in_two_rounds_at_most() -> None:
 
 
 async def test_an_answer_that_the_client_refuses_is_read_with_more_patience() -> None:
-    planned, _ = await plan(AnswerInvalid("no", text=f"Here:\n```\n{GOOD}\n```", faults=["prose"]))
+    refused = AnswerInvalid("no", text=f"Here:\n```\n{GOOD}\n```", faults=["prose"])
+    refused.use = ModelUse(tokens_in=7, tokens_out=3)
+    planned, _ = await plan(refused)
     assert planned.source == "model"
-    assert planned.use.is_estimated
+    # It is paid for as any other.
+    assert planned.use == refused.use
 
 
 async def test_an_answer_that_was_cut_off_is_told_so() -> None:
@@ -149,8 +152,36 @@ async def test_fewer_tools_are_shown_where_the_prompt_is_too_long_for_more() -> 
     assert "6 of 40 tools" in draft.notes[0]
     small = AnsweringModels(long, context_tokens=4_096)
     with pytest.raises(UserError):
-        await Planner(small).draft(replace(request(), tools=many))
-    assert [len(asked.messages[1].text.splitlines()) for asked in small.asked] == [16, 10, 7]
+        await Planner(small).draft(replace(request("Use t and @" + ", @".join(many)[:200]), tools=many))
+    assert len(small.asked) == 2
+
+
+async def test_a_small_model_is_shown_what_fits_and_held_to_it() -> None:
+    models = AnsweringModels(
+        json.dumps(
+            {
+                "intent": "mail",
+                "subtasks": [
+                    {"id": "s1", "do": "Count them", "after": [], "tool": "code"},
+                    {"id": "s2", "do": "Send", "after": ["s1"],
+                     "tool": {"name": "mail.send", "input": {"to": ["a@b.c"], "body": "${s1.output}"}}},
+                ],
+            }
+        ),
+        context_tokens=8_192,
+    )  # fmt: skip
+    draft = await Planner(models).draft(request("Count them and send a mail"))
+    (asked,) = models.asked
+    assert (
+        asked.messages[1].text == "TOOLS\nmail.send{to: [string], body?: string, urgent?: boolean}\n\n"
+        "REQUEST\nCount them and send a mail"
+    )
+    assert asked.schema is not None
+    assert "$defs" in asked.schema
+    assert draft.verdict.plan is not None
+    subtasks: Any = draft.verdict.plan["subtasks"]
+    assert subtasks[0]["input"] == {"whole_request": {"$literal": "Count them and send a mail"}}
+    assert subtasks[1]["input"] == {"to": ["a@b.c"], "body": "${s1.output.result}"}
 
 
 async def test_without_room_for_a_round_there_is_none() -> None:
@@ -230,6 +261,20 @@ async def test_a_model_adds_to_a_plan_and_mends_what_it_adds() -> None:
     assert (planned.source, planned.repairs) == ("model", 1)
     assert [asked.purpose for asked in models.asked] == ["replan", "repair"]
     assert "b gave nothing" in models.asked[1].messages[-1].text.replace("`", "")
+
+
+async def test_the_joiner_is_told_and_another_takes_its_place() -> None:
+    steps = [{"id": "a", "tool": "any"}, {"id": "b", "tool": "any"}]
+    planned, _ = await plan(json.dumps({"intent": "x", "subtasks": steps, "answer": "Tell both"}))
+    assert (planned.joiner, planned.meta()["joiner"]) == ("answer", "answer")
+    reached = tuple(Reached(key=key, status="COMPLETED", is_done=True) for key in ("a", "b", "answer"))
+    asked = ReplanRequest(
+        request=request(), plan=planned.plan, reached=reached, reason="it needs more", joiner=planned.joiner
+    )
+    models = AnsweringModels(json.dumps({"subtasks": [{"id": "c", "tool": "any"}]}))
+    added = await Parser(lambda payer: models).replan(asked)
+    assert added.joiner == "answer_2"
+    assert [each["id"] for each in subtasks_of(added.plan)] == ["c", "answer_2"]
 
 
 async def test_a_model_that_adds_nothing_that_can_run_gives_no_plan() -> None:

@@ -83,4 +83,6 @@ def test_whoever_asks_a_model_is_pointed_at_it(tmp_path: Path) -> None:
     (model,) = there.models.models
     assert model.base_url == "http://127.0.0.1:8111/local-model/v1"
     assert (model.model, model.context_tokens, model.first_text_s) == ("small", 4096, 900)
+    # What waits for a slot of its server is not let through yet, and its time does not run.
+    assert model.max_concurrent == SMALL.slots
     assert chosen.as_served(settings(tmp_path)) == settings(tmp_path), "nothing runs there"

@@ -137,6 +137,8 @@ def test_what_the_plan_means_otherwise_gets_an_id_of_its_own_and_so_does_what_st
         EARLY_B | {"id": "b_2", "input": {"limit": {"$ref": "a_2.output"}}, "depends_on": ["a_2"]},
         LATE | {"input": {"to": ["x"], "body": "${a_2.output} ${b_2.output}"}},
     ]
+    found = joined({"subtasks": [other, EARLY_B, LATE]}, [EARLY_A, EARLY_B])
+    assert found.renamed == {"a": "a_2", "b": "b_2"}
 
 
 def test_what_has_to_wait_for_something_new_is_another_subtask() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -119,3 +120,19 @@ def test_what_may_be_added_can_run(subtasks: list[Any]) -> None:
         whole: JsonObject = {"subtasks": [*subtasks_of(PLAN), *subtasks_of(verdict.plan)]}
         known = {"a", "b", "c"}
         verify(parse_plan(whole), tools=VIEWS, nodes=(), model_available=True, done=known, unusable=known - {"a"})
+
+
+def test_another_joiner_takes_the_place_of_the_old_one() -> None:
+    joiner: JsonObject = {"id": "end", "type": "REASONING", "instruction": "Tell", "input": {"a": {"$ref": "a.output"}}}
+    plan: JsonObject = {"subtasks": [{"id": "a", "type": "TOOL", "tool": "any"}, joiner]}
+    reached = tuple(Reached(key=key, status="COMPLETED", is_done=True) for key in ("a", "end"))
+    asked = replace(request(reached=reached, plan=plan), joiner="end")
+    text = json.dumps({"intent": "look", "subtasks": [{"id": "d", "tool": "any"}]})
+    verdict = judge_more(text, asked, language="en")
+    assert verdict.plan is not None
+    assert verdict.verified is not None
+    added = subtasks_of(verdict.plan)
+    assert [each["id"] for each in added] == ["d", verdict.joiner] == ["d", "answer"]
+    last = verdict.verified.subtasks[-1]
+    seen = [verdict.verified.subtasks[ordinal].spec.id for ordinal in last.dependencies]
+    assert sorted(seen) == ["a", "d", "end"]

@@ -16,6 +16,10 @@ from rayloom.dag.values import JsonObject
 from tests.unit.dag.planning.views import VIEWS
 
 
+def named(name: str) -> ToolView:
+    return ToolView(name=name, schema={}, resources={})
+
+
 def test_a_tool_is_one_line() -> None:
     tool = ToolView(
         name="t",
@@ -31,6 +35,7 @@ def test_a_tool_is_one_line() -> None:
                 },
                 "h": {"type": "array"},
                 "i": {"type": "object"},
+                "j": {"anyOf": [{"type": "string"}, {"type": "null"}]},
                 **{f"m{i}": {} for i in range(9)},
             },
         },
@@ -40,6 +45,7 @@ def test_a_tool_is_one_line() -> None:
     )
     line = signature(tool)
     assert line.startswith("t{b: [string], a?: x|y, c?: any, d?: {e?: string|null, f?: any}, h?: [any], i?: {}, ")
+    assert ", j?: string, " in line
     assert "…} -> {n?: integer}: long" in line
     assert line.endswith("…")
     assert signature(ToolView(name="u", schema={}, resources={})) == "uany"
@@ -53,7 +59,7 @@ def test_the_context_is_cut_and_all_its_members_named() -> None:
 
 
 def test_the_example_is_of_the_language_of_the_request_and_fits_the_schema() -> None:
-    validator = Draft202012Validator(plan_schema(["weather.get", "mail.send"], with_code=True))
+    validator = Draft202012Validator(plan_schema([named("weather.get"), named("mail.send")], with_code=True))
     for language, word in (("en", "Compare the weather"), ("zh", "查一下"), ("und", "Compare the weather")):
         system, user = plan_messages("Do it", [VIEWS["any"]], context={}, language=language, with_code=True)
         example = system.text.splitlines()[-1]
@@ -70,7 +76,7 @@ def test_code_is_offered_only_where_it_may_run() -> None:
     assert "code" not in without[0].text
     assert "CONTEXT\na: 1" in with_code[1].text
     assert "(none)" in without[1].text
-    tools: Any = plan_schema(["t"], with_code=False)
+    tools: Any = plan_schema([named("t")], with_code=False)
     assert tools["properties"]["subtasks"]["items"]["properties"]["tool"]["enum"] == ["t", "think"]
 
 
@@ -90,7 +96,7 @@ def test_what_is_told_is_short() -> None:
 
 
 def test_everything_in_the_schema_is_bounded() -> None:
-    schema: Any = plan_schema(["t"], with_code=True)
+    schema: Any = plan_schema([named("t")], with_code=True)
     assert schema["properties"]["subtasks"]["maxItems"] == MAX_PLANNED
     subtask = schema["properties"]["subtasks"]["items"]["properties"]
     assert subtask["do"]["maxLength"]

@@ -39,7 +39,7 @@ def test_a_plan_as_it_is_asked_for() -> None:
          "depends_on": ["page"]},
         {"id": "plot", "name": "Plot it", "type": "CODE_GEN", "instruction": "Plot it", "input": seen,
          "depends_on": ["page"]},
-        {"id": "send", "type": "TOOL", "tool": "mail.send", "input": {"to": ["a@b.c"], "body": "${sum.output}"},
+        {"id": "send", "type": "TOOL", "tool": "mail.send", "input": {"to": ["a@b.c"], "body": "${sum.output.text}"},
          "depends_on": ["sum"]},
     ]  # fmt: skip
 
@@ -59,11 +59,59 @@ def test_a_plan_as_it_is_asked_for() -> None:
         ({"type": "TOOL", "do": "x"}, "TOOL"),
         ({"type": "nonsense", "tool": "null"}, "TOOL"),
         ({}, "TOOL"),
-        ({"tool": {"name": "db.get"}}, "TOOL"),
+        ({"tool": {"name": "db.get"}}, "DATA_RETRIEVAL"),
+        ({"tool": {"call": "db.get"}}, "TOOL"),
     ],
 )
 def test_the_type_follows_from_the_tool(item: dict[str, Any], kind: str) -> None:
     assert read({"id": "a", **item})[0]["type"] == kind
+
+
+def test_a_call_brings_its_input() -> None:
+    for member in ("input", "arguments"):
+        assert read({"id": "a", "tool": {"name": "db.get", member: {"limit": 3}}})[0]["input"] == {"limit": 3}
+    both = {"id": "a", "tool": {"name": "db.get", "input": {"limit": 3}}, "input": {"limit": 4}}
+    assert read(both)[0]["input"] == {"limit": 4}
+
+
+def test_the_result_of_a_model_is_passed_alone() -> None:
+    found = read(
+        {"id": "t", "tool": "think", "do": "x"},
+        {"id": "c", "tool": "code", "do": "x"},
+        {"id": "p", "tool": "code", "input": {"code": "print(1)"}},
+        {"id": "s", "tool": "think", "do": "x", "input": {"output_schema": {"type": "object"}}},
+        {"id": "d", "tool": "db.get"},
+        {"id": "sum", "tool": "think", "do": "x", "after": ["t", "c", "p", "s", "d"]},
+        {"id": "any", "tool": "any", "input": {"a": {"$ref": "t.output"}, "b": "${c.output} ${d.output}", "c": "${t}"}},
+        {"id": "own", "tool": "any", "input": {"a": {"$ref": "c.output.stdout"}, "b": {"$ref": "c"}}},
+    )
+    assert found[5]["input"] == {
+        "t": {"$ref": "t.output.text"},
+        "c": {"$ref": "c.output.result"},
+        "p": {"$ref": "p.output.stdout"},
+        "s": {"$ref": "s.output"},
+        "d": {"$ref": "d.output"},
+    }
+    assert found[6]["input"] == {"a": {"$ref": "t.output.text"}, "b": "${c.output.result} ${d.output}", "c": "${t}"}
+    assert found[7]["input"] == {"a": {"$ref": "c.output.stdout"}, "b": {"$ref": "c.output.result"}}
+
+
+def test_what_models_do_is_told_of_the_request() -> None:
+    told: JsonObject = {"whole_request": {"$literal": "p"}, "context": {"$literal": {"k": 1}}}
+    reading = read_plan(
+        [
+            {"id": "context", "tool": "db.get"},
+            {"id": "a", "tool": "think", "do": "x", "after": ["context"]},
+            {"id": "b", "tool": "code", "do": "x", "input": {"of": "${a.output}"}},
+        ],
+        VIEWS,
+        told=told,
+    )
+    subtasks: Any = reading.plan["subtasks"]
+    assert "input" not in subtasks[0]
+    # A subtask of that name is what is meant by it.
+    assert subtasks[1]["input"] == {"whole_request": {"$literal": "p"}, "context": {"$ref": "context.output"}}
+    assert subtasks[2]["input"] == {"whole_request": {"$literal": "p"}, "of": "${a.output.text}"}
 
 
 def test_ids_are_cleaned_numbered_and_made() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rayloom.dag.planning.select import MAX_SHOWN, select, words_of
+from rayloom.dag.planning.select import MAX_SHOWN, fitting, select, words_of
 from rayloom.dag.tool_view import ToolView
 
 
@@ -57,3 +57,12 @@ def test_words_are_compared_however_they_are_written() -> None:
         "库表",
         "表",
     ]
+
+
+def test_a_small_model_is_shown_nothing_that_does_not_fit() -> None:
+    known = tools(files__write="Stores a file.", http__request="Sends a request.", shell__run="Runs a command.")
+    assert fitting("Work out the 3 of 7", known, most=8) == ()
+    assert fitting("Put it into notes.md", known, most=8) == ("files.write",)
+    assert fitting("Look at https://a.example/x", known, most=8) == ("http.request",)
+    assert fitting("Run a command", known, most=8) == ()
+    assert fitting("Use @shell.run and a file, a request", known, most=2) == ("shell.run", "files.write")

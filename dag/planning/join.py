@@ -1,0 +1,99 @@
+"""The joiner: the last subtask of a plan, which answers the whole request of what has come of the others.
+
+It may say instead what the answer still needs; then the plan grows, and another joiner answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+from rayloom.dag.planning.names import numbered
+from rayloom.dag.planning.passed import result_of
+from rayloom.dag.references import REF, scan
+from rayloom.dag.values import Json, JsonObject
+
+ANSWER: Final = "answer"
+MORE: Final = "more"
+MAX_ANSWER_CHARS: Final = 400
+_WANTED: Final = (
+    "Answer the whole request with the results in the input, in its language. `answer`: the whole answer. `more`: "
+    "null, but where the results do not suffice and more work could help: what is still to be found out or done."
+)
+_SCHEMA: Final[JsonObject] = {
+    "type": "object",
+    "properties": {ANSWER: {"type": "string"}, MORE: {"type": ["string", "null"]}},
+    "required": [ANSWER, MORE],
+    "additionalProperties": False,
+}
+
+
+def wanted_answer(answer: JsonObject) -> str:
+    """What a model said that the whole answer must be; empty where it wants none."""
+    said = answer.get(ANSWER)
+    return " ".join(said.split())[:MAX_ANSWER_CHARS] if isinstance(said, str) else ""
+
+
+def join(subtasks: Sequence[JsonObject], wanted: str, told: JsonObject) -> tuple[list[JsonObject], str]:
+    """The subtasks of a sound plan with a joiner that answers what is ``wanted``, and its id.
+
+    Where a model does the only last one already, it is the joiner: a second one would say the same again. ``told``:
+    what the input of all that a model does has besides.
+    """
+    sinks = _sinks(subtasks)
+    if len(sinks) == 1 and _can_answer(sinks[0]):
+        # `told` is in its input already.
+        joiner = {**sinks[0], **_joiner(f"{sinks[0]['instruction']}\n{wanted}", _input_of(sinks[0]))}
+        return [joiner if each is sinks[0] else each for each in subtasks], str(joiner["id"])
+    return _appended(subtasks, sinks, wanted, told)
+
+
+def join_again(
+    before: Sequence[JsonObject], added: Sequence[JsonObject], joiner: str, done: Collection[str], told: JsonObject
+) -> tuple[list[JsonObject], str]:
+    """What is added to a plan whose joiner wanted more, or never ran, with a joiner that takes its place, and its id.
+
+    It sees what the old one saw and said, as far as that is ``done``, and the new results.
+    """
+    old = next(each for each in before if each["id"] == joiner)
+    known = {str(each["id"]): each for each in before}
+    seen = [known[name] for name in _needed(old, known) if name in done]
+    seen += [old] if joiner in done else []
+    whole, id_ = _appended([*before, *added], [*seen, *_sinks(added)], str(old["instruction"]), told)
+    return whole[len(before) :], id_
+
+
+def _appended(
+    subtasks: Sequence[JsonObject], seen: Sequence[JsonObject], wanted: str, told: JsonObject
+) -> tuple[list[JsonObject], str]:
+    id_ = numbered(ANSWER, [str(each["id"]) for each in subtasks])
+    results: JsonObject = {str(each["id"]): {REF: f"{each['id']}.output{result_of(each)}"} for each in seen}
+    return [*subtasks, {"id": id_, "name": "Answer", **_joiner(wanted, {**told, **results})}], id_
+
+
+def _joiner(wanted: str, given: Mapping[str, Json]) -> JsonObject:
+    instruction = wanted if wanted.endswith(_WANTED) else f"{wanted}\n{_WANTED}"
+    return {"type": "REASONING", "instruction": instruction, "input": {**given, "output_schema": _SCHEMA}}
+
+
+def _can_answer(sink: JsonObject) -> bool:
+    return sink["type"] == "REASONING" and "output_schema" not in _input_of(sink)
+
+
+def _input_of(subtask: JsonObject) -> JsonObject:
+    given = subtask.get("input")
+    return given if isinstance(given, dict) else {}
+
+
+def _sinks(subtasks: Sequence[JsonObject]) -> list[JsonObject]:
+    known = {str(each["id"]) for each in subtasks}
+    needed = {name for each in subtasks for name in _needed(each, known)}
+    return [each for each in subtasks if each["id"] not in needed]
+
+
+def _needed(subtask: JsonObject, known: Collection[str]) -> list[str]:
+    """What it comes after, in its own order."""
+    after = subtask.get("depends_on")
+    names = [str(name) for name in after] if isinstance(after, list) else []
+    names += [reference.subtask for reference in scan(_input_of(subtask), known).references]
+    return list(dict.fromkeys(names))
