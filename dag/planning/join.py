@@ -63,6 +63,46 @@ def join_again(
     return whole[len(before) :], id_
 
 
+def with_results(
+    subtasks: Sequence[JsonObject], *, before: Sequence[JsonObject] = (), done: Collection[str] = ()
+) -> list[JsonObject]:
+    """The subtasks of a sound plan, those that have the last word seeing the results of all that they come after.
+
+    Of what models and programs have found, that is, though it be some steps away: models name the last step alone.
+    ``before``: subtasks that these are added to, of which those that are ``done`` may be used.
+    """
+    known = {str(each["id"]): each for each in (*before, *subtasks)}
+    unusable = {str(each["id"]) for each in before}.difference(done)
+    last = [each["id"] for each in _sinks(subtasks) if each["type"] == "REASONING"]
+    found: list[JsonObject] = []
+    for each in subtasks:
+        if each["id"] in last:
+            given = _input_of(each)
+            seen = {reference.subtask for reference in scan(given, known).references}
+            far = _all_needed(each, known) - seen - unusable - given.keys()
+            results: JsonObject = {
+                name: {REF: f"{name}.output{result_of(known[name])}"}
+                for name in known
+                if name in far and result_of(known[name])
+            }
+            if results:
+                each = {**each, "input": {**given, **results}}
+        found.append(each)
+    return found
+
+
+def _all_needed(subtask: JsonObject, known: Mapping[str, JsonObject]) -> set[str]:
+    """What it comes after, near or far."""
+    found: set[str] = set()
+    ahead = _needed(subtask, known)
+    while ahead:
+        name = ahead.pop()
+        if name not in found:
+            found.add(name)
+            ahead += _needed(known[name], known)
+    return found
+
+
 def _appended(
     subtasks: Sequence[JsonObject], seen: Sequence[JsonObject], wanted: str, told: JsonObject
 ) -> tuple[list[JsonObject], str]:

@@ -11,7 +11,7 @@ from rayloom.dag.model import Message
 from rayloom.dag.plan import parse_plan, subtasks_of
 from rayloom.dag.planning.answer import find_answer
 from rayloom.dag.planning.brief import brief_of
-from rayloom.dag.planning.join import join_again
+from rayloom.dag.planning.join import join_again, with_results
 from rayloom.dag.planning.minimal import minimal
 from rayloom.dag.planning.passed import told_to_all
 from rayloom.dag.planning.read import read_plan
@@ -77,7 +77,8 @@ def judge_more(text: str, request: ReplanRequest, *, language: str) -> Verdict:
     added, joiner = subtasks_of(written)[len(before) :], ""
     if request.joiner:
         added, joiner = join_again(before, added, request.joiner, done, told)
-        verified = verified_with(added)
+    added = with_results(added, before=before, done=done)
+    verified = verified_with(added)
     return Verdict(brief=brief, notes=notes, plan={"subtasks": list[Json](added)}, verified=verified, joiner=joiner)
 
 

@@ -9,7 +9,7 @@ from rayloom.dag.errors import Fault, InvalidPlan
 from rayloom.dag.plan import parse_plan, subtasks_of
 from rayloom.dag.planning.answer import find_answer
 from rayloom.dag.planning.brief import Brief, brief_of
-from rayloom.dag.planning.join import join, wanted_answer
+from rayloom.dag.planning.join import join, wanted_answer, with_results
 from rayloom.dag.planning.minimal import minimal
 from rayloom.dag.planning.passed import told_to_all
 from rayloom.dag.planning.read import read_plan
@@ -78,9 +78,9 @@ def judge(
     if removed:
         notes += (f"{removed} dependencies that others imply are left out",)
     wanted, joiner = wanted_answer(found.value), ""
+    planned = subtasks_of(written)
     if wanted:
-        joined, joiner = join(subtasks_of(written), wanted, told)
-        written = {"subtasks": list[Json](joined)}
-    if removed or wanted:
-        verified = verified_as(written)
+        planned, joiner = join(planned, wanted, told)
+    written = {"subtasks": list[Json](with_results(planned))}
+    verified = verified_as(written)
     return Verdict(brief=brief, notes=notes, plan=written, verified=verified, joiner=joiner)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rayloom.dag.planning.join import join, join_again, wanted_answer
+from rayloom.dag.planning.join import join, join_again, wanted_answer, with_results
 from rayloom.dag.planning.verdict import Verdict, judge
 from rayloom.dag.values import JsonObject
 from tests.unit.dag.planning.views import VIEWS
@@ -66,6 +66,26 @@ def test_the_next_one_does_without_what_was_left_aside() -> None:
     before, joiner = join([A, B, C], "Tell all", TOLD)
     added, _ = join_again(before, [{"id": "d", "type": "TOOL", "tool": "any"}], joiner, {"a", "c"}, TOLD)
     assert sorted(input_of(added[1])) == ["c", "d", "whole_request"]
+
+
+def test_who_has_the_last_word_sees_results_from_afar() -> None:
+    far: JsonObject = {"id": "m", "type": "REASONING", "instruction": "x", "depends_on": ["b"]}
+    last: JsonObject = {"id": "l", "type": "REASONING", "instruction": "x", "input": {"x": {"$ref": "m.output.text"}}}
+    found = with_results([A, B, far, last, C])
+    # Neither what it sees already, nor what a tool gave, nor one that is not the last.
+    assert found[:3] == [A, B, far]
+    assert found[3]["input"] == {"x": {"$ref": "m.output.text"}, "b": {"$ref": "b.output.result"}}
+    assert found[4] == C
+    (same,) = with_results([{"id": "z", "type": "REASONING", "instruction": "x"}])
+    assert "input" not in same
+
+
+def test_of_what_was_before_it_sees_what_is_done() -> None:
+    gone: JsonObject = {"id": "g", "type": "CODE_GEN", "instruction": "x"}
+    mid: JsonObject = {"id": "m", "type": "REASONING", "instruction": "x", "depends_on": ["b", "g"]}
+    last: JsonObject = {"id": "l", "type": "REASONING", "instruction": "x", "depends_on": ["m"]}
+    (found,) = with_results([last], before=[A, B, gone, mid], done={"a", "b", "m"})
+    assert found["input"] == {"b": {"$ref": "b.output.result"}, "m": {"$ref": "m.output.text"}}
 
 
 @pytest.mark.parametrize("said", [None, "", "  ", 5, ["x"]])

@@ -138,3 +138,21 @@ async def test_what_the_sandbox_is_asked_for_is_told(monkeypatch: pytest.MonkeyP
     _, models = await write(monkeypatch, box, [program("x")], packages=["numpy"], network=network)
     assert "library and numpy and network only to ['example.org:443']" in models.asked[0].messages[0].text
     assert box.runs[0][2].packages == ["numpy"]
+
+
+async def test_the_request_that_it_is_a_step_of_is_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Box(ran("3"))
+    whole = "Add 1 and 2, and tell a joke."
+    _, models = await write(monkeypatch, box, [program("x")], whole_request=whole)
+    (request,) = models.asked
+    system, said = request.messages
+    assert said.text.startswith("BACKGROUND")
+    assert whole in said.text
+    assert said.text.endswith("YOUR STEP, and nothing beside it:\nINSTRUCTION:\nAdd them.")
+    assert "Example." in system.text
+    assert "It has no input" in system.text
+    # It is no data of the program.
+    assert box.runs[0][1] == {"input.json": b"{}"}
+    alone, _ = (await write(monkeypatch, Box(ran("3")), [program("x")], numbers=[1]))[1].asked[0].messages
+    assert "Example." not in alone.text
+    assert "read it from there" in alone.text
