@@ -34,6 +34,7 @@ from rayloom.db.plan_rows import (
     first_events,
     first_status,
     shape_of_plan,
+    tell_earlier,
     write_subtasks,
 )
 from rayloom.db.task_moves import TaskToSplit
@@ -204,7 +205,7 @@ async def extend_plan(
             events.append((task_id, "subtask", spec.id, SubtaskStatus.PENDING, ACCEPTED, None, now))
             events += first_events(new, now, reason="a dependency is BLOCKED" if is_dead else None)
         await write_subtasks(connection, rows, now)
-        await _tell_earlier(connection, earlier, rows)
+        await tell_earlier(connection, earlier, rows)
         still_open = sum(new.status is not SubtaskStatus.SKIPPED for new in rows)
         await connection.execute(
             "UPDATE tasks SET plan = $2, subtask_count = subtask_count + $4, open_count = open_count + $5, "
@@ -275,18 +276,3 @@ async def _supersede(connection: asyncpg.Connection[Any], task_id: UUID) -> None
     )
     letters = [row["id"] for row in blocked if row["status"] == SubtaskStatus.BLOCKED]
     await connection.execute("SELECT discard_letters($1::uuid[])", letters)
-
-
-async def _tell_earlier(
-    connection: asyncpg.Connection[Any], earlier: Mapping[str, Any], rows: Sequence[NewSubtask]
-) -> None:
-    """Have those that were there before know who waits for them now."""
-    waiting: dict[UUID, list[UUID]] = {}
-    for new in rows:
-        for key in new.keys:
-            if key in earlier:
-                waiting.setdefault(earlier[key]["id"], []).append(new.id)
-    if waiting:
-        await connection.executemany(
-            "UPDATE sub_tasks SET dependents = dependents || $2::uuid[] WHERE id = $1", list(waiting.items())
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -102,6 +102,21 @@ async def write_subtasks(connection: asyncpg.Connection[Any], rows: Sequence[New
         for row in rows
     ]
     await connection.copy_records_to_table("sub_tasks", records=records, columns=columns)
+
+
+async def tell_earlier(
+    connection: asyncpg.Connection[Any], earlier: Mapping[str, Any], rows: Sequence[NewSubtask]
+) -> None:
+    """Have those that were there before know who waits for them now. ``earlier``: their rows, by their keys."""
+    waiting: dict[UUID, list[UUID]] = {}
+    for new in rows:
+        for key in new.keys:
+            if key in earlier:
+                waiting.setdefault(earlier[key]["id"], []).append(new.id)
+    if waiting:
+        await connection.executemany(
+            "UPDATE sub_tasks SET dependents = dependents || $2::uuid[] WHERE id = $1", list(waiting.items())
+        )
 
 
 def _record(row: NewSubtask, now: datetime) -> tuple[Any, ...]:
