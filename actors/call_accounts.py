@@ -13,7 +13,7 @@ from rayloom.actors.accounts import CallAccount, UserAccount
 from rayloom.dag.amount import NOTHING, Amount
 from rayloom.dag.limits import WINDOW_S, Usage, Window
 from rayloom.dag.model import Denied, Payer, ProviderLimits, Reservation
-from rayloom.dag.reservations import Provider, refusal
+from rayloom.dag.reservations import Provider, refusal, withheld
 from rayloom.dag.token_port import Level, Quota
 from rayloom.db.ledger import Recent, Standing
 
@@ -75,13 +75,19 @@ class CallAccounts:
         self._models = {name: CallAccount(quota) for name, quota in models.items()}
         self._providers: dict[str, Provider] = {}
 
-    def refusal(self, reservation: Reservation) -> Denied | None:
-        """What denies a call now; None: it fits everywhere. Of several denials a final one, else the longest."""
+    def refusal(self, reservation: Reservation, *, careful_s: float = 0.0) -> Denied | None:
+        """What denies a call now; None: it fits everywhere. Of several denials a final one, else the longest.
+
+        ``careful_s``: for so long yet a part of each limit is withheld.
+        """
         now_s, asked, payer = self._clock(), amount_of(reservation), reservation.payer
-        found = [
-            refusal(level, quota, usage, asked, now_s=now_s)
-            for level, quota, usage in self._limits(payer, reservation.model)
-        ]
+        limits = list(self._limits(payer, reservation.model))
+        found = [refusal(level, quota, usage, asked, now_s=now_s) for level, quota, usage in limits]
+        if careful_s > 0 and not any(found):
+            careful = (refusal(level, withheld(quota), usage, asked, now_s=now_s) for level, quota, usage in limits)
+            found = [
+                each and replace(each, retry_in_s=min(each.retry_in_s or careful_s, careful_s)) for each in careful
+            ]
         provider = self._providers.get(reservation.model)
         found.append(None if provider is None else provider.refusal(asked, now_s=now_s))
         return max(filter(None, found), key=_weight, default=None)
@@ -109,6 +115,11 @@ class CallAccounts:
             usage = account.usage.freed() if was_made else account.usage.returned(started_s=held.since_s)
             account.usage = usage.without(held.amount)
         return True
+
+    def quotas(self, reservation: Reservation) -> Iterator[Quota]:
+        """The limits that a call counts against."""
+        for _, quota, _ in self._limits(reservation.payer, reservation.model):
+            yield quota
 
     def spend(self, payer: Payer, model: str, used: Amount) -> None:
         """A call has used so much."""

@@ -120,6 +120,10 @@ class RayAccounts:
         denied: Denied | None = await self._actor.call("reserve", reservation, idempotent=True)
         return denied
 
+    async def renew(self, reservation: Reservation) -> None:
+        """The call is still under way. Does not wait for a restart: it is said again."""
+        await self._actor.call("renew", reservation, idempotent=True, timeout_s=REPORT_TIMEOUT_S, retry_for_s=0)
+
     async def settle(self, reservation: Reservation, use: ModelUse) -> None:
         """The call is over and used this: durable when this returns. Waits for a restart."""
         await self._actor.call("settle", reservation, use, idempotent=True)

@@ -159,7 +159,7 @@ class Dispatch:
     def waiting(self, sub_task_id: str, user_id: str, shape_key: str) -> Waiting:
         """What is known of a queued subtask, and of why it was not started yet."""
         shape, window = self._backlog.shape(shape_key), self.window
-        limit, limit_in_s = self._backlog.parked.limit_of(user_id) or (None, None)
+        limit, limit_in_s = self._backlog.parked.limit_of(sub_task_id, user_id) or (None, None)
         since = self._hopeless_since.get(shape)
         return Waiting(
             handed_over=sub_task_id in self._flight.attempts,
@@ -265,7 +265,7 @@ class Dispatch:
             answer = held.get(item.sub_task_id)
             if answer is not None:
                 self.window.give_back(self._backlog.shape(item.shape))
-                self._backlog.parked.add(item, answer.ask_again_in_s, limit=answer.limit)
+                self._backlog.parked.add(item, answer)
         # Their room is for whoever is behind them.
         self._backlog.dirty |= bool(held)
         if self._backlog.parked:

@@ -18,8 +18,8 @@ from rayloom.actors.backlog import Backlog
 from rayloom.actors.jobs import Jobs
 from rayloom.actors.judge import Judge
 from rayloom.actors.splitting import AGAIN_S, BROKEN_MAX, WAITED_FOR, WAITING_MAX, Away, planning_lines
-from rayloom.dag.decision import QUOTA_EXCEEDED
-from rayloom.dag.errors import RayloomError, Stale, Transient
+from rayloom.dag.decision import BUDGET_EXCEEDED
+from rayloom.dag.errors import ErrorInfo, RayloomError, Stale, Transient
 from rayloom.dag.plan import subtasks_of
 from rayloom.dag.planned import Planned
 from rayloom.dag.ports import PARSER_BROKE
@@ -113,11 +113,11 @@ class Growing:
                 _log.warning("growth.again", extra={"task_id": str(task.task_id), "error": error.message})
                 broken += error.code == PARSER_BROKE
                 tried = error.tried or tried
-                if error.code == QUOTA_EXCEEDED:
-                    # Nobody knows when there will be room; until then the task would neither end nor go on.
-                    pause_s = None
-                elif error.code.startswith(WAITED_FOR):
+                if error.code.startswith(WAITED_FOR):
                     pause_s = away.pause_s(error, asyncio.get_running_loop().time())
+                if pause_s is not None and away.is_to_be_told:
+                    note = f"not planned on yet: {error.message}; tried again in {pause_s:.0f} s"
+                    await append(self._engine, planning_lines(task.task_id, (note,), ()))
                 failure: Exception = error
             except Exception as error:  # noqa: BLE001 - what breaks us must end this growth, and nothing else
                 if not isinstance(error, RayloomError):
@@ -184,7 +184,12 @@ class Growing:
         lines = planning_lines(task.task_id, tried.notes, tried.calls)
         lines += planning_lines(task.task_id, (f"no other plan could be made: {why}",), (), level="WARNING")
         await append(self._engine, lines)
-        await self._stop(task, incarnation)
+        if isinstance(error, RayloomError) and error.code == BUDGET_EXCEEDED:
+            # With a higher one it goes on from here.
+            info = ErrorInfo.from_exception(error)
+            await self._tell_others(await growth.refuse_growth(self._engine, task.task_id, incarnation, info))
+        else:
+            await self._stop(task, incarnation)
 
     async def _stop(self, task: GrowingTask, incarnation: UUID) -> None:
         await self._tell_others(await growth.end_growth(self._engine, task.task_id, incarnation, spent=True))

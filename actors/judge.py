@@ -10,6 +10,7 @@ from rayloom.actors.settings import EngineSettings
 from rayloom.dag.model import Payer
 from rayloom.dag.plan import parse_plan
 from rayloom.dag.planned import PlanRequest
+from rayloom.dag.planning.early import may_begin, may_plan_begin
 from rayloom.dag.ports import ToolSnapshot
 from rayloom.dag.resources import NodeShape
 from rayloom.dag.tool_scope import ALL_TOOLS, ToolScope
@@ -24,6 +25,7 @@ class Judge:
 
     def __init__(self, settings: EngineSettings) -> None:
         self.levels, self.with_models = settings.approval_levels, settings.with_models
+        self._begins = settings.early_start and settings.with_models
         self.tools = ToolSnapshot(version=-1, tools={})
         self.nodes: tuple[NodeShape, ...] = ()
 
@@ -46,8 +48,9 @@ class Judge:
         context: JsonObject,
         options: JsonObject,
         p50_s: Mapping[str, float],
+        begun: tuple[JsonObject, ...] = (),
     ) -> PlanRequest:
-        """What the parser is asked for a task."""
+        """What the parser is asked for a task, of which some may have ``begun`` already: then no more of it does."""
         scope, budget = _scope(options), options.get("budget")
         usable = {name: view for name, view in self.tools.views().items() if view.is_active and _admits(scope, view)}
         return PlanRequest(
@@ -59,6 +62,8 @@ class Judge:
             payer=Payer(user_id=str(user_id), key_id=str(key_id or ""), task_id=str(task_id)),
             budget=budget if isinstance(budget, dict) else {},
             p50_s=p50_s,
+            may_begin=self._begins and not begun and may_plan_begin(options, approval_levels=self.levels),
+            begun=begun,
         )
 
     def verify(
@@ -80,6 +85,14 @@ class Judge:
             approval_levels=self.levels,
             done=done,
             unusable=unusable,
+        )
+
+    def may_begin(self, plan: VerifiedPlan, *, begun: int) -> bool:
+        """Whether all but the first ``begun`` subtasks of a plan may run before it is whole. They stand in order."""
+        views, ids = self.tools.views(), [each.spec.id for each in plan.subtasks]
+        return all(
+            not each.needs_approval and may_begin(each.spec, tools=views, begun=ids[: each.ordinal])
+            for each in plan.subtasks[begun:]
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from ray import serve
@@ -11,7 +13,7 @@ from ray.serve.exceptions import RayServeException
 
 from rayloom.dag.answer import opened
 from rayloom.dag.errors import Bug, Transient
-from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.planned import Early, Planned, PlanRequest
 from rayloom.dag.ports import PARSER_BROKE
 from rayloom.dag.replan import ReplanRequest
 
@@ -32,6 +34,7 @@ class ServeParser:
     def __init__(self, *, answer_s: float = ANSWER_S) -> None:
         self._answer_s = answer_s
         self._handle: Any = None
+        self._streaming: Any = None
 
     async def plan(self, request: PlanRequest) -> Planned:
         """Parse a prompt and split it into a plan.
@@ -46,19 +49,42 @@ class ServeParser:
         """What to add to the plan of a running task. Raises as ``plan``."""
         return await self._call("replan", request)
 
+    async def stream(self, request: PlanRequest) -> AsyncGenerator[Early | Planned, None]:
+        """What may run already of a plan, as it is written, and last the plan. Raises as ``plan``."""
+        async with self._response("stream", request, is_stream=True) as response:
+            ends_at = asyncio.get_running_loop().time() + self._answer_s
+            while True:
+                async with asyncio.timeout_at(ends_at):
+                    answer = await anext(response, None)
+                if answer is None:
+                    return
+                given: Early | Planned = opened(answer)
+                yield given
+
     async def _call(self, method: str, request: PlanRequest | ReplanRequest) -> Planned:
+        async with self._response(method, request) as response, asyncio.timeout(self._answer_s):
+            answer = await response
+        planned: Planned = opened(answer)
+        return planned
+
+    @asynccontextmanager
+    async def _response(
+        self, method: str, request: PlanRequest | ReplanRequest, *, is_stream: bool = False
+    ) -> AsyncIterator[Any]:
+        """What a replica says that has taken it; who stops waiting for it stops the replica, too."""
         response: Any = None
         taken = False
         try:
             if self._handle is None:
                 self._handle = await asyncio.to_thread(_find)
-            response = getattr(self._handle, method).remote(request)
+                self._streaming = self._handle.options(stream=True)
+            response = getattr(self._streaming if is_stream else self._handle, method).remote(request)
             async with asyncio.timeout(max(TAKEN_S, self._answer_s)):
-                await response._to_object_ref()  # waits until a replica has taken it
+                # Waits until a replica has taken it.
+                await (response._to_object_ref_gen() if is_stream else response._to_object_ref())
             taken = True
-            async with asyncio.timeout(self._answer_s):
-                answer = await response
-        except asyncio.CancelledError:
+            yield response
+        except (asyncio.CancelledError, GeneratorExit):
             # Nobody waits any more: a model that is writing the plan is to stop.
             if response is not None:
                 response.cancel()
@@ -72,8 +98,6 @@ class ServeParser:
             if taken:
                 raise Transient(PARSER_BROKE, f"the parser took it and did not answer ({_said(error)})") from error
             raise Transient("PARSER_UNAVAILABLE", f"no parser replica answered ({_said(error)})") from error
-        planned: Planned = opened(answer)
-        return planned
 
 
 class _NotDeployed(Exception):

@@ -35,7 +35,7 @@ class Planning:
     ) -> None:
         self.judge = Judge(settings)
         given = (engine, blobs, backlog, parser, self.judge)
-        self._splitting = Splitting(*given, on_room=on_room, replans=settings.max_replans)
+        self._splitting = Splitting(*given, on_room=on_room, on_closed=on_closed, replans=settings.max_replans)
         self._growing = Growing(*given, on_room=on_room, on_closed=on_closed)
 
     async def turn(self, incarnation: UUID) -> None:

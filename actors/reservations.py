@@ -1,58 +1,56 @@
 """Reserve, then settle: no model is called before what the call may use at most fits under every limit.
 
-The decision is made in memory and written down before it is answered; what was used is written down before that is
-answered. The ledger is the truth: a controller that starts anew reads what is reserved from it.
+The decision is made in memory. It is written down before it is answered, or in a moment where little enough is at
+stake (see `ahead`); what was used is written down before that is answered. The ledger is the truth: a controller that
+starts anew reads what is reserved from it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Final, Protocol
 from uuid import UUID
 
+from rayloom.actors.ahead import Ahead, AheadBook
+from rayloom.actors.alerts import AlertBook, Alerts
 from rayloom.actors.call_accounts import Books, CallAccounts
 from rayloom.actors.group_commit import GroupCommit
+from rayloom.actors.promises import Promises, is_promise
 from rayloom.actors.user_accounts import UserAccounts
 from rayloom.dag.amount import Amount
-from rayloom.dag.errors import Transient
 from rayloom.dag.limits import Usage
-from rayloom.dag.log_line import LogLine
 from rayloom.dag.model import Denied, ModelUse, ProviderLimits, Reservation
-from rayloom.dag.reservations import shares
+from rayloom.dag.reservations import LEASE_S, shares
 from rayloom.dag.token_port import Level, Quota, Share, TokenFigures, Used
-from rayloom.db.ledger import check_reservation
+from rayloom.db.ledger import Released
+from rayloom.db.ledger_rows import check_reservation
 
 log = logging.getLogger(__name__)
 
-EXPIRED_AT_ONCE: Final = 1000
-DENIED_KEPT: Final = 10_000
-"""So many subtasks are remembered that a limit kept from calling a model; the oldest may try once in vain."""
-PROMISE_S: Final = 60.0
-"""What room was found for in admitting a subtask is kept for it so long, or until its attempt has ended."""
+LEFT_AT_ONCE: Final = 1000
 SHARES_SHOWN: Final = 200
 RESERVING_LANES: Final = 2
 
 
-class LedgerPort(Books, Protocol):
+class LedgerPort(Books, AheadBook, Protocol):
     """What is asked of the record here; `rayloom.db.ledger.Ledger`."""
 
     async def reserve(self, reservations: Sequence[Reservation]) -> Mapping[str, str]:
-        """Write calls down before they are made; answers the statuses of those that were known already."""
+        """Write calls down, or that they are still under way; answers the statuses of those that are over."""
 
-    async def settle(self, settlements: Sequence[tuple[Reservation, ModelUse]]) -> frozenset[str]:
-        """Write down what calls used, durably; answers those that were not settled before."""
+    async def settle(self, settlements: Sequence[tuple[Reservation, ModelUse]]) -> Mapping[str, Amount]:
+        """Write down what calls used, durably; answers what those that were not settled before add to what counts."""
 
-    async def release_expired(self, *, limit: int) -> Sequence[str]:
-        """Give back what is reserved for callers who have been silent for too long."""
+    async def left(self, *, expired: bool, limit: int) -> Mapping[str, bool]:
+        """The calls that their callers have left; True: their leases are over. ``expired``: also for that alone."""
 
-    async def tell(self, lines: Sequence[LogLine]) -> None:
-        """Write lines into logs of tasks."""
+    async def release(self, ids: Sequence[str]) -> Mapping[str, Released]:
+        """Give back what is reserved for calls that were left, and count what they have used at least."""
 
     async def key_quota(self, key_id: str) -> Quota:
         """The limits of a key."""
@@ -77,6 +75,7 @@ class Reservations:
     def __init__(
         self,
         ledger: LedgerPort,
+        alerts: AlertBook,
         accounts: CallAccounts,
         *,
         users: UserAccounts,
@@ -85,99 +84,92 @@ class Reservations:
         clock: Callable[[], float],
     ) -> None:
         self._ledger, self._accounts, self._users = ledger, accounts, users
-        self._totals, self._warn_share, self._clock = totals, warn_share, clock
+        self._totals, self._clock = totals, clock
+        self.promises = Promises(accounts, refusal=self._refusal, clock=clock)
+        self._ahead = Ahead(ledger, clock=clock)
+        self._alerts = Alerts(alerts, warn_share=warn_share, clock=clock)
+        self._heard_from = math.inf
+        self._left: frozenset[str] = frozenset()
         self._reserving = GroupCommit(self._write_reserved, lanes=RESERVING_LANES)
         self._settling = GroupCommit(self._write_settled)
         self._reading = GroupCommit(self._read_tasks)
         self._writing: dict[str, asyncio.Future[None]] = {}
-        self._denied: dict[str, Reservation] = {}
-        self._promised: dict[str, float] = {}
-        self._warned: set[tuple[Level, str, str]] = set()
         self._used: dict[tuple[str, str], _Sum] = {}
         self._denials: Counter[tuple[Level, str]] = Counter()
 
+    async def rebuild(self) -> None:
+        """Take over from an earlier controller. To be called once, at first. Raises Transient."""
+        await self._ahead.begin()
+        await self._accounts.rebuild()
+        self._heard_from = self._clock()
+
     async def reserve(self, reservation: Reservation) -> Denied | None:
         """See `AccountPort`. Raises Bug for what can't be written down."""
-        check_reservation(reservation)
-        reservation = replace(reservation, id=str(UUID(reservation.id)))
+        reservation = _checked(reservation)
         id_, payer = reservation.id, reservation.payer
         if id_ not in self._accounts.counted:
             await self._users.open(payer.user_id)
             if payer.task_id and payer.task_id not in self._accounts.tasks:
                 await self._reading.put(payer.task_id)
         if id_ not in self._accounts.counted:
-            self._keep_promise(payer.sub_task_id)
-            denied = self._accounts.refusal(reservation)
+            self.promises.keep(payer.sub_task_id)
+            denied = self._refusal(reservation)
             if denied is not None and denied.level == "task":
                 # Its budget may have been raised a moment ago.
                 await self._reading.put(payer.task_id)
-                denied = self._accounts.refusal(reservation)
+                denied = self._refusal(reservation)
             if denied is not None:
                 return self._deny(reservation, denied)
             if id_ not in self._accounts.counted:
-                self._denied.pop(payer.sub_task_id, None)
+                self.promises.granted(payer.sub_task_id)
                 self._accounts.count(id_, reservation)
-                self._writing[id_] = asyncio.ensure_future(self._reserving.put(reservation))
+                self._ahead.grant(reservation, self._accounts.quotas(reservation))
+                self._write(reservation)
         writing = self._writing.get(id_)
-        if writing is not None:
+        if writing is not None and id_ not in self._ahead:
             await asyncio.shield(writing)
         return None
 
+    async def renew(self, reservation: Reservation) -> None:
+        """See `AccountPort`. Raises Bug for what can't be written down, and Transient."""
+        reservation = _checked(reservation)
+        if reservation.id not in self._accounts.counted:
+            # The call is made, whatever the limits say by now.
+            await self._users.open(reservation.payer.user_id)
+            if reservation.payer.task_id not in self._accounts.tasks:
+                await self._reading.put(reservation.payer.task_id)
+            if reservation.id not in self._accounts.counted:
+                self._accounts.count(reservation.id, reservation)
+        await self._reserving.put(reservation)
+
     async def settle(self, reservation: Reservation, use: ModelUse) -> None:
         """See `AccountPort`. Raises Bug for what can't be written down."""
-        check_reservation(reservation)
-        await self._settling.put((replace(reservation, id=str(UUID(reservation.id))), use))
+        await self._settling.put((_checked(reservation), use))
 
     def learn(self, model: str, limits: ProviderLimits) -> None:
         """See `AccountPort`."""
         self._accounts.learn(model, limits)
 
     async def step(self) -> None:
-        """Release what has expired, and read again what others may have changed. Raises Transient."""
+        """Release what was left, and read again what others may have changed. Raises Transient."""
+        for each in self._ahead.unwritten():
+            if each.id not in self._writing:
+                self._write(each)
         async with self._totals:
-            expired = await self._ledger.release_expired(limit=EXPIRED_AT_ONCE)
-            for id_ in expired:
-                self._accounts.uncount(id_, was_made=True)
+            await self._release()
             await self._accounts.read_again()
-        if expired:
-            log.warning("tokens.reservations_expired", extra={"count": len(expired)})
-        now_s = self._clock()
-        for sub_task_id in [id_ for id_, until_s in self._promised.items() if until_s <= now_s]:
-            self._keep_promise(sub_task_id)
-        await self._warn()
-
-    @property
-    def is_holding(self) -> bool:
-        """Whether the admission of any subtask depends on what is known here."""
-        return bool(self._denied or self._promised)
-
-    def still_denied(self, sub_task_id: str) -> Denied | None:
-        """What would keep a subtask from the call of a model that it was denied last; None: nothing that is known."""
-        reservation = self._denied.get(sub_task_id)
-        denied = None if reservation is None else self._accounts.refusal(reservation)
-        # What its budget denies for good is told to its next attempt, which ends it.
-        return None if denied is None or _ends(denied) else denied
-
-    def promise(self, sub_task_id: str) -> None:
-        """A subtask that was denied a call is admitted: its room is kept for it."""
-        reservation = self._denied.pop(sub_task_id, None)
-        if reservation is not None:
-            self._promised[sub_task_id] = self._clock() + PROMISE_S
-            self._accounts.count(_promise_of(sub_task_id), reservation)
-
-    def ended(self, sub_task_id: str) -> None:
-        """An attempt has ended: it will not come for what was promised."""
-        self._keep_promise(sub_task_id)
+        self.promises.forget_old()
+        await self._alerts.step(self._limited())
 
     def figures(self, user_id: str = "") -> TokenFigures:
         """What is counted here, for monitoring; with the shares of one user alone, where one is named."""
-        counted = [held.amount for id_, held in self._accounts.counted.items() if not id_.startswith(_promise_of(""))]
-        reserved = sum(counted, Amount())
+        counted = [held.amount for id_, held in self._accounts.counted.items() if not is_promise(id_)]
+        reserved, now_s = sum(counted, Amount()), self._clock()
         full = [
             Share(level=level, id=id_, limit=limit, share=share)
             for level, id_, quota, usage in self._limited()
             if not user_id or (level, id_) == ("user", user_id)
-            for limit, share in shares(quota, usage)
+            for limit, share in shares(quota, usage, now_s=now_s)
         ]
         full.sort(key=lambda each: -each.share)
         return TokenFigures(
@@ -197,43 +189,65 @@ class Reservations:
             reserved_tokens=reserved.tokens,
             reserved_cost_usd=reserved.cost_usd,
             shares=tuple(full[:SHARES_SHOWN]),
-            warn_share=self._warn_share,
+            warn_share=self._alerts.warn_share,
         )
+
+    def _refusal(self, reservation: Reservation) -> Denied | None:
+        return self._accounts.refusal(reservation, careful_s=self._ahead.careful_s)
 
     async def _read_tasks(self, batch: Sequence[str]) -> None:
         async with self._totals:
             await self._accounts.read_tasks(list(set(batch)))
 
     def _deny(self, reservation: Reservation, denied: Denied) -> Denied:
-        sub_task_id = reservation.payer.sub_task_id
+        payer = reservation.payer
         self._denials[denied.level, denied.limit] += 1
-        if sub_task_id and not _ends(denied):
-            self._denied.pop(sub_task_id, None)
-            self._denied[sub_task_id] = reservation
-            if len(self._denied) > DENIED_KEPT:
-                del self._denied[next(iter(self._denied))]
+        self.promises.deny(reservation, denied)
         fields = {"level": denied.level, "limit": denied.limit, "retry_in_s": denied.retry_in_s}
-        log.info("tokens.denied", extra={**fields, "task_id": reservation.payer.task_id, "sub_task_id": sub_task_id})
+        log.info("tokens.denied", extra={**fields, "task_id": payer.task_id, "sub_task_id": payer.sub_task_id})
         return denied
 
-    def _keep_promise(self, sub_task_id: str) -> None:
-        if self._promised.pop(sub_task_id, None) is not None:
-            self._accounts.uncount(_promise_of(sub_task_id), was_made=False)
+    def _write(self, reservation: Reservation) -> None:
+        writing = self._writing[reservation.id] = asyncio.ensure_future(self._reserving.put(reservation))
+        # Of what was granted ahead nobody waits to hear that it could not be written yet.
+        writing.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def _write_reserved(self, batch: Sequence[Reservation]) -> None:
         try:
-            known = await self._ledger.reserve(batch)
+            over = await self._ledger.reserve(batch)
         except BaseException:
             for each in batch:
-                self._accounts.uncount(each.id, was_made=False)
+                # What somebody waits to hear of is not granted; what is under way already is.
+                if each.id in self._writing and each.id not in self._ahead:
+                    self._accounts.uncount(each.id, was_made=False)
             raise
         finally:
             for each in batch:
                 self._writing.pop(each.id, None)
         for each in batch:
+            self._ahead.written(each.id)
             # One that was settled before it was asked for again, or released, is not reserved anew.
-            if known.get(each.id, "reserved") != "reserved":
+            if each.id in over:
                 self._accounts.uncount(each.id, was_made=True)
+
+    async def _release(self) -> None:
+        """Give back what dead callers had reserved. With the totals held."""
+        # Nobody was heard before this controller was there to hear.
+        left = await self._ledger.left(expired=self._clock() - self._heard_from > LEASE_S, limit=LEFT_AT_ONCE)
+        # An attempt that has ended a moment ago may be about to settle.
+        dead = [id_ for id_, has_expired in left.items() if has_expired or id_ in self._left]
+        self._left = frozenset(left) - frozenset(dead)
+        released = await self._ledger.release(dead) if dead else {}
+        for id_, each in released.items():
+            held = self._accounts.counted.get(id_)
+            self._accounts.uncount(id_, was_made=True)
+            self._ahead.written(id_)
+            if held is None:
+                self._users.mistrust({each.user_id})
+            else:
+                self._accounts.spend(held.reservation.payer, held.reservation.model, each.used)
+        if released:
+            log.warning("tokens.reservations_released", extra={"count": len(released)})
 
     async def _write_settled(self, batch: Sequence[tuple[Reservation, ModelUse]]) -> None:
         first = {reservation.id: (reservation, use) for reservation, use in reversed(batch)}
@@ -247,15 +261,16 @@ class Reservations:
             for id_, (given, use) in first.items():
                 held = self._accounts.counted.get(id_)
                 self._accounts.uncount(id_, was_made=True)
+                self._ahead.written(id_)
                 if id_ in news:
-                    self._count_used(given if held is None else held.reservation, use)
+                    self._count_used(given if held is None else held.reservation, use, news[id_])
                 elif held is not None:
                     # It was settled before, and that answer was lost: what is known of its user may lack it.
-                    self._count_used(held.reservation, use)
+                    self._count_used(held.reservation, use, Amount.of(use.tokens, use.cost_usd))
                     self._users.mistrust({held.reservation.payer.user_id})
 
-    def _count_used(self, reservation: Reservation, use: ModelUse) -> None:
-        self._accounts.spend(reservation.payer, reservation.model, Amount.of(use.tokens, use.cost_usd))
+    def _count_used(self, reservation: Reservation, use: ModelUse, added: Amount) -> None:
+        self._accounts.spend(reservation.payer, reservation.model, added)
         total = self._used.setdefault((reservation.model, reservation.purpose), _Sum())
         total.calls += 1
         total.tokens_in += use.tokens_in
@@ -268,31 +283,8 @@ class Reservations:
         for level, id_, account in self._accounts.limited():
             yield level, id_, account.quota, account.usage
 
-    async def _warn(self) -> None:
-        """Tell, once, of every limit that has just come to be nearly used up."""
-        near = {
-            (level, id_, limit): share
-            for level, id_, quota, usage in self._limited()
-            for limit, share in shares(quota, usage)
-            if share >= self._warn_share
-        }
-        lines = []
-        for (level, id_, limit), share in near.items():
-            if (level, id_, limit) in self._warned:
-                continue
-            log.warning("tokens.limit_near", extra={"level": level, "id": id_, "limit": limit, "share": share})
-            if level == "task":
-                message = f"{share:.0%} of the budget's {limit} is used"
-                lines.append(LogLine(at=datetime.now(UTC), task_id=id_, message=message, level="WARNING"))
-        self._warned = set(near)
-        # A warning is worth no failure.
-        with suppress(Transient):
-            await self._ledger.tell(lines)
 
-
-def _ends(denied: Denied) -> bool:
-    return denied.level == "task" and denied.retry_in_s is None
-
-
-def _promise_of(sub_task_id: str) -> str:
-    return f"~{sub_task_id}"
+def _checked(reservation: Reservation) -> Reservation:
+    """With its id as the ledger spells it. Raises Bug for what can't be written down."""
+    check_reservation(reservation)
+    return replace(reservation, id=str(UUID(reservation.id)))

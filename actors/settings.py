@@ -67,6 +67,7 @@ class EngineSettings(BaseModel):
     batch_max: PositiveInt = Field(default=256, description="outcomes or claims in one commit, at most")
     stop_grace_s: NonNegativeFloat = Field(default=0.8, description="how long a cancelled attempt may clean up")
     timeout_grace_s: NonNegativeFloat = Field(default=3.0, description="over timeout_s, before the worker is killed")
+    early_start: bool = Field(default=True, description="what only reads runs while a model still writes the plan")
     max_replans: NonNegativeInt = Field(default=2, description="so often a plan of a model may be added to")
     output_max_bytes: PositiveInt = Field(default=64 * 1024 * 1024, description="a larger output fails its attempt")
     output_text_chars: PositiveInt = Field(

@@ -25,6 +25,7 @@ from rayloom.dag.model import Denied, ModelUse, ProviderLimits, Reservation
 from rayloom.dag.ports import Ask, BreakerWish, Finished, Health, Held, Limited, Quota, RegisteredTool, ToolSnapshot
 from rayloom.dag.token_port import TokenFigures
 from rayloom.db import faults
+from rayloom.db.alerts import AlertStore
 from rayloom.db.breaker_rows import BreakerRows
 from rayloom.db.catalogue import Catalogue
 from rayloom.db.engine import make_engine
@@ -97,7 +98,9 @@ class _TokenControllerActor:
     ) -> None:
         faults.install(may_fail, "tokens")
         engine = make_engine(database.primary_dsn(), pool_size=TOKENS_POOL_SIZE, max_overflow=0, name=TOKENS_NAME)
-        self._tokens = TokenController(QuotaStore(engine), Ledger(engine), models=models, warn_share=warn_share)
+        self._tokens = TokenController(
+            QuotaStore(engine), Ledger(engine), AlertStore(engine), models=models, warn_share=warn_share
+        )
         self._life = asyncio.create_task(repeat(TOKENS_NAME, self._tokens.step))
 
     async def admit(self, asked: Sequence[Ask], finished: Sequence[Finished]) -> Answer[Sequence[Held]]:
@@ -120,6 +123,9 @@ class _TokenControllerActor:
 
     async def reserve(self, reservation: Reservation) -> Answer[Denied | None]:
         return await as_value(self._tokens.reserve(reservation))
+
+    async def renew(self, reservation: Reservation) -> Answer[None]:
+        return await as_value(self._tokens.renew(reservation))
 
     async def settle(self, reservation: Reservation, use: ModelUse) -> Answer[None]:
         return await as_value(self._tokens.settle(reservation, use))

@@ -14,16 +14,20 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.actors.backlog import Backlog
+from rayloom.actors.beginning import Beginning
 from rayloom.actors.jobs import Jobs
 from rayloom.actors.judge import Judge
+from rayloom.dag.decision import QUOTA_EXCEEDED
 from rayloom.dag.errors import Bug, ErrorInfo, InvalidPlan, RayloomError, Stale, Transient
 from rayloom.dag.log_line import LogLine
 from rayloom.dag.planned import Planned
-from rayloom.dag.ports import PARSER_BROKE, ParserPort
+from rayloom.dag.planning.beginning import held_back, joined
+from rayloom.dag.ports import PARSER_BROKE
+from rayloom.dag.replan import PlannerPort
 from rayloom.dag.tried import NOTHING_TRIED, PlanCall, Tried
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
-from rayloom.db import incarnations, task_moves
+from rayloom.db import growth, incarnations, task_moves
 from rayloom.db.blobs import BlobStore
 from rayloom.db.log_lines import append
 from rayloom.db.submit import accept_plan
@@ -36,6 +40,8 @@ AT_ONCE = 8
 AGAIN_S = 1.0
 AGAIN_MAX_S = 30.0
 BROKEN_MAX = 3
+QUOTA_AGAIN_S = 10.0
+"""A limit may be raised at any moment, and to ask whether it was costs nothing."""
 AWAY_MAX_S = 3600.0
 """How long a model that does not answer is waited for; a quota is waited for as long as the task may live."""
 WAITING_MAX = 10_000
@@ -55,12 +61,15 @@ class _Made:
     hold: str
     """Why it must not start before somebody approves; empty where it may."""
     replans: int
+    dropped: tuple[str, ...]
+    """What has begun, and is no part of it."""
 
 
 class Splitting:
     """The tasks that this incarnation is splitting. They are rows; losing this object loses nothing.
 
-    ``replans``: how often what a model planned may grow.
+    ``on_closed`` is told when a task has ended as soon as its plan was whole. ``replans``: how often what a model
+    planned may grow.
     """
 
     def __init__(
@@ -68,15 +77,16 @@ class Splitting:
         engine: AsyncEngine,
         blobs: BlobStore,
         backlog: Backlog,
-        parser: ParserPort,
+        parser: PlannerPort,
         judge: Judge,
         *,
         on_room: Callable[[], None],
+        on_closed: Callable[[], None] = lambda: None,
         replans: int = 0,
     ) -> None:
         self._engine, self._blobs = engine, blobs
         self._backlog, self._parser = backlog, parser
-        self._judge, self._replans = judge, replans
+        self._judge, self._replans, self._on_closed = judge, replans, on_closed
         # What waits for a model keeps no other prompt from being split, up to a point.
         self._jobs = Jobs(at_once=AT_ONCE, waiting_max=WAITING_MAX, on_room=on_room)
         self._suspected = asyncio.Lock()
@@ -92,9 +102,14 @@ class Splitting:
             return
         dead = await incarnations.dead_with_leases(self._engine)
         busy = self._jobs.busy
-        taken = await task_moves.claim_tasks(
+        begun = await growth.claim_growths(
+            self._engine, incarnation=incarnation, dead=dead, limit=room, busy=busy, partial=True
+        )
+        room -= len(begun)
+        new = await task_moves.claim_tasks(
             self._engine, incarnation=incarnation, dead=dead, limit=room, busy=busy, full=self._full()
         )
+        taken = [*(each.to_split() for each in begun), *new]
         for task in taken:
             self._users[task.task_id] = task.user_id
             self._jobs.start(task.task_id, self._split(task, incarnation))
@@ -123,6 +138,7 @@ class Splitting:
     async def _split(self, task: TaskToSplit, incarnation: UUID) -> None:
         broken: list[Exception] = []
         away = Away()
+        beginning = Beginning(self._engine, self._blobs, self._backlog, self._judge, task, incarnation)
         made: _Made | None = None
         tried = NOTHING_TRIED
         while True:
@@ -134,12 +150,12 @@ class Splitting:
                 # take the others with it.
                 if made is None:
                     async with self._suspected if broken else nullcontext():
-                        made = await self._plan(task, incarnation, tried)
+                        made = await self._plan(task, incarnation, beginning, tried)
                 # What the parser has made once is kept: only to store it is tried again.
                 if made is not None:
                     # What is stored goes to the queue, though by then it is split no longer.
                     self._jobs.settle(task.task_id)
-                    await self._store(task, made, incarnation)
+                    await self._store(task, made, incarnation, beginning)
                 return
             except Transient as error:
                 _log.warning("split.again", extra={"task_id": str(task.task_id), "error": error.message})
@@ -150,8 +166,7 @@ class Splitting:
                     if pause_s is None:
                         await self._fail(task, incarnation, error, tried)
                         return
-                    # The first time, and ever less often.
-                    await self._wait(task, error, pause_s, is_told=away.count.bit_count() == 1)
+                    await self._wait(task, error, pause_s, is_told=away.is_to_be_told)
                     continue
                 if error.code == PARSER_BROKE:
                     broken.append(
@@ -175,29 +190,33 @@ class Splitting:
             await append(self._engine, [LogLine(at=datetime.now(UTC), task_id=str(task.task_id), message=said)])
         await self._jobs.pause(task.task_id, pause_s)
 
-    async def _plan(self, task: TaskToSplit, incarnation: UUID, tried: Tried) -> _Made | None:
+    async def _plan(self, task: TaskToSplit, incarnation: UUID, beginning: Beginning, tried: Tried) -> _Made | None:
         """What the parser and the rules make of it; None where the task has ended over that."""
         await self._backlog.add((), tasks=[str(task.task_id)])
         planned: Planned | None = None
         try:
             request = self._judge.request(
                 task_id=task.task_id, user_id=task.user_id, key_id=task.key_id, prompt=task.prompt,
-                context=task.context, options=task.options, p50_s=await self._p50_s(),
+                context=task.context, options=task.options, p50_s=await self._p50_s(), begun=beginning.begun,
             )  # fmt: skip
-            planned = await self._parser.plan(replace(request, tried=tried))
-            verified = await asyncio.to_thread(self._judge.verify, planned.plan, task.options)
-        except Transient:
+            planned = await beginning.planned(self._parser, replace(request, tried=tried))
+            whole, begun = joined(planned.plan, beginning.begun), beginning.begun
+            planned = replace(planned, joiner=whole.renamed.get(planned.joiner, planned.joiner))
+            plan = held_back(whole.plan, begun) if begun and planned.over_budget else whole.plan
+            verified = await asyncio.to_thread(self._judge.verify, plan, task.options, done=beginning.ids)
+        except (Transient, Stale):
             raise
         except RayloomError as error:
             if planned is not None:
                 tried = Tried(notes=planned.notes, calls=planned.calls)
             await self._fail(task, incarnation, error, error.tried or tried)
             return None
-        await append(self._engine, planning_lines(task.task_id, planned.notes, planned.calls, planned.source))
-        hold = "; ".join(planned.over_budget)
+        hold = "over budget: " + "; ".join(planned.over_budget) if planned.over_budget else ""
+        notes = (*planned.notes, *whole.notes, *((f"{hold}: the rest waits for approval",) if begun and hold else ()))
+        await append(self._engine, planning_lines(task.task_id, notes, planned.calls, planned.source))
         # What its author laid out is not second-guessed; what a model made may be.
         replans = self._replans if planned.source == "model" else 0
-        return _Made(verified, planned.meta(), f"over budget: {hold}" if hold else "", replans)
+        return _Made(verified, planned.meta(), hold, replans, whole.dropped)
 
     async def _p50_s(self) -> dict[str, float]:
         """What the tools took lately; nothing where nobody estimates."""
@@ -206,7 +225,14 @@ class Splitting:
         stats = await tool_stats(self._engine)
         return {name: each.p50_ms / 1000 for name, each in stats.items() if each.p50_ms is not None}
 
-    async def _store(self, task: TaskToSplit, made: _Made, incarnation: UUID) -> None:
+    async def _store(self, task: TaskToSplit, made: _Made, incarnation: UUID, beginning: Beginning) -> None:
+        if beginning.begun:
+            # What waits for approval now are its first subtasks; nor does it grow then.
+            replans = 0 if made.hold else made.replans
+            finished = await beginning.finish(made.plan, meta=made.meta, replans=replans, dropped=made.dropped)
+            if finished.closed:
+                self._on_closed()
+            return
         queued = await accept_plan(
             self._engine,
             self._blobs,
@@ -252,6 +278,11 @@ class Away:
     since: float | None = None
     count: int = 0
 
+    @property
+    def is_to_be_told(self) -> bool:
+        """Whether the log says so this time: the first time, and ever less often."""
+        return self.count.bit_count() == 1
+
     def pause_s(self, error: Transient, now: float) -> float | None:
         """How long to wait before they are asked again; None where that has been long enough."""
         self.since = now if self.since is None else self.since
@@ -259,4 +290,5 @@ class Away:
             return None
         self.count += 1
         pause_s: float = min(AGAIN_MAX_S, AGAIN_S * 2.0 ** min(self.count, 10))
-        return max(pause_s, min(error.retry_after_s or 0.0, AWAY_MAX_S))
+        pause_s = max(pause_s, min(error.retry_after_s or 0.0, AWAY_MAX_S))
+        return min(pause_s, QUOTA_AGAIN_S) if error.code == QUOTA_EXCEEDED else pause_s

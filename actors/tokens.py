@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from rayloom.actors.alerts import AlertBook
 from rayloom.actors.call_accounts import CallAccounts
 from rayloom.actors.reservations import LedgerPort, Reservations
 from rayloom.actors.user_accounts import Accounts, UserAccounts
@@ -49,6 +50,7 @@ class TokenController:
         self,
         record: Accounts,
         ledger: LedgerPort,
+        alerts: AlertBook,
         *,
         models: Mapping[str, Quota] | None = None,
         warn_share: float = WARN_SHARE,
@@ -62,7 +64,7 @@ class TokenController:
         self._users = UserAccounts(record, turn=self._turn, totals=totals, reserved=self._reserved, clock=clock)
         self._call_accounts = CallAccounts(ledger, user=self._users.known.get, models=models or {}, clock=clock)
         self._calls = Reservations(
-            ledger, self._call_accounts, users=self._users, totals=totals, warn_share=warn_share, clock=clock
+            ledger, alerts, self._call_accounts, users=self._users, totals=totals, warn_share=warn_share, clock=clock
         )
 
     async def step(self) -> float:
@@ -78,7 +80,7 @@ class TokenController:
         async with self._turn:
             self._users.take_quotas(await self._record.limited())
         if not self._rebuilt.is_set():
-            await self._call_accounts.rebuild()
+            await self._calls.rebuild()
             self._rebuilt.set()
         await self._users.read(list(self._users.unread))
         await self._users.compare()
@@ -92,11 +94,11 @@ class TokenController:
         """
         await self._ready()
         async with self._turn:
-            if not len(self._users) and not self._calls.is_holding:
+            if not len(self._users) and not self._calls.promises.is_holding:
                 return ()
             now_s = self._clock()
             for end in finished:
-                self._calls.ended(end.sub_task_id)
+                self._calls.promises.keep(end.sub_task_id)
                 account = self._users.known.get(end.user_id)
                 if account is not None:
                     account.end(end, now_s=now_s)
@@ -112,7 +114,7 @@ class TokenController:
                 if account is not None and ask.sub_task_id in account.running:
                     account.running[ask.sub_task_id] = now_s
                     continue
-                if (denied := self._calls.still_denied(ask.sub_task_id)) is not None:
+                if (denied := self._calls.promises.still_denied(ask.sub_task_id)) is not None:
                     # It would start only to be denied again.
                     held.append(_denied(ask, denied))
                     continue
@@ -123,13 +125,18 @@ class TokenController:
                         held.append(_held(ask, wait.limit, wait.ask_again_in_s))
                         continue
                     account.start(ask.sub_task_id, now_s=now_s)
-                self._calls.promise(ask.sub_task_id)
+                self._calls.promises.promise(ask.sub_task_id)
             return held
 
     async def reserve(self, reservation: Reservation) -> Denied | None:
         """See `AccountPort`. Raises Transient (``TOKENS_STARTING``), and Bug for what can't be written down."""
         await self._ready()
         return await self._calls.reserve(reservation)
+
+    async def renew(self, reservation: Reservation) -> None:
+        """See `AccountPort`. Raises Transient, and Bug for what can't be written down."""
+        await self._ready()
+        await self._calls.renew(reservation)
 
     async def settle(self, reservation: Reservation, use: ModelUse) -> None:
         """See `AccountPort`. Raises Transient, and Bug for what can't be written down."""
@@ -207,10 +214,14 @@ class TokenController:
 
 
 def _denied(ask: Ask, denied: Denied) -> Held:
-    limit = denied.limit if denied.level == "user" else f"{denied.level}.{denied.limit}"
-    wait_s = math.inf if denied.retry_in_s is None else denied.retry_in_s
-    return _held(ask, limit, within_reason(wait_s))
+    return Held(
+        sub_task_id=ask.sub_task_id,
+        limit=denied.limit if denied.level == "user" else f"{denied.level}.{denied.limit}",
+        ask_again_in_s=within_reason(math.inf if denied.retry_in_s is None else denied.retry_in_s),
+        free_in_s=denied.retry_in_s,
+        alone=True,
+    )
 
 
 def _held(ask: Ask, limit: str, ask_again_in_s: float) -> Held:
-    return Held(sub_task_id=ask.sub_task_id, limit=limit, ask_again_in_s=ask_again_in_s)
+    return Held(sub_task_id=ask.sub_task_id, limit=limit, ask_again_in_s=ask_again_in_s, free_in_s=ask_again_in_s)

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Event
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 import httpx2
 
@@ -21,9 +22,13 @@ STOP_TIMEOUT_S = 90
 
 
 class Server:
-    """Starts and stops the same rayloom again and again; its data stays between. Use ``with server.running()``."""
+    """Starts and stops the same rayloom again and again; its data stays between. Use ``with server.running()``.
 
-    def __init__(self) -> None:
+    ``settings``: environment variables of it.
+    """
+
+    def __init__(self, settings: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._settings = settings
         # Short, because the embedded services put sockets below it, and a socket's path may have 107 bytes.
         self.home = Path(tempfile.mkdtemp(prefix="rlbh", dir="/tmp"))
         with socket.socket() as probe:
@@ -46,7 +51,7 @@ class Server:
         with (self.home / "bench-up.log").open("ab") as log:
             process = subprocess.Popen(
                 [str(Path(sys.executable).with_name("rayloom")), "up"],
-                env={**os.environ, **own},
+                env={**os.environ, **self._settings, **own},
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

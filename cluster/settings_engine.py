@@ -24,6 +24,7 @@ class EngineFields(BreakerFields):
         default=7 * 86_400, gt=0, le=3_650 * 86_400, description="what waits for approval longer is rejected"
     )
     max_replans: int = Field(default=2, ge=0, le=100, description="so often a plan made by a model may be added to")
+    early_start: bool = Field(default=True, description="what only reads runs while a model still writes the plan")
     heartbeat_s: float = Field(default=1.0, gt=0, le=60, description="how often a scheduler says that it lives")
     lease_s: float = Field(default=10.0, gt=0, le=3600, description="a silent scheduler loses its attempts after this")
     cache_ttl_s: float = Field(
@@ -43,6 +44,7 @@ class EngineFields(BreakerFields):
             approval_levels=self.approval_levels,
             approval_ttl_s=self.approval_ttl_s,
             max_replans=self.max_replans,
+            early_start=self.early_start,
             heartbeat_s=self.heartbeat_s,
             lease_s=self.lease_s,
             cache_ttl_s=self.cache_ttl_s,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from typing import Literal, TypeVar, assert_never
 
 from rayloom.dag.errors import Bug, ErrorInfo, NeedsClarification, RayloomError, Refused, Stale, Transient, UserError
@@ -17,6 +17,15 @@ async def as_value(result: Awaitable[T]) -> Answer[T]:
         return ("ok", await result)
     except RayloomError as error:
         return ("error", ErrorInfo.from_exception(error))
+
+
+async def as_values(results: AsyncIterator[T]) -> AsyncIterator[Answer[T]]:
+    """What a stream gives, each as a value, and last the error of ours that broke it off, if one did."""
+    try:
+        async for result in results:
+            yield ("ok", result)
+    except RayloomError as error:
+        yield ("error", ErrorInfo.from_exception(error))
 
 
 def as_error(info: ErrorInfo) -> RayloomError:

@@ -17,10 +17,13 @@ OUT_OF_MEMORY: Final = "OUT_OF_MEMORY"
 BLOBS_AWAY: Final = "BLOB_STORE_UNAVAILABLE"
 BLOBS_SLOW: Final = "BLOB_STORE_SLOW"
 """What an attempt refers to did not come within its own time: the store may be silent, or it is too much for ever."""
+BUDGET_EXCEEDED: Final = "BUDGET_EXCEEDED"
+"""The budget of its task does not let a model be called: nothing but a higher one helps."""
 QUOTA_EXCEEDED: Final = "QUOTA_EXCEEDED"
 """A limit did not let a model be called: nobody failed."""
 QUOTA_WAIT_S: Final = 5.0
-"""Nothing but a higher limit helps: until there is one its subtask is held in the queue, not tried again and again."""
+"""Its subtask is queued again after at most so long, whatever its limit says: there it is held until there is room, and
+so a higher limit is seen long before a window is over."""
 OWN_TIMEOUTS: Final = frozenset({"TIMED_OUT", "DATABASE_UNAVAILABLE", BLOBS_SLOW})
 
 
@@ -88,8 +91,7 @@ def decide(
     is_paid = outcome.model_tokens > 0 and attempt > max_retries
     if error is not None and error.code == QUOTA_EXCEEDED and error.retryable and not is_paid:
         wait_s = delay_s(0, initial_s=policy.initial_s, max_s=policy.max_s, jitter=jitter)
-        asked_s = QUOTA_WAIT_S if error.retry_after_s is None else _asked_s(outcome, jitter)
-        return Decision(retry_in_s=max(wait_s, asked_s), spends=False)
+        return Decision(retry_in_s=max(wait_s, _asked_s(outcome, jitter)), spends=False)
     if is_lost_to_blobs(outcome):
         # Ever later: an attempt that needs a blob holds a worker until it knows that there is none.
         wait_s = delay_s(past.without_blobs, initial_s=policy.initial_s, max_s=policy.max_s, jitter=jitter)
@@ -109,7 +111,10 @@ def decide(
 
 
 def _asked_s(outcome: Outcome, jitter: float) -> float:
-    asked_s = min((outcome.error.retry_after_s if outcome.error else None) or 0.0, MAX_RETRY_AFTER_S)
+    said_s = outcome.error.retry_after_s if outcome.error else None
+    if outcome.error is not None and outcome.error.code == QUOTA_EXCEEDED:
+        said_s = QUOTA_WAIT_S if said_s is None else min(said_s, QUOTA_WAIT_S)
+    asked_s = min(said_s or 0.0, MAX_RETRY_AFTER_S)
     # Who was told the same time must not come back all at once either.
     return asked_s * (1 + jitter / 10)
 

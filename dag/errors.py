@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from rayloom.dag.model import ModelUse
 from rayloom.dag.tried import Tried
 from rayloom.dag.values import JsonObject
 
@@ -103,7 +104,12 @@ class Transient(RayloomError):
 
 
 class AnswerInvalid(Transient):
-    """A model's answer that is not what was asked for: ``text`` is what it said, ``faults`` what is wrong with it."""
+    """A model's answer that is not what was asked for: ``text`` is what it said, ``faults`` what is wrong with it.
+
+    ``use``: what the call has used, as any other's.
+    """
+
+    use = ModelUse()
 
     def __init__(self, message: str, *, text: str, faults: Sequence[str]) -> None:
         super().__init__("ANSWER_INVALID", message)

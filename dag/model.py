@@ -136,7 +136,8 @@ class Reservation:
     """Tokens and money that a call may use, asked for before it is made.
 
     ``id`` is a UUID that the caller makes: to ask twice reserves once. ``tokens``: question and longest answer.
-    ``lease_s``: after so many seconds without a word the caller is taken for dead, and the reservation released.
+    ``lease_s``: after so many seconds without a word the caller is taken for dead, and the reservation released; then
+    ``least`` counts as used: the question, and what was heard of the answer so far.
     """
 
     id: str
@@ -146,6 +147,7 @@ class Reservation:
     tokens: int
     cost_usd: float
     lease_s: float
+    least: ModelUse = ModelUse()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +181,12 @@ class AccountPort(Protocol):
         """Reserve at every level at once, or at none. None: granted.
 
         Raises Transient (``ACTOR_UNAVAILABLE``, ``TOKENS_STARTING``) when it is not known; may be asked again.
+        """
+
+    async def renew(self, reservation: Reservation) -> None:
+        """The call is still under way: its lease is as long as it says from now on, and ``least`` is what it says.
+
+        A reservation that is not known any more is counted again.
         """
 
     async def settle(self, reservation: Reservation, use: ModelUse) -> None:

@@ -15,6 +15,10 @@ from rayloom.dag.tried import PlanCall as PlanCall
 from rayloom.dag.values import JsonObject
 
 NOBODY: Final = Payer(user_id="")
+BEGINS: Final = "begins with"
+"""How an event of a plan begins that is not whole yet."""
+WHOLE: Final = "whole"
+"""How that event begins by which it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +28,8 @@ class PlanRequest:
     ``tools``: those that the task may use, by name. ``nodes``: every kind of node; none: resources are not judged.
     ``payer``: on whose account models are called. ``budget``: of the task, as submitted. ``p50_s``: the median seconds
     of the tools' recent calls. ``tried``: what was done for this plan already, as the error said that ended it.
+    ``may_begin``: what only reads may run before the plan is whole. ``begun``: what does, or has, of an earlier plan of
+    this prompt that never became whole.
     """
 
     task_id: str
@@ -35,6 +41,15 @@ class PlanRequest:
     budget: JsonObject = field(default_factory=dict)
     p50_s: Mapping[str, float] = field(default_factory=dict)
     tried: Tried = NOTHING_TRIED
+    may_begin: bool = False
+    begun: tuple[JsonObject, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Early:
+    """A subtask of a plan that a model is still writing, which may run already."""
+
+    subtask: JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

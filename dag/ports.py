@@ -123,10 +123,10 @@ class ToolSnapshot:
 class Waiting:
     """What a scheduler knows of a QUEUED subtask and of what it asks for. Times in seconds from now.
 
-    ``handed_over``: Ray holds it. ``limit``: what holds back all of its user, until ``limit_in_s``. ``is_held``: the
-    last try to start it failed because something was away. ``nodes``: how many live nodes there are; ``room``: how many
-    more of its kind they could run now. ``fits``: whether any node that there is or could be offers that; where none
-    does it fails in ``gives_up_in_s``.
+    ``handed_over``: Ray holds it. ``limit``: what holds it back, and may have room in ``limit_in_s``, where that is
+    known. ``is_held``: the last try to start it failed because something was away. ``nodes``: how many live nodes there
+    are; ``room``: how many more of its kind they could run now. ``fits``: whether any node that there is or could be
+    offers that; where none does it fails in ``gives_up_in_s``.
     """
 
     handed_over: bool

@@ -1,11 +1,12 @@
-"""Adding to the plan of a running task: what the parser must know for that, and the port by which it is asked."""
+"""Plans that begin before they are whole, and that are added to: what the parser must know, and the port to ask it."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.planned import Early, Planned, PlanRequest
 from rayloom.dag.ports import ParserPort
 from rayloom.dag.values import JsonObject
 
@@ -39,7 +40,14 @@ class ReplanRequest:
 
 
 class PlannerPort(ParserPort, Protocol):
-    """The parser deployment, as far as it also adds to plans."""
+    """The parser deployment, as far as it also begins plans and adds to them."""
+
+    def stream(self, request: PlanRequest) -> AsyncGenerator[Early | Planned, None]:
+        """As ``plan``; but first, one by one as they are written, it gives subtasks that may run already.
+
+        What they are in the plan, which comes last, may be something else. Closing it stops the model. Raises as
+        ``plan``.
+        """
 
     async def replan(self, request: ReplanRequest) -> Planned:
         """What to add to the plan of a running task: its subtasks are new ones alone, and may be none.

@@ -15,6 +15,12 @@ from rayloom.dag.limits import WINDOW_S, Usage
 from rayloom.dag.model import Denied, ProviderLimits
 from rayloom.dag.token_port import Level, Quota
 
+LEASE_S: Final = 60.0
+"""Who calls a model and says nothing for so long is taken for dead."""
+RENEW_EVERY_S: Final = LEASE_S / 3
+"""As often says it that it is alive."""
+AHEAD_PART: Final = 20
+"""One part in so many of a limit is never granted before what it is granted for is written down, and all at once."""
 RESERVED_WAIT_S: Final = 1.0
 """What is in the way is only reserved: it may be settled with less at any moment."""
 PROVIDER: Final = "provider"
@@ -72,11 +78,46 @@ def _usd(amount: Amount) -> str:
     return f"{amount.cost_usd:.6g} USD"
 
 
-def shares(quota: Quota, usage: Usage) -> Iterator[tuple[str, float]]:
-    """How much of each limit on what may be used in all is used up: (limit, share), 1 being all of it."""
+def fits_ahead(quota: Quota, unwritten: Amount, *, calls: int) -> bool:
+    """Whether so much, of so many calls, may be granted and not be written down yet."""
+    tokens, cost_usd, calls_at_most = _ahead(quota)
+    return unwritten.tokens <= tokens and unwritten.cost_usd <= cost_usd and calls <= calls_at_most
+
+
+def withheld(quota: Quota) -> Quota:
+    """What is left of limits while nobody knows what was granted and not written down."""
+    return Quota(
+        max_tokens=_less(quota.max_tokens),
+        max_cost_usd=None if quota.max_cost_usd is None else quota.max_cost_usd * (1 - 1 / AHEAD_PART),
+        tokens_per_min=_less(quota.tokens_per_min),
+        requests_per_min=_less(quota.requests_per_min),
+        max_concurrent=_less(quota.max_concurrent),
+    )
+
+
+def _less(limit: int | None) -> int | None:
+    return None if limit is None else limit - limit // AHEAD_PART
+
+
+def _ahead(quota: Quota) -> tuple[float, float, float]:
+    """So many tokens, so much money and so many calls."""
+    tokens = [limit for limit in (quota.max_tokens, quota.tokens_per_min) if limit is not None]
+    calls = [limit for limit in (quota.requests_per_min, quota.max_concurrent) if limit is not None]
+    cost_usd = math.inf if quota.max_cost_usd is None else quota.max_cost_usd / AHEAD_PART
+    return (
+        min((limit // AHEAD_PART for limit in tokens), default=math.inf),
+        cost_usd,
+        min((limit // AHEAD_PART for limit in calls), default=math.inf),
+    )
+
+
+def shares(quota: Quota, usage: Usage, *, now_s: float) -> Iterator[tuple[str, float]]:
+    """How much of each limit is used up, in all or in the last minute: (limit, share), 1 being all of it."""
     for name, limit, used in (
         ("max_tokens", quota.max_tokens, usage.used.tokens),
         ("max_cost_usd", quota.max_cost_usd and nano(quota.max_cost_usd), usage.used.nano_usd),
+        ("tokens_per_min", quota.tokens_per_min, usage.tokens.total(now_s=now_s)),
+        ("requests_per_min", quota.requests_per_min, usage.requests.total(now_s=now_s)),
     ):
         if limit is not None:
             yield name, used / limit if limit else 1.0

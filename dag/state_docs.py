@@ -31,15 +31,18 @@ TASK_MEANING: Final[Mapping[TaskStatus, str]] = {
     TaskStatus.PENDING: "Accepted and on disk; nobody has looked at it yet.",
     TaskStatus.SPLITTING: "Its prompt is being turned into a plan, or its given plan is being verified.",
     TaskStatus.READY: "The plan is stored. Lasts only while the plan waits for approval.",
-    TaskStatus.PROCESSING: "Its subtasks run.",
+    TaskStatus.PROCESSING: "Its subtasks run; the last of its plan may still be being made.",
     TaskStatus.COMPLETED: "Every subtask has completed, or the others went on without it; the result is there.",
-    TaskStatus.FAILED: "It can't go on by itself. A retry takes it back to PROCESSING.",
+    TaskStatus.FAILED: "It can't go on by itself. A retry takes it back to PROCESSING, without a plan to PENDING.",
     TaskStatus.CANCELLED: "Somebody stopped it, or refused its plan.",
 }
 
 TASK_WHO: Final[Mapping[TaskEvent, tuple[str, str]]] = {
     TaskEvent.SPLIT_STARTED: ("scheduler", "takes the task, best priority first, and asks the parser for a plan"),
-    TaskEvent.PLAN_ACCEPTED: ("scheduler", "stores the verified plan with all its subtasks, in one transaction"),
+    TaskEvent.PLAN_ACCEPTED: (
+        "scheduler",
+        "stores the verified plan with all its subtasks, in one transaction; or what may run of it already",
+    ),
     TaskEvent.STARTED: ("API or scheduler", "the plan needs no approval, or somebody approved it"),
     TaskEvent.REJECTED: ("API or scheduler", "somebody rejects the plan, or nobody has approved it in time"),
     TaskEvent.ALL_DONE: ("scheduler", "the last subtask completes, or is missing by its policy"),
@@ -49,7 +52,8 @@ TASK_WHO: Final[Mapping[TaskEvent, tuple[str, str]]] = {
         "one to go on without, or the deadline has passed",
     ),
     TaskEvent.CANCEL: ("API", "somebody cancels the task"),
-    TaskEvent.RETRIED: ("API", "somebody retries what is BLOCKED"),
+    TaskEvent.RETRIED: ("API", "somebody retries what is BLOCKED, or what its budget kept from being planned"),
+    TaskEvent.REPLANNED: ("API", "somebody retries a task without a plan: a budget, or a model, did not allow one"),
 }
 
 SUBTASK_MEANING: Final[Mapping[SubtaskStatus, str]] = {
@@ -65,7 +69,10 @@ SUBTASK_MEANING: Final[Mapping[SubtaskStatus, str]] = {
         "or `default` its dependents go on without it: it is missing."
     ),
     SubtaskStatus.SKIPPED: "What it depends on, at any distance, is BLOCKED, and is not to be gone on without.",
-    SubtaskStatus.CANCELLED: "Its task was cancelled before it completed.",
+    SubtaskStatus.CANCELLED: (
+        "Its task was cancelled, or ended otherwise, before it completed; or it had begun before its plan was whole, "
+        "and the whole plan does without it."
+    ),
 }
 
 SUBTASK_WHO: Final[Mapping[SubtaskEvent, tuple[str, str]]] = {
@@ -101,7 +108,11 @@ SUBTASK_WHO: Final[Mapping[SubtaskEvent, tuple[str, str]]] = {
     ),
     SubtaskEvent.RETRIED: ("API", "somebody retries the dead letter, or the task"),
     SubtaskEvent.REVIVED: ("database", "the BLOCKED subtask that it was skipped for is retried"),
-    SubtaskEvent.CANCEL: ("API", "somebody cancels the task; a running attempt is stopped with it"),
+    SubtaskEvent.CANCEL: (
+        "API or scheduler",
+        "somebody cancels the task, it ends otherwise, or the whole plan does without the subtask; a running attempt "
+        "is stopped with it",
+    ),
 }
 
 PHASE_MEANING: Final[Mapping[Phase, str]] = {

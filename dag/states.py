@@ -60,6 +60,7 @@ class TaskEvent(StrEnum):
     GAVE_UP = "gave_up"
     CANCEL = "cancel"
     RETRIED = "retried"
+    REPLANNED = "replanned"
 
 
 class SubtaskEvent(StrEnum):
@@ -100,6 +101,7 @@ TASK_MOVES: Final[Mapping[tuple[TaskStatus, TaskEvent], TaskStatus]] = MappingPr
         (_T.PROCESSING, _TE.GAVE_UP): _T.FAILED,
         (_T.PROCESSING, _TE.CANCEL): _T.CANCELLED,
         (_T.FAILED, _TE.RETRIED): _T.PROCESSING,
+        (_T.FAILED, _TE.REPLANNED): _T.PENDING,
     }
 )
 

@@ -40,11 +40,15 @@ class Held:
     """A subtask that may not start yet: which limit holds it, and in how many seconds to ask again.
 
     ``limit``: a field of `Quota`; of another level than the user's after its name, as in ``key.max_tokens``.
+    ``free_in_s``: when it may have room; None where nobody knows, as nothing but a higher limit helps. ``alone``: it
+    was kept from calling a model, and nothing else of its user is held for that.
     """
 
     sub_task_id: str
     limit: str
     ask_again_in_s: float
+    free_in_s: float | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

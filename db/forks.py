@@ -42,9 +42,10 @@ class TakenSubtask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredPlan:
-    """A task with its plan, as one needs it to run some of it anew. ``plan`` is None while there is none.
+    """A task with its plan, as one needs it to run some of it anew.
 
-    What the plan went around when it grew is not in it: the way around it is.
+    ``plan`` is None while there is none, and where it never became whole. What the plan went around when it grew, or
+    does without although it had begun, is not in it.
     """
 
     status: str
@@ -64,7 +65,7 @@ async def stored_plan(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> Stor
     """A user's task with its plan, all of one moment; None when there is no such task."""
     statement = select(
         tasks.c.status, tasks.c.title, tasks.c.original_prompt, tasks.c.priority, tasks.c.context, tasks.c.options,
-        tasks.c.labels, tasks.c.plan,
+        tasks.c.labels, tasks.c.plan, tasks.c.plan_meta["partial"].is_not(None).label("is_partial"),
     ).where(tasks.c.id == task_id, tasks.c.user_id == user_id)  # fmt: skip
     async with reading(engine) as connection:
         await connection.execution_options(isolation_level="REPEATABLE READ")
@@ -83,7 +84,7 @@ async def stored_plan(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> Stor
         context=row.context,
         options=row.options,
         labels=row.labels,
-        plan=_without(row.plan, superseded),
+        plan=None if row.is_partial else _without(row.plan, superseded),
         statuses={subtask.key: subtask.status for subtask in subtasks},
         dependencies={subtask.key: tuple(subtask.dependencies) for subtask in subtasks},
     )

@@ -1,6 +1,7 @@
 """Plans that grow while they run: who sees to it, what is added, and how it ends.
 
 A task that grows counts one more in ``open_count``, so it can't close meanwhile (``migrations/sql/0012_growth.sql``).
+One whose plan has begun before it was whole grows, too, until it is (``migrations/sql/0013_beginning.sql``).
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
-from rayloom.dag.errors import Stale
+from rayloom.dag.errors import ErrorInfo, Stale
 from rayloom.dag.order import queue_score
-from rayloom.dag.states import SubtaskStatus, TaskStatus
+from rayloom.dag.plan import subtasks_of
+from rayloom.dag.planned import WHOLE
+from rayloom.dag.states import SubtaskStatus
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.db.attempts import INLINE_BYTES, Committed, committed_of
 from rayloom.db.blobs import BlobStore
-from rayloom.db.engine import driver, dump
+from rayloom.db.engine import driver, dump, dump_error
 from rayloom.db.plan_inputs import keep_inputs
 from rayloom.db.plan_rows import (
     ACCEPTED,
@@ -30,8 +33,10 @@ from rayloom.db.plan_rows import (
     NewSubtask,
     first_events,
     first_status,
+    shape_of_plan,
     write_subtasks,
 )
+from rayloom.db.task_moves import TaskToSplit
 
 NOT_BLOCKED: Final = "NOT_BLOCKED"
 _DEAD = (SubtaskStatus.BLOCKED, SubtaskStatus.SKIPPED, SubtaskStatus.CANCELLED)
@@ -51,6 +56,13 @@ class GrowingTask:
     replans_left: int
     api_key_id: UUID | None
 
+    def to_split(self) -> TaskToSplit:
+        """The same for whoever has the rest of its plan made."""
+        return TaskToSplit(
+            task_id=self.task_id, user_id=self.user_id, prompt=self.prompt, context=self.context, options=self.options,
+            key_id=self.api_key_id, begun=tuple(subtasks_of(self.plan)),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grown:
@@ -67,13 +79,23 @@ class Grown:
 
 
 async def claim_growths(
-    engine: AsyncEngine, *, incarnation: UUID, dead: Sequence[UUID], limit: int, busy: Sequence[UUID]
+    engine: AsyncEngine,
+    *,
+    incarnation: UUID,
+    dead: Sequence[UUID],
+    limit: int,
+    busy: Sequence[UUID],
+    partial: bool = False,
 ) -> tuple[GrowingTask, ...]:
-    """Take tasks that are due to grow, and those whose grower died; not those that are ``busy`` here already."""
+    """Take tasks that are due to grow, and those whose grower died; not those that are ``busy`` here already.
+
+    ``partial``: those whose plan is not whole yet, as whoever split them has died; else all others.
+    """
     async with driver(engine) as connection:
         rows = await connection.fetch(
-            "SELECT * FROM claim_growths($1, $2, $3::uuid[], $4::uuid[])", limit, incarnation, list(dead), list(busy)
-        )
+            "SELECT * FROM claim_growths($1, $2, $3::uuid[], $4::uuid[], $5)",
+            limit, incarnation, list(dead), list(busy), partial,
+        )  # fmt: skip
     return tuple(
         GrowingTask(
             task_id=row["id"],
@@ -118,13 +140,18 @@ async def extend_plan(
     meta: JsonObject,
     is_last: bool,
     goes_around: bool = False,
+    dropped: Collection[str] = (),
+    replans: int | None = None,
     while_blocked: Collection[str] = (),
 ) -> Committed:
     """Add to the plan of a growing task what of ``plan`` is not ``known`` yet: the ids that are there already.
 
     Those come first in ``plan``, as they are. ``meta`` goes over that of the plan. ``is_last``: this growth ends with
-    it. ``goes_around``: what is BLOCKED or SKIPPED now is superseded, as the plan goes another way. ``while_blocked``:
-    one of these has to be BLOCKED still, where any are named; somebody may have retried them since they were looked at.
+    it. ``goes_around``: what is BLOCKED or SKIPPED now is superseded, as the plan goes another way; else what grows is
+    a plan that is not whole yet, and with the last of it is. ``dropped``: of those that are known, what the whole plan
+    does without: stopped, and superseded. ``replans``: how often it may grow from now on, where that is not known yet.
+    ``while_blocked``: one of these has to be BLOCKED still, where any are named; somebody may have retried them since
+    they were looked at.
 
     Raises Stale: ``TASK_MOVED_ON`` when the task no longer grows by this incarnation, ``NOT_BLOCKED`` when none
     of ``while_blocked`` is BLOCKED any more, and Transient.
@@ -132,12 +159,15 @@ async def extend_plan(
     inputs = await keep_inputs(plan, blobs, taken=frozenset(known))
     now = datetime.now(UTC)
     async with driver(engine) as connection, connection.transaction():
-        task = await _must_be_growing(connection, task_id, incarnation)
+        task = await _must_be_growing(connection, task_id, incarnation, partial=not goes_around)
         if while_blocked and not await _is_any_blocked(connection, task_id, while_blocked):
             raise Stale(NOT_BLOCKED, "what the plan was to go around is in nobody's way any more")
         events: list[tuple[Any, ...]] = []
         if goes_around:
             await _supersede(connection, task_id)
+        if dropped:
+            reason = "no part of the whole plan"
+            await connection.execute("SELECT drop_subtasks($1, $2::text[], $3)", task_id, list(dropped), reason)
         earlier = {
             row["key"]: row
             for row in await connection.fetch(
@@ -177,12 +207,15 @@ async def extend_plan(
         await _tell_earlier(connection, earlier, rows)
         still_open = sum(new.status is not SubtaskStatus.SKIPPED for new in rows)
         await connection.execute(
-            "UPDATE tasks SET plan = $2, plan_meta = plan_meta || $3::jsonb, subtask_count = subtask_count + $4, "
-            "open_count = open_count + $5 WHERE id = $1",
-            task_id, dump(plan.plan.model_dump(mode="json", exclude_unset=True)),
-            dump(meta | {"width": plan.width, "critical_path": list(plan.critical_path)}), len(rows), still_open,
+            "UPDATE tasks SET plan = $2, subtask_count = subtask_count + $4, open_count = open_count + $5, "
+            "plan_meta = (plan_meta || $3::jsonb) - CASE WHEN $6 THEN 'partial' ELSE '' END, "
+            "replans_left = coalesce($7, replans_left) WHERE id = $1",
+            task_id, dump(plan.plan.model_dump(mode="json", exclude_unset=True)), dump(meta | shape_of_plan(plan)),
+            len(rows), still_open, is_last, replans,
         )  # fmt: skip
-        events.insert(0, (task_id, "plan", None, None, None, f"{len(rows)} more subtasks, width {plan.width}", now))
+        said = f"{len(rows)} more subtasks, width {plan.width}"
+        said = f"{WHOLE}: {said}" if is_last and not goes_around else said
+        events.insert(0, (task_id, "plan", None, None, None, said, now))
         await connection.copy_records_to_table("task_events", records=events, columns=EVENT_COLUMNS)
         closed = Committed()
         if is_last:
@@ -206,13 +239,19 @@ async def _end(connection: asyncpg.Connection[Any], task_id: UUID, incarnation: 
     return committed_of(rows)
 
 
-async def _must_be_growing(connection: asyncpg.Connection[Any], task_id: UUID, incarnation: UUID) -> Mapping[str, Any]:
-    """Lock a task for what its grower does to it."""
+async def _must_be_growing(
+    connection: asyncpg.Connection[Any], task_id: UUID, incarnation: UUID, *, partial: bool
+) -> Mapping[str, Any]:
+    """Lock a task for what its grower does to it. ``partial``: its plan is not whole yet."""
     row = await connection.fetchrow(
-        "SELECT status, growth, incarnation, user_id, priority, created_at FROM tasks WHERE id = $1 FOR NO KEY UPDATE",
+        "SELECT user_id, priority, created_at, status = 'PROCESSING' AND incarnation = $2 AND growth IS NOT NULL "
+        "AND (coalesce(plan_meta -> 'partial', 'false') = 'true') = $3 AS is_ours "
+        "FROM tasks WHERE id = $1 FOR NO KEY UPDATE",
         task_id,
+        incarnation,
+        partial,
     )
-    if row is None or row["status"] != TaskStatus.PROCESSING or row["incarnation"] != incarnation or not row["growth"]:
+    if row is None or not row["is_ours"]:
         raise Stale("TASK_MOVED_ON", "the plan of this task no longer grows here")
     return dict(row)
 
@@ -251,3 +290,13 @@ async def _tell_earlier(
         await connection.executemany(
             "UPDATE sub_tasks SET dependents = dependents || $2::uuid[] WHERE id = $1", list(waiting.items())
         )
+
+
+async def refuse_growth(engine: AsyncEngine, task_id: UUID, incarnation: UUID, error: ErrorInfo) -> Committed:
+    """The budget of a task refuses its growth: the task fails with this error, and may still grow as often.
+
+    Nothing happens where another sees to it by now.
+    """
+    async with driver(engine) as connection:
+        sql = "SELECT * FROM refuse_growth($1, $2, $3)"
+        return committed_of(await connection.fetch(sql, task_id, incarnation, dump_error(error)))

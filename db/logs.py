@@ -17,6 +17,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, exists, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from rayloom.dag.planned import BEGINS, WHOLE
 from rayloom.dag.states import TASK_TERMINAL
 from rayloom.dag.values import JsonObject
 from rayloom.db.events import TransitionRow, transition
@@ -230,12 +231,15 @@ def _sentence(event: TransitionRow) -> str:
     if event.kind == "approval":
         return f"approval of {'the plan' if event.subtask is None else f'subtask {event.subtask}'}: {event.reason}"
     who = event.kind if event.subtask is None else f"subtask {event.subtask}"
+    reason = event.reason or ""
+    if event.kind == "plan" and reason.startswith((BEGINS, WHOLE)):
+        return f"plan {reason}" if reason.startswith(BEGINS) else f"plan is {reason}"
     if event.target is None:
         said: str = event.kind
         if event.kind == "plan":
-            said = "is to grow" if (event.reason or "").startswith(_TO_GROW) else "accepted"
+            said = "is to grow" if reason.startswith(_TO_GROW) else "accepted"
     elif event.source == event.target and event.phase is not None:
         said = f"is in {event.phase}"
     else:
         said = f"is {event.target}" + (f" ({event.phase})" if event.phase is not None else "")
-    return f"{who} {said}" + (f": {event.reason}" if event.reason else "")
+    return f"{who} {said}" + (f": {reason}" if reason else "")

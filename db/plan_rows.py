@@ -11,7 +11,8 @@ from uuid import UUID
 import asyncpg
 
 from rayloom.dag.states import SubtaskEvent, SubtaskStatus, move_subtask
-from rayloom.dag.verified import VerifiedSubtask
+from rayloom.dag.values import JsonObject
+from rayloom.dag.verified import VerifiedPlan, VerifiedSubtask
 from rayloom.db.engine import dump, dump_sorted
 from rayloom.db.plan_inputs import KeptInput
 from rayloom.db.queue import Queued
@@ -59,6 +60,11 @@ class NewSubtask:
 def shape_of(subtask: VerifiedSubtask) -> str:
     """The key of its resource shape."""
     return dump_sorted(subtask.shape.as_json())
+
+
+def shape_of_plan(plan: VerifiedPlan) -> JsonObject:
+    """What is stored of a plan beside how it was made."""
+    return {"width": plan.width, "critical_path": list(plan.critical_path)}
 
 
 def first_status(subtask: VerifiedSubtask, *, pending: int, is_dead: bool = False) -> SubtaskStatus:

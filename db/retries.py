@@ -126,20 +126,40 @@ async def retry_task(
     """Run BLOCKED subtasks of a task again. ``budget`` goes over what its options say; its deadline counts from now."""
     try:
         async with driver(engine) as connection, connection.transaction():
-            if budget is not None:
-                await connection.execute(
-                    "UPDATE tasks SET options = options || jsonb_build_object('budget', "
-                    "coalesce(options -> 'budget', '{}') || $2::jsonb), "
-                    "deadline_at = coalesce(now() + make_interval(secs => $3), deadline_at) "
-                    "WHERE id = $1 AND status IN ('PROCESSING', 'FAILED')",
-                    task_id, dump(budget), budget.get("deadline_s"),
-                )  # fmt: skip
+            await _raise_budget(connection, task_id, budget)
             committed = await _retry(connection, ids, reason)
             if not committed.queued:
                 raise _NothingDone
             return committed
     except _NothingDone:
         return Committed()
+
+
+async def plan_again(engine: AsyncEngine, task_id: UUID, *, budget: JsonObject | None, reason: str) -> str | None:
+    """Have a task planned again that failed over that, with another budget; its status, or None where it can't be.
+
+    Either there is no plan yet, or its budget refused what it was to grow by.
+    """
+    try:
+        async with driver(engine) as connection, connection.transaction():
+            await _raise_budget(connection, task_id, budget)
+            status: str | None = await connection.fetchval("SELECT plan_again($1, $2)", task_id, clean_text(reason))
+            if status is None:
+                raise _NothingDone
+            return status
+    except _NothingDone:
+        return None
+
+
+async def _raise_budget(connection: asyncpg.Connection[Any], task_id: UUID, budget: JsonObject | None) -> None:
+    if budget is not None:
+        await connection.execute(
+            "UPDATE tasks SET options = options || jsonb_build_object('budget', "
+            "coalesce(options -> 'budget', '{}') || $2::jsonb), "
+            "deadline_at = coalesce(now() + make_interval(secs => $3), deadline_at) "
+            "WHERE id = $1 AND status IN ('PROCESSING', 'FAILED')",
+            task_id, dump(budget), budget.get("deadline_s"),
+        )  # fmt: skip
 
 
 async def blocked_task(engine: AsyncEngine, task_id: UUID, user_id: UUID) -> BlockedTask | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Double,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     ScalarSelect,
@@ -38,6 +40,9 @@ model_calls = Table(
     count_column("tokens_out", big=True),
     Column("cost_usd", Double, nullable=False, server_default=text("0")),
     flag_column("is_estimated"),
+    count_column("least_in", big=True),
+    count_column("least_out", big=True),
+    Column("least_usd", Double, nullable=False, server_default=text("0")),
     text_column("status", nullable=False),
     at_column("reserved_at", nullable=False, default="now()"),
     at_column("expires_at", nullable=False),
@@ -58,6 +63,35 @@ Index(
 )
 Index("ix_model_calls_open", model_calls.c.expires_at, postgresql_where=text("status = 'reserved'"))
 Index("ix_model_calls_settled_at", model_calls.c.settled_at, postgresql_where=text("settled_at IS NOT NULL"))
+
+limit_alerts = Table(
+    "limit_alerts",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    text_column("level", nullable=False),
+    Column("owner_id", Uuid, nullable=False),
+    Column("user_id", Uuid, nullable=False),
+    text_column("limit_name", nullable=False),
+    Column("share", Double, nullable=False),
+    at_column("at", nullable=False, default="now()"),
+    at_column("over_at"),
+)
+Index(
+    "uq_limit_alerts_open",
+    limit_alerts.c.level,
+    limit_alerts.c.owner_id,
+    limit_alerts.c.limit_name,
+    unique=True,
+    postgresql_where=text("over_at IS NULL"),
+)
+Index("ix_limit_alerts_user_id", limit_alerts.c.user_id, limit_alerts.c.at)
+
+granting_ahead = Table(
+    "granting_ahead",
+    metadata,
+    Column("is_row", Boolean, primary_key=True, server_default=text("true")),
+    at_column("until_at", nullable=False),
+)
 
 key_totals = Table(
     "key_totals",

@@ -14,6 +14,7 @@ from uuid_utils.compat import uuid7
 
 from rayloom.dag.errors import Bug, Refused, UserError
 from rayloom.dag.order import queue_score
+from rayloom.dag.planned import BEGINS
 from rayloom.dag.states import SubtaskStatus, TaskEvent, TaskStatus, move_task
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
@@ -31,6 +32,7 @@ from rayloom.db.plan_rows import (
     NewSubtask,
     first_events,
     first_status,
+    shape_of_plan,
     write_subtasks,
 )
 from rayloom.db.queue import Queued
@@ -158,8 +160,8 @@ async def accept_plan(
     """Store the plan of a task that ``incarnation`` is splitting. ``meta``: how the plan was made.
 
     It is started, unless the task wants approval, or ``hold`` says why it has to have one. ``replans``: how often it
-    may grow on account of what it comes to. ``grows``: this is its beginning, to which the same incarnation adds
-    (`growth`).
+    may grow on account of what it comes to. ``grows``: this is its beginning, not the whole plan: the same incarnation
+    adds the rest (`growth`), and until then it is *partial*, and can't be COMPLETED.
 
     Raises Stale (``TASK_MOVED_ON``) when the task is no longer SPLITTING by that incarnation.
     """
@@ -230,7 +232,9 @@ async def _write_plan(
     taken: list[TakenSubtask] = []
     queued: list[Queued] = []
     freed_events: list[tuple[Any, ...]] = []
-    events.append((task_id, "plan", None, None, None, f"{len(ids)} subtasks, width {plan.width}", now))
+    begins = target.grower is not None
+    said = f"{BEGINS} {len(ids)} subtasks" if begins else f"{len(ids)} subtasks, width {plan.width}"
+    events.append((task_id, "plan", None, None, None, said, now))
     for subtask, id_, given in zip(plan.subtasks, ids, target.inputs, strict=True):
         spec = subtask.spec
         score = queue_score(priority=target.priority, created_ms=created_ms, rank=subtask.rank)
@@ -265,7 +269,7 @@ async def _write_plan(
         "UPDATE tasks SET status = $2, plan = $3, plan_meta = $4, subtask_count = $5, open_count = $6, "
         "incarnation = NULL, held_at = $7, replans_left = $8 WHERE id = $1",
         task_id, ready, dump(plan.plan.model_dump(mode="json", exclude_unset=True)),
-        dump(meta | {"width": plan.width, "critical_path": list(plan.critical_path)}), len(ids), len(rows),
+        dump(meta | ({"partial": True} if begins else {}) | shape_of_plan(plan)), len(ids), len(rows),
         now if target.hold else None, target.replans,
     )  # fmt: skip
     events.append((task_id, "task", None, TaskStatus.SPLITTING, ready, None, now))

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rayloom.dag.errors import ErrorInfo, Stale
 from rayloom.dag.log_line import LogLine
 from rayloom.dag.output import clean_text
-from rayloom.dag.states import TaskEvent, TaskStatus
+from rayloom.dag.states import TaskEvent
 from rayloom.dag.values import JsonObject
 from rayloom.db import halt as halts
 from rayloom.db.engine import driver, dump, dump_error
@@ -46,6 +46,8 @@ class TaskToSplit:
     options: JsonObject
     key_id: UUID | None = None
     """The API key that it came with; None where there was none."""
+    begun: tuple[JsonObject, ...] = ()
+    """What of its plan has begun already, while that never became whole."""
 
 
 async def end_task(
@@ -61,15 +63,18 @@ async def end_task(
 ) -> Ended:
     """End a task from outside: cancelled by its user, or failed by its deadline or its splitting.
 
-    ``splitter``: end it only while this incarnation is splitting it. Raises Stale (``TASK_MOVED_ON``) when it is not.
-    ``meta``: what was done for a plan, where there is none; ``lines``: what its log says of that.
+    ``splitter``: end it only while this incarnation is splitting it, whether or not its plan has begun. Raises Stale
+    (``TASK_MOVED_ON``) when it is not. ``meta``: what was done for a plan, where there is none, or none that is whole;
+    ``lines``: what its log says of that.
     """
     event = TaskEvent.CANCEL if status == "CANCELLED" else TaskEvent.GAVE_UP
     async with driver(engine) as connection, connection.transaction():
         if splitter is not None:
-            await must_be_splitting(connection, task_id, splitter, event)
+            await must_be_splitting(connection, task_id, splitter, event, may_have_begun=True)
         if meta:
-            await connection.execute("UPDATE tasks SET plan_meta = $2 WHERE id = $1", task_id, dump(meta))
+            await connection.execute(
+                "UPDATE tasks SET plan_meta = coalesce(plan_meta, '{}') || $2::jsonb WHERE id = $1", task_id, dump(meta)
+            )
         await connection.execute("SELECT FROM tasks WHERE id = $1 FOR NO KEY UPDATE", task_id)
         halt = await halts.look(connection, task_id)
         rows = await connection.fetch(
@@ -91,20 +96,28 @@ async def end_task(
 
 
 async def must_be_splitting(
-    connection: asyncpg.Connection[Any], task_id: UUID, incarnation: UUID, event: TaskEvent
+    connection: asyncpg.Connection[Any],
+    task_id: UUID,
+    incarnation: UUID,
+    event: TaskEvent,
+    *,
+    may_have_begun: bool = False,
 ) -> asyncpg.Record:
     """Lock a task for what its splitter does to it; gives its row (user_id, priority, created_at, is_held).
 
-    ``is_held``: its plan wants approval.
+    ``is_held``: its plan wants approval. ``may_have_begun``: it may be PROCESSING already, by a plan that is not whole.
 
-    Raises Stale (``TASK_MOVED_ON``) when the task is no longer SPLITTING by this incarnation.
+    Raises Stale (``TASK_MOVED_ON``) when the task is no longer being split by this incarnation.
     """
     row = await connection.fetchrow(
         "SELECT status, incarnation, user_id, priority, created_at, "
-        "options @> '{\"require_approval\": true}' AS is_held FROM tasks WHERE id = $1 FOR NO KEY UPDATE",
+        "options @> '{\"require_approval\": true}' AS is_held, "
+        "status = 'SPLITTING' OR ($2 AND status = 'PROCESSING' AND plan_meta -> 'partial' = 'true') AS is_split "
+        "FROM tasks WHERE id = $1 FOR NO KEY UPDATE",
         task_id,
+        may_have_begun,
     )
-    if row is None or row["status"] != TaskStatus.SPLITTING or row["incarnation"] != incarnation:
+    if row is None or not row["is_split"] or row["incarnation"] != incarnation:
         tell_refusal(event, source=None if row is None else row["status"], task_id=task_id)
         raise Stale("TASK_MOVED_ON", "the task is no longer being split here")
     return row

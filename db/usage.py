@@ -12,6 +12,7 @@ from sqlalchemy import Date, Select, any_, case, cast, func, select, text
 
 from rayloom.dag.amount import Amount
 from rayloom.dag.breaker import BREAKER_OPEN
+from rayloom.db.alerts import Alert, read_alerts
 from rayloom.db.reader import ReadSource, reading
 from rayloom.db.schema import execution_logs, sub_tasks
 from rayloom.db.schema_calls import model_calls
@@ -42,6 +43,8 @@ class Usage:
 
     rows: tuple[UsageRow, ...]
     reserved: Amount
+    alerts: tuple[Alert, ...] = ()
+    """Limits that came to be nearly used up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,7 @@ async def read_usage(source: ReadSource, *, user_id: UUID, since: datetime | Non
         told = (await connection.execute(_by_tools(user_id, since, until))).all()
         settled = (await connection.execute(_by_models(user_id, since, until))).all()
         reserved = (await connection.execute(open_)).one()
+        alerts = await read_alerts(connection, user_id=user_id, since=since, until=until)
     rows = [
         UsageRow(user_id=user_id, model=None, tool=row.tool or None, day=row.day, tokens_in=int(row.tokens))
         for row in told
@@ -84,7 +88,7 @@ async def read_usage(source: ReadSource, *, user_id: UUID, since: datetime | Non
         for row in settled
     ]
     rows.sort(key=lambda row: (-row.day.toordinal(), row.tool or "", row.model or ""))
-    return Usage(rows=tuple(rows), reserved=Amount.of(int(reserved.tokens), reserved.cost_usd))
+    return Usage(rows=tuple(rows), reserved=Amount.of(int(reserved.tokens), reserved.cost_usd), alerts=tuple(alerts))
 
 
 def _by_tools(user_id: UUID, since: datetime, until: datetime) -> Select[Any]:
@@ -114,7 +118,7 @@ def _by_models(user_id: UUID, since: datetime, until: datetime) -> Select[Any]:
             func.sum(call.cost_usd).label("cost_usd"),
         )
         .outerjoin(sub_tasks, sub_tasks.c.id == call.sub_task_id)
-        .where(call.user_id == user_id, call.status == "settled", call.reserved_at >= since, call.reserved_at < until)
+        .where(call.user_id == user_id, call.status != "reserved", call.reserved_at >= since, call.reserved_at < until)
         .group_by(call.model, tool, day)
     )
 

@@ -152,8 +152,6 @@ class Client:
         """A task's trace: spans, or an export when ``form`` is ``otlp`` or ``chrome``."""
         return document_of(self._send("GET", f"/api/v1/tasks/{_segment(task_id)}/trace", params={"format": form}))
 
-    # -- anything ------------------------------------------------------------------------------------------------
-
     def get(self, path: str, params: Params | None = None) -> JsonObject:
         """A GET of any route that answers an object. Raises Rejected, Busy, Unreachable."""
         return object_of(self._send("GET", path, params=params))
@@ -165,6 +163,10 @@ class Client:
     def patch(self, path: str, body: Mapping[str, Json]) -> JsonObject:
         """Change something; the JSON object that comes back."""
         return object_of(self._send("PATCH", path, body=dict(body), again=False))
+
+    def put(self, path: str, body: Mapping[str, Json]) -> JsonObject:
+        """Set something as a whole; the JSON object that comes back."""
+        return object_of(self._send("PUT", path, body=dict(body), again=True))
 
     def delete(self, path: str) -> JsonObject:
         """A DELETE; an empty answer gives ``{}``."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -10,8 +11,8 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 
-from rayloom.dag.answer import Answer, as_value
-from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.answer import Answer, as_value, as_values
+from rayloom.dag.planned import Early, Planned, PlanRequest
 from rayloom.dag.replan import ReplanRequest
 from rayloom.db.settings import BlobSettings, DatabaseSettings, RedisSettings
 from rayloom.serve.app import build_app
@@ -47,6 +48,12 @@ class ParserDeployment:
     async def plan(self, request: PlanRequest) -> Answer[Planned]:
         """Parse a prompt and split it into a plan, or say why that can't be done."""
         return await as_value(self._parser.plan(request))
+
+    async def stream(self, request: PlanRequest) -> AsyncIterator[Answer[Early | Planned]]:
+        """The same, but first what of the plan may run already."""
+        async with aclosing(self._parser.stream(request)) as found:
+            async for answer in as_values(found):
+                yield answer
 
     async def replan(self, request: ReplanRequest) -> Answer[Planned]:
         """What to add to the plan of a running task, or why that can't be said."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from time import perf_counter
 
 from rayloom.dag.errors import InvalidPlan, NeedsClarification, Refused, Transient, UserError
 from rayloom.dag.model import ModelPort, Payer
 from rayloom.dag.outline import Outline, split
-from rayloom.dag.planned import PlanCall, Planned, PlanRequest
+from rayloom.dag.planned import Early, PlanCall, Planned, PlanRequest
+from rayloom.dag.planning.beginning import EarlyReader
 from rayloom.dag.planning.brief import Brief, brief_of
 from rayloom.dag.planning.estimate import Estimate, Prices, estimate, lateness, over_budget
 from rayloom.dag.planning.passed import patient
@@ -20,7 +21,7 @@ from rayloom.dag.tried import NOTHING_TRIED
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.dag.verify import verify
-from rayloom.serve.planner import Draft, Planner
+from rayloom.serve.planner import DEAF, Draft, Hearing, Planner
 
 ModelsFor = Callable[[Payer], ModelPort]
 """The models on somebody's account."""
@@ -38,12 +39,35 @@ class Parser:
         Raises NeedsClarification; UserError (``PLAN_FAILED``) when neither a model nor the outline gives a plan; and
         Transient when no model answers and there is no outline to go by.
         """
+        return await self._plan(request, DEAF)
+
+    async def stream(self, request: PlanRequest) -> AsyncGenerator[Early | Planned, None]:
+        """As ``plan``, which comes last; first what may run already, each as soon as a model has written it.
+
+        To close it stops the model.
+        """
+        reader = EarlyReader(request)
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        hearing = Hearing(on_text=pieces.put_nowait, begun=lambda: reader.ids)
+        planning = asyncio.get_running_loop().create_task(self._plan(request, hearing))
+        planning.add_done_callback(lambda _: pieces.put_nowait(None))
+        try:
+            while (piece := await pieces.get()) is not None:
+                for written in reader.feed(piece):
+                    if (subtask := await asyncio.to_thread(reader.judged, written)) is not None:
+                        yield Early(subtask=subtask)
+            yield planning.result()
+        finally:
+            planning.cancel()
+            await asyncio.wait({planning})
+
+    async def _plan(self, request: PlanRequest, hearing: Hearing) -> Planned:
         if self._models is None:
             return await asyncio.to_thread(_outlined, request)
         models = self._models(request.payer)
         began_at = perf_counter()
         try:
-            draft = await Planner(models).draft(request)
+            draft = await Planner(models).draft(request, hearing)
         except (Transient, Refused, UserError) as error:
             said = f"no model planned this ({error.code}: {error.message})"
             outline = await asyncio.to_thread(_outline, request)

@@ -10,11 +10,12 @@ from typing import Final
 
 from rayloom.dag.errors import AnswerInvalid, Fault, RayloomError, UserError
 from rayloom.dag.kinds import CODE_TOOL
-from rayloom.dag.model import Message, ModelPort, ModelRequest, ModelUse
+from rayloom.dag.model import Message, ModelPort, ModelRequest
 from rayloom.dag.outline_cues import language_of
 from rayloom.dag.planned import PlanCall, PlanRequest
+from rayloom.dag.planning.beginning import ids_of
 from rayloom.dag.planning.more import judge_more, more_messages
-from rayloom.dag.planning.prompt import plan_messages
+from rayloom.dag.planning.prompt import begun_message, plan_messages
 from rayloom.dag.planning.repair import MAX_ROUNDS, repair_messages, shown
 from rayloom.dag.planning.schema import plan_schema
 from rayloom.dag.planning.select import MAX_SHOWN, fitting, select
@@ -31,6 +32,17 @@ SHOWN_AT_LEAST: Final = 4
 TOO_LONG: Final = "CONTEXT_TOO_LONG"
 
 Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hearing:
+    """Who hears a first answer while it is written. ``begun``: the ids of what has been let begin of it so far."""
+
+    on_text: Callable[[str], None] | None = None
+    begun: Callable[[], Sequence[str]] = tuple
+
+
+DEAF: Final = Hearing()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,24 +69,24 @@ class Planner:
     def __init__(self, models: ModelPort, *, rounds: int = MAX_ROUNDS, clock: Clock = perf_counter) -> None:
         self._models, self._rounds, self._clock = models, rounds, clock
 
-    async def draft(self, request: PlanRequest) -> Draft:
+    async def draft(self, request: PlanRequest, hearing: Hearing = DEAF) -> Draft:
         """A plan of a prompt, questions, or what is wrong with the last of several tries.
 
-        Goes on from what was ``tried`` already. Raises what `ModelPort.complete` raises, but AnswerInvalid; such an
-        error says what was tried.
+        ``hearing`` hears the first answer while it is written. Goes on from what was ``tried`` already. Raises what
+        `ModelPort.complete` raises, but AnswerInvalid; such an error says what was tried.
         """
-        return await self._drafted(request, None)
+        return await self._drafted(request, None, hearing)
 
     async def redraft(self, request: ReplanRequest) -> Draft:
         """What to add to a plan that runs, or what is wrong with the last of several tries. Raises as ``draft``."""
-        return await self._drafted(request.request, request)
+        return await self._drafted(request.request, request, DEAF)
 
-    async def _drafted(self, request: PlanRequest, more: ReplanRequest | None) -> Draft:
+    async def _drafted(self, request: PlanRequest, more: ReplanRequest | None, hearing: Hearing) -> Draft:
         is_small = self._models.view("planner").context_tokens <= SMALL_CONTEXT_TOKENS
         most = SHOWN_IF_SMALL if is_small else MAX_SHOWN
         while True:
             try:
-                drafting = _Drafting(self._models, request, more, most, self._clock, is_small=is_small)
+                drafting = _Drafting(self._models, request, more, most, self._clock, hearing, is_small=is_small)
                 return await drafting.run(self._rounds)
             except UserError as error:
                 if error.code != TOO_LONG or most <= SHOWN_AT_LEAST:
@@ -95,10 +107,11 @@ class _Drafting:
         more: ReplanRequest | None,
         most: int,
         clock: Clock,
+        hearing: Hearing,
         *,
         is_small: bool,
     ) -> None:
-        self._models, self._request, self._more, self._clock = models, request, more, clock
+        self._models, self._request, self._more, self._clock, self._hearing = models, request, more, clock, hearing
         self._language = language_of(request.prompt)
         self._began_at = clock()
         with_code = CODE_TOOL in request.tools
@@ -120,6 +133,8 @@ class _Drafting:
         )
         if more is not None:
             self._asked = more_messages(self._asked, more)
+        if request.begun:
+            self._asked = (*self._asked, begun_message(request.begun))
         self._notes = list(request.tried.notes)
         if len(names) < len(offered) and not self._notes:
             self._notes.append(f"{len(names)} of {len(offered):,} tools were offered to the model")
@@ -140,11 +155,15 @@ class _Drafting:
             # The tools may have changed since.
             self._notes.extend(() if verdict.faults else verdict.notes)
         else:
-            verdict = await self._turn("replan" if self._more else "split", self._asked)
+            on_text = self._hearing.on_text
+            verdict = await self._turn("replan" if self._more else "split", self._asked, on_text=on_text)
         repairs = sum(call.purpose == "repair" for call in self._calls)
         while verdict.faults and repairs < rounds:
+            begun = (*ids_of(self._request.begun), *self._hearing.begun())
             try:
-                verdict = await self._turn("repair", repair_messages(self._asked, self._text, verdict.faults))
+                verdict = await self._turn(
+                    "repair", repair_messages(self._asked, self._text, verdict.faults, begun=begun)
+                )
             except UserError as error:
                 if error.code != TOO_LONG:
                     raise
@@ -153,17 +172,18 @@ class _Drafting:
             repairs += 1
         return Draft(verdict=verdict, repairs=repairs, notes=tuple(self._notes), calls=tuple(self._calls))
 
-    async def _turn(self, purpose: str, messages: Sequence[Message]) -> Verdict:
+    async def _turn(
+        self, purpose: str, messages: Sequence[Message], *, on_text: Callable[[str], None] | None = None
+    ) -> Verdict:
         began_at = self._clock()
         request = ModelRequest(role="planner", messages=tuple(messages), purpose=purpose, schema=self._schema)
         try:
-            completion = await self._models.complete(request)
+            completion = await self._models.complete(request, on_text=on_text)
             text, use = completion.text, completion.use
             is_cut = completion.finish == "length"
         except AnswerInvalid as error:
             # Not what was asked for, but it may still say a plan: that is read with more patience here.
-            text, is_cut = error.text, False
-            use = self._counted(messages, text)
+            text, use, is_cut = error.text, error.use, False
         duration_s = self._clock() - began_at
         verdict = await asyncio.to_thread(self._judged, text)
         if verdict.faults and is_cut:
@@ -194,12 +214,6 @@ class _Drafting:
             text, prompt=request.prompt, language=self._language, tools=request.tools, nodes=request.nodes,
             context=request.context,
         )  # fmt: skip
-
-    def _counted(self, messages: Sequence[Message], text: str) -> ModelUse:
-        count = self._models.count
-        tokens_in, tokens_out = sum(count(message.text) for message in messages), count(text)
-        cost_usd = self._models.view("planner").cost_usd(tokens_in, tokens_out)
-        return ModelUse(tokens_in=tokens_in, tokens_out=tokens_out, cost_usd=cost_usd, is_estimated=True)
 
 
 def _nth(number: int) -> str:

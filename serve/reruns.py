@@ -136,4 +136,4 @@ async def _verified(
 
 def no_plan(status: str) -> Problem:
     """The 409 of a task that nothing can be taken from."""
-    return Problem(409, f"the task is {status} and has no plan", code="WRONG_STATE")
+    return Problem(409, f"the task is {status} and has no plan, or none that is whole", code="WRONG_STATE")

@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 from uuid import UUID
 
+from rayloom.dag.planned import BEGINS, WHOLE
+from rayloom.db.events import TransitionRow
 from rayloom.db.reads import Record
 from rayloom.db.trace import TraceRows
 
@@ -107,8 +109,13 @@ def _planning(rows: TraceRows, root: str) -> Iterator[TraceSpan]:
     taken = next((event.at for event in rows.transitions if event.target == "SPLITTING"), None)
     if taken is None:
         return
-    planned = next((event.at for event in rows.transitions if event.kind == "plan"), None)
-    ended = next((event.at for event in rows.transitions if event.source == "SPLITTING"), None)
+    planned, has_begun = _planned_at(rows.transitions)
+    # What has begun is split until it is whole, or ends.
+    ended = (
+        rows.task.finished_at
+        if has_begun
+        else next((event.at for event in rows.transitions if event.source == "SPLITTING"), None)
+    )
     attributes = {name: meta[name] for name in ("source", "language") if name in meta}
     parsed = None if planned is None else min(taken + timedelta(seconds=float(meta.get("parsed_s") or 0)), planned)
     split_until = planned or ended
@@ -134,6 +141,15 @@ def _planning(rows: TraceRows, root: str) -> Iterator[TraceSpan]:
         **common,
     )
     yield from _planning_calls(rows, meta, taken, split_until, root)
+
+
+def _planned_at(transitions: Sequence[TransitionRow]) -> tuple[datetime | None, bool]:
+    """When the plan was there, all of it; and whether it had begun before."""
+    plans = [event for event in transitions if event.kind == "plan"]
+    has_begun = bool(plans) and (plans[0].reason or "").startswith(BEGINS)
+    if has_begun:
+        plans = [event for event in plans if (event.reason or "").startswith(WHOLE)]
+    return (plans[0].at if plans else None), has_begun
 
 
 def _planning_calls(

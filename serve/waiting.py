@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
@@ -95,7 +95,11 @@ def _queued(row: WaitingRow, scheduler: Waiting | None, limited: Limited | None,
     if limited is not None:
         yield _limit(limited.limit, limited.free_in_s, now)
     elif scheduler is not None and scheduler.limit is not None:
-        yield _limit(scheduler.limit, scheduler.limit_in_s, now)
+        reason = _limit(scheduler.limit, scheduler.limit_in_s, now)
+        error = row.error or {}
+        # It asked for more than there is, and how much that was only its attempt knows.
+        said = f"; attempt {row.attempt}: {error.get('message')}" if error.get("code") == QUOTA_EXCEEDED else ""
+        yield replace(reason, detail=reason.detail + said)
     if scheduler is not None and (held := _resources(row, scheduler, now)) is not None:
         yield held
     if row.is_leased:

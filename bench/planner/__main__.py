@@ -1,4 +1,6 @@
-"""`python -m bench.planner`: the splitter on recorded answers, or with a model (`--live`)."""
+"""`python -m bench.planner`: the splitter on recorded answers, or with a model (`--live`); or how long plans take
+(`--makespan`).
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,12 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from bench.planner.live import live_models
+from bench.planner.makespan import measure, parallel, table
 from bench.planner.records import GOOD, Record, records
 from bench.planner.run import HEAD, Result, run_live, run_recorded, summary
 
@@ -18,9 +21,13 @@ from bench.planner.run import HEAD, Result, run_live, run_recorded, summary
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print the table, write the JSON."""
     chosen = _parser().parse_args(arguments)
+    if chosen.makespan:
+        found = measure(_wanted(parallel(), chosen))
+        _write(chosen.json, {name: [asdict(each) for each in timed] for name, timed in found.items()})
+        print(table(found))
+        return 0
     if chosen.live:
-        wanted = [record for record in records().values() if not chosen.records or record.id in chosen.records]
-        results = asyncio.run(_live(wanted[: chosen.limit]))
+        results = asyncio.run(_live(_wanted(records().values(), chosen)))
         rows = [summary(results).as_markdown("live")]
     else:
         results = asyncio.run(run_recorded())
@@ -30,11 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for result in broken:
             if result.score is None:
                 print(f"not mended: {result.kind} ({result.record}): {result.problem}")
-    if chosen.json is not None:
-        chosen.json.parent.mkdir(parents=True, exist_ok=True)
-        chosen.json.write_text(json.dumps([asdict(result) for result in results], ensure_ascii=False, indent=1) + "\n")
+    _write(chosen.json, [asdict(result) for result in results])
     print("\n".join([HEAD, *rows]))
     return 0
+
+
+def _wanted(known: Iterable[Record], chosen: argparse.Namespace) -> list[Record]:
+    named = [record for record in known if not chosen.records or record.id in chosen.records]
+    return named[: chosen.limit]
+
+
+def _write(path: Path | None, results: object) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n")
 
 
 async def _live(wanted: Sequence[Record]) -> list[Result]:
@@ -51,9 +67,10 @@ def _tell(result: Result) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.planner", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("records", nargs="*", metavar="RECORD", help="with --live: only these")
+    parser.add_argument("records", nargs="*", metavar="RECORD", help="with --live, --makespan: only these")
     parser.add_argument("--live", action="store_true", help="ask the model that RAYLOOM_LLM_* name")
-    parser.add_argument("--limit", type=int, help="with --live: only the first so many")
+    parser.add_argument("--makespan", action="store_true", help="run the gold graphs, with a second for each call")
+    parser.add_argument("--limit", type=int, help="with --live, --makespan: only the first so many")
     parser.add_argument("--json", type=Path, help="write every result here")
     return parser
 

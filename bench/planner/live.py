@@ -18,6 +18,9 @@ class Unlimited:
         """Granted."""
         return None
 
+    async def renew(self, reservation: Reservation) -> None:
+        """Written down nowhere."""
+
     async def settle(self, reservation: Reservation, use: ModelUse) -> None:
         """Written down nowhere."""
 

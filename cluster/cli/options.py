@@ -21,11 +21,21 @@ Limit: TypeAlias = Annotated[int, typer.Option("--limit", min=1, max=500, help="
 Cursor: TypeAlias = Annotated[str | None, typer.Option("--cursor", help="Where an earlier page ended.")]
 After: TypeAlias = Annotated[str | None, typer.Option(help="Only later ones; RFC 3339 time.")]
 Before: TypeAlias = Annotated[str | None, typer.Option(help="Only earlier ones; RFC 3339 time.")]
+BudgetTokens: TypeAlias = Annotated[int | None, typer.Option("--budget-max-tokens", min=0, help="So many tokens.")]
+BudgetCost: TypeAlias = Annotated[
+    float | None, typer.Option("--budget-max-cost-usd", min=0, help="So many US dollars, of models.")
+]
 LIMIT = 50
 """How many to show unless it is said."""
 
 
 Options: TypeAlias = Mapping[str, str | int | bool | Sequence[str] | None]
+
+
+def budget_of(*, deadline_s: float | None, max_tokens: int | None, max_cost_usd: float | None) -> JsonObject:
+    """The limits of a task that are given."""
+    limits = {"deadline_s": deadline_s, "max_tokens": max_tokens, "max_cost_usd": max_cost_usd}
+    return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def command_line(command: str, options: Options) -> str:

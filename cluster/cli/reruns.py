@@ -8,7 +8,7 @@ from urllib.parse import quote
 import typer
 
 from rayloom.cluster.cli.connection import BULK_TIMEOUT_S, connect
-from rayloom.cluster.cli.options import AsJson, TaskId, parse_object, parse_pairs
+from rayloom.cluster.cli.options import AsJson, BudgetCost, BudgetTokens, TaskId, budget_of, parse_object, parse_pairs
 from rayloom.cluster.cli.output import Output
 from rayloom.cluster.cli.tasks import WATCH_PATIENCE_S
 from rayloom.cluster.cli.watching import watch_task
@@ -19,15 +19,21 @@ def retry(
     task_id: TaskId,
     subtask: Annotated[list[str] | None, typer.Option(help="Only this BLOCKED subtask; may be repeated.")] = None,
     budget_deadline_s: Annotated[float | None, typer.Option(min=0, help="Stop in so many seconds from now.")] = None,
+    budget_max_tokens: BudgetTokens = None,
+    budget_max_cost_usd: BudgetCost = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it running, then its result.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run again what is BLOCKED of a task, and what was SKIPPED for it; what has completed is kept."""
+    """Run again what is BLOCKED of a task, and what was SKIPPED for it; what has completed is kept.
+
+    A task that failed before it had a plan is planned again.
+    """
     body: JsonObject = {}
     if subtask:
         body["subtasks"] = list[Json](subtask)
-    if budget_deadline_s is not None:
-        body["budget"] = {"deadline_s": budget_deadline_s}
+    budget = budget_of(deadline_s=budget_deadline_s, max_tokens=budget_max_tokens, max_cost_usd=budget_max_cost_usd)
+    if budget:
+        body["budget"] = budget
     out = Output(as_json=as_json)
     with connect(timeout_s=BULK_TIMEOUT_S) as client:
         answer = client.post(f"/api/v1/tasks/{quote(task_id, safe='')}/retry", body)

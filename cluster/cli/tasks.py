@@ -10,9 +10,12 @@ from rayloom.cluster.cli.connection import connect
 from rayloom.cluster.cli.options import (
     LIMIT,
     AsJson,
+    BudgetCost,
+    BudgetTokens,
     Cursor,
     Limit,
     TaskId,
+    budget_of,
     parse_object,
     parse_pairs,
     read_object,
@@ -34,6 +37,8 @@ def submit(
     priority: Annotated[int | None, typer.Option(min=1, max=10, help="1 (lowest) to 10 (highest).")] = None,
     context: Annotated[str | None, typer.Option(help="A JSON object, or @file.")] = None,
     budget_deadline_s: Annotated[float | None, typer.Option(min=0, help="Stop after so many seconds.")] = None,
+    budget_max_tokens: BudgetTokens = None,
+    budget_max_cost_usd: BudgetCost = None,
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label; may be repeated.")] = None,
     allow_tool: Annotated[list[str] | None, typer.Option(help="A tool, or pattern, that may be used.")] = None,
     deny_tool: Annotated[list[str] | None, typer.Option(help="A tool, or pattern, that may not.")] = None,
@@ -53,8 +58,9 @@ def submit(
         body["context"] = parse_object(context, name="--context")
     if require_approval:
         body["require_approval"] = True
-    if budget_deadline_s is not None:
-        _merge(body, "budget", {"deadline_s": budget_deadline_s})
+    budget = budget_of(deadline_s=budget_deadline_s, max_tokens=budget_max_tokens, max_cost_usd=budget_max_cost_usd)
+    if budget:
+        _merge(body, "budget", budget)
     _merge(body, "labels", dict(parse_pairs(label or [], name="--label")))
     _merge(body, "tools", _tools(allow_tool, deny_tool))
     if "prompt" not in body and "plan" not in body:

@@ -71,6 +71,17 @@ def plan_messages(
     )
 
 
+def begun_message(begun: Sequence[JsonObject]) -> Message:
+    """What a model is told of subtasks of an earlier plan that run already."""
+    rows = [
+        {"id": each["id"], "tool": each["tool"], "input": each.get("input", {}), "after": each.get("depends_on", [])}
+        for each in begun
+    ]
+    shown = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))[:_CONTEXT_CHARS]
+    text = f"These subtasks run already. Give them in the plan exactly as they are, and plan the rest:\n{shown}"
+    return Message(speaker="user", text=text)
+
+
 def signature(tool: ToolView) -> str:
     """A tool in one line: name, what it wants, what it gives, what it is for."""
     text = " ".join(tool.description.split())

@@ -127,6 +127,11 @@ class PlanReader:
         self._read.append((place, id_, fields))
         return self._subtask(place, id_, fields, is_last=False)
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether all that was read so far could be read."""
+        return not self._faults
+
     def finish(self) -> Reading:
         """The whole plan: what depends on later subtasks is known now."""
         subtasks = [self._subtask(place, id_, fields, is_last=True) for place, id_, fields in self._read]

@@ -40,8 +40,10 @@ def _own(fault: Fault, reading: Reading) -> Fault:
     return Fault(pointer, f"({subtask['id']}) {fault.message}")
 
 
-def repair_messages(asked: Sequence[Message], answer: str, faults: Sequence[Fault]) -> tuple[Message, ...]:
-    """The conversation that asks for a plan without these faults."""
+def repair_messages(
+    asked: Sequence[Message], answer: str, faults: Sequence[Fault], *, begun: Sequence[str] = ()
+) -> tuple[Message, ...]:
+    """The conversation that asks for a plan without these faults. ``begun``: ids of what runs already."""
     told = [f"{fault.pointer or '/'}: {fault.message[:_MESSAGE_CHARS]}" for fault in faults[:MAX_TOLD]]
     if len(faults) > MAX_TOLD:
         told.append(f"and {len(faults) - MAX_TOLD} more")
@@ -49,6 +51,7 @@ def repair_messages(asked: Sequence[Message], answer: str, faults: Sequence[Faul
     wanted = (
         "This plan can't run:\n"
         + "\n".join(told)
+        + (f"\nRunning already, leave these as they are: {', '.join(begun)}." if begun else "")
         + "\nMend exactly that, and answer with the whole plan as ONE line of "
         "JSON, nothing else."
     )

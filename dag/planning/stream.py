@@ -20,10 +20,12 @@ class SubtaskStream:
     """Fed with the pieces of an answer, gives each subtask once, as the model wrote it.
 
     ``PlanReader`` makes a subtask of it. Whatever this gives may still turn out to belong to a plan that is refused as
-    a whole. What is no JSON ends it: ``is_open`` is false, and it gives nothing more.
+    a whole. What is no JSON ends it: ``is_open`` is false, and it gives nothing more. ``head``: what was said before
+    the list; empty until that begins.
     """
 
     def __init__(self) -> None:
+        self.head = ""
         self._text = ""
         self._at = 0
         self._is_within = False
@@ -46,6 +48,7 @@ class SubtaskStream:
                 self._at = max(0, len(self._text) - _HEAD_CHARS)
                 return ()
             self._is_within, self._at = True, match.end()
+            self.head = self._text[: match.start()]
         found: list[JsonObject] = []
         while self._at < len(self._text):
             if self._start < 0:

@@ -48,9 +48,8 @@ async def get_quota(request: Request, me: Admin, user_id: str) -> Response:
 async def put_quota(request: Request, me: Admin, user_id: str) -> Response:
     """Change the limits of a user: all of them."""
     deps = deps_of(request)
-    id_ = cursors.uuid_of(user_id, "this user")
+    id_ = await _user(deps, user_id)
     quota = Quota(**(await read_body(request, QuotaBody)).model_dump())
-    await _user(deps, user_id)
     await ask(deps.ports.tokens.set_quota(str(id_), quota), CONTROLLER)
     return json_answer(asdict(quota))
 
@@ -67,9 +66,8 @@ async def get_key_quota(request: Request, me: Admin, key_id: str) -> Response:
 async def put_key_quota(request: Request, me: Admin, key_id: str) -> Response:
     """Change the limits of an API key: all of them."""
     deps = deps_of(request)
-    id_ = cursors.uuid_of(key_id, "this key")
+    id_ = await _key(deps, key_id)
     quota = Quota(**(await read_body(request, QuotaBody)).model_dump())
-    await _key(deps, key_id)
     await ask(deps.ports.tokens.set_key_quota(str(id_), quota), CONTROLLER)
     return json_answer(asdict(quota))
 
@@ -83,7 +81,8 @@ async def usage(
 ) -> Response:
     """Tokens and cost used, by model, tool and day (UTC); of the last 30 days unless asked otherwise.
 
-    What a tool said that it used has no model. `warnings`: limits that are nearly used up.
+    What a tool said that it used has no model. `warnings`: limits that are nearly used up now; `alerts`: when each came
+    to be so, also of keys and tasks.
     """
     deps = deps_of(request)
     since, until = cursors.moment("created_after", created_after), cursors.moment("created_before", created_before)
@@ -100,6 +99,7 @@ async def usage(
             "total": total,
             "reserved": reserved,
             "warnings": await _warnings(deps, user),
+            "alerts": [asdict(alert) for alert in found.alerts],
         }
     )
 

@@ -28,7 +28,7 @@ from rayloom.serve.letter_shapes import DEADLINE_PASSED, ENDED_BY_DEADLINE
 from rayloom.serve.problems import Problem, invalid, not_found
 from rayloom.serve.reruns import no_plan, plan_of_fork, unknown_ids
 from rayloom.serve.routes.letters import BATCH, BULK_TIMEOUT_S, offer
-from rayloom.serve.routes.tasks import Taken, accept, accepted, submitted_before
+from rayloom.serve.routes.tasks import Taken, accept, accepted, submitted_before, wake
 from rayloom.serve.shapes import Shown
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,10 @@ class ForkBody(Body):
 
 @router.post("/{task_id}/retry", status_code=202, openapi_extra=schema_of(RetryBody))
 async def retry(request: Request, task_id: str, user: Owner) -> Response:
-    """Run again what is BLOCKED of a task, and what was SKIPPED for it; what has completed is kept."""
+    """Run again what is BLOCKED of a task, and what was SKIPPED for it; what has completed is kept.
+
+    A task that failed before it had a plan, and not over its prompt, is planned again.
+    """
     body = await read_optional(request, RetryBody)
     call_of(request).allow(BULK_TIMEOUT_S)
     return json_answer(await retried(deps_of(request), task_id, user, body), 202)
@@ -74,6 +77,13 @@ async def retried(deps: Deps, task_id: str, user: UUID, body: RetryBody) -> Show
     _refuse(task, has_new_deadline=bool(budget and "deadline_s" in budget))
     if body.subtasks is not None:
         await _expect_blocked(deps, id_, body.subtasks)
+    elif task.status == TaskStatus.FAILED:
+        planned = await retries.plan_again(deps.backends.primary, id_, budget=budget, reason=REASON)
+        if planned is not None:
+            if not await deps.backends.offer((), task_id):
+                await wake(deps)
+            log.info("task.planned_again", extra={"task_id": task_id, "status": planned})
+            return {"task_id": id_, "status": planned, "retried": []}
     keys_: list[str] = []
     while True:
         page = await retries.open_of_task(deps.backends.primary, id_, before=task.now, limit=BATCH, keys=body.subtasks)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from rayloom.dag.model import Completion, ModelRequest, ModelUse, ModelView, Role
 
+PIECE_CHARS = 8
 Step = str | Exception | Callable[[ModelRequest], Completion]
 
 
@@ -30,7 +32,13 @@ class AnsweringModels:
         step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         if isinstance(step, Exception):
             raise step
-        return completion(step) if isinstance(step, str) else step(request)
+        answer = completion(step) if isinstance(step, str) else step(request)
+        if on_text is not None:
+            for at in range(0, len(answer.text), PIECE_CHARS):
+                on_text(answer.text[at : at + PIECE_CHARS])
+                # Whoever listens may do something about each piece.
+                await asyncio.sleep(0)
+        return answer
 
 
 def completion(text: str, *, is_cut: bool = False) -> Completion:

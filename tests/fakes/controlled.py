@@ -72,7 +72,7 @@ class Controlled:
 
     def anew(self) -> TokenController:
         """Another life of the controller."""
-        self.controller = TokenController(self.users, self.ledger, models=self._models, clock=self.clock)
+        self.controller = TokenController(self.users, self.ledger, self.ledger, models=self._models, clock=self.clock)
         return self.controller
 
     def ask(self, tokens: int, *, cost_usd: float = 0.0, payer: Payer = PAYER, model: str = "m") -> Reservation:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rayloom.actors.call_accounts import amount_of
 from rayloom.dag.amount import NOTHING, Amount
 from rayloom.dag.errors import Transient, UserError
-from rayloom.dag.log_line import LogLine
 from rayloom.dag.model import ModelUse, Reservation
-from rayloom.dag.token_port import Level, Quota
-from rayloom.db.ledger import Recent, Standing
+from rayloom.dag.token_port import Level, Quota, Share
+from rayloom.db.alerts import Limit
+from rayloom.db.ledger import Recent, Released, Standing
 
 
 @dataclass
@@ -20,13 +20,17 @@ class Row:
 
     reservation: Reservation
     made_at: float
+    expires_at: float
     status: str = "reserved"
     use: ModelUse = field(default_factory=ModelUse)
     settled_at: float | None = None
 
 
 class MemoryLedger:
-    """``LedgerPort``. ``away``: no answer. ``loses_answers``: it does what it is told, and says that it is away."""
+    """``LedgerPort`` and ``AlertBook``.
+
+    ``away``: no answer. ``loses_answers``: it does what it is told, and says that it is away.
+    """
 
     def __init__(self, clock: Callable[[], float] = lambda: 1000.0) -> None:
         self.clock = clock
@@ -35,7 +39,12 @@ class MemoryLedger:
         self.tools: dict[str, int] = {}
         """Tokens of tasks that their tools told of."""
         self.key_quotas: dict[str, Quota] = {}
-        self.lines: list[LogLine] = []
+        self.alerts: dict[Limit, float] = {}
+        """Of the limits that are nearly used up now."""
+        self.alerted: list[tuple[Limit, float]] = []
+        self.ended: set[str] = set()
+        """Subtasks whose attempts have ended."""
+        self.ahead_until: float | None = None
         self.away = False
         self.loses_answers = False
         self.batches: list[int] = []
@@ -44,34 +53,52 @@ class MemoryLedger:
     async def reserve(self, reservations: Sequence[Reservation]) -> Mapping[str, str]:
         self._answer()
         self.batches.append(len(reservations))
-        known = {each.id: self.rows[each.id].status for each in reservations if each.id in self.rows}
+        over = {}
         for each in reservations:
-            self.rows.setdefault(each.id, Row(each, self.clock()))
+            row = self._row(each)
+            if row.status == "reserved":
+                row.reservation, row.expires_at = each, self.clock() + each.lease_s
+            else:
+                over[each.id] = row.status
         self._lose()
-        return known
+        return over
 
-    async def settle(self, settlements: Sequence[tuple[Reservation, ModelUse]]) -> frozenset[str]:
+    async def settle(self, settlements: Sequence[tuple[Reservation, ModelUse]]) -> Mapping[str, Amount]:
         self._answer()
-        news = set()
+        news = {}
         for reservation, use in settlements:
-            row = self.rows.setdefault(reservation.id, Row(reservation, self.clock()))
+            row = self._row(reservation)
             if row.status != "settled":
+                news[reservation.id] = _amount(use) - _amount(row.use)
                 row.status, row.use, row.settled_at = "settled", use, self.clock()
-                news.add(reservation.id)
         self._lose()
-        return frozenset(news)
+        return news
 
-    async def release_expired(self, *, limit: int) -> Sequence[str]:
+    async def left(self, *, expired: bool, limit: int) -> Mapping[str, bool]:
         self._answer()
-        now_s = self.clock()
-        expired = [
-            id_
-            for id_, row in self.rows.items()
-            if row.status == "reserved" and row.made_at + row.reservation.lease_s <= now_s
-        ][:limit]
-        for id_ in expired:
-            self.rows[id_].status, self.rows[id_].settled_at = "released", now_s
-        return expired
+        open_ = {id_: row for id_, row in self.rows.items() if row.status == "reserved"}
+        over = {id_ for id_, row in open_.items() if row.expires_at <= self.clock()}
+        ended = {id_ for id_, row in open_.items() if row.reservation.payer.sub_task_id in self.ended}
+        return {id_: id_ in over for id_ in [*(over if expired else ()), *ended][:limit]}
+
+    async def release(self, ids: Sequence[str]) -> Mapping[str, Released]:
+        self._answer()
+        released = {}
+        for id_ in ids:
+            row = self.rows[id_]
+            if row.status == "reserved":
+                row.status, row.use, row.settled_at = "released", row.reservation.least, self.clock()
+                released[id_] = Released(user_id=row.reservation.payer.user_id, used=_amount(row.use))
+        self._lose()
+        return released
+
+    async def granting_ahead_s(self) -> float | None:
+        self._answer()
+        return None if self.ahead_until is None else self.ahead_until - self.clock()
+
+    async def grant_ahead(self, seconds: float) -> None:
+        self._answer()
+        self.ahead_until = self.clock() + seconds
 
     async def open_calls(self) -> Sequence[Reservation]:
         self._answer()
@@ -110,9 +137,22 @@ class MemoryLedger:
             if quota != Quota()
         }
 
-    async def tell(self, lines: Sequence[LogLine]) -> None:
+    async def open_alerts(self) -> frozenset[Limit]:
         self._answer()
-        self.lines += lines
+        return frozenset(self.alerts)
+
+    async def alert(self, near: Sequence[Share]) -> frozenset[Limit]:
+        self._answer()
+        new = {(each.level, each.id, each.limit): each.share for each in near}
+        new = {limit: share for limit, share in new.items() if limit not in self.alerts}
+        self.alerts |= new
+        self.alerted += new.items()
+        return frozenset(new)
+
+    async def alerts_over(self, limits: Collection[Limit]) -> None:
+        self._answer()
+        for limit in limits:
+            del self.alerts[limit]
 
     async def key_quota(self, key_id: str) -> Quota:
         self._answer()
@@ -137,8 +177,11 @@ class MemoryLedger:
 
     def expire(self, id_: str) -> None:
         """Its caller is dead."""
-        row = self.rows[id_]
-        row.reservation = replace(row.reservation, lease_s=0.0)
+        self.rows[id_].expires_at = self.clock()
+
+    def _row(self, reservation: Reservation) -> Row:
+        now_s = self.clock()
+        return self.rows.setdefault(reservation.id, Row(reservation, now_s, now_s + reservation.lease_s))
 
     def _answer(self) -> None:
         if self.away:
@@ -147,6 +190,10 @@ class MemoryLedger:
     def _lose(self) -> None:
         if self.loses_answers:
             raise Transient("DATABASE_UNAVAILABLE", "the answer was lost")
+
+
+def _amount(use: ModelUse) -> Amount:
+    return Amount.of(use.tokens, use.cost_usd)
 
 
 def _owner(level: Level, reservation: Reservation) -> str:

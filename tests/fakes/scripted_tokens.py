@@ -15,6 +15,7 @@ class ScriptedTokens:
     def __init__(self) -> None:
         self.holds: set[str] = set()
         self.wait_s = 0.0
+        self.alone = False
         self.away = False
         self.breaks: BaseException | None = None
         self.on_ask: Callable[[], None] = lambda: None
@@ -31,4 +32,13 @@ class ScriptedTokens:
         self.calls += 1
         self.finished += finished
         held = [ask.sub_task_id for ask in asked if ask.sub_task_id in self.holds]
-        return [Held(sub_task_id=id_, limit="max_concurrent", ask_again_in_s=self.wait_s) for id_ in held]
+        return [
+            Held(
+                sub_task_id=id_,
+                limit="max_concurrent",
+                ask_again_in_s=self.wait_s,
+                free_in_s=self.wait_s,
+                alone=self.alone,
+            )
+            for id_ in held
+        ]

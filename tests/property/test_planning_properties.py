@@ -8,15 +8,19 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayloom.dag import graph
 from rayloom.dag.errors import Fault
-from rayloom.dag.plan import parse_plan
+from rayloom.dag.plan import parse_plan, subtasks_of
+from rayloom.dag.planned import PlanRequest
 from rayloom.dag.planning.answer import find_answer
+from rayloom.dag.planning.beginning import EarlyReader, ids_of, joined
 from rayloom.dag.planning.read import PlanReader, read_plan
 from rayloom.dag.planning.repair import repair_messages
 from rayloom.dag.planning.select import select
 from rayloom.dag.planning.stream import SubtaskStream
 from rayloom.dag.planning.verdict import Verdict, judge
 from rayloom.dag.tool_view import ToolView
+from rayloom.dag.verified import VerifiedSubtask
 from rayloom.dag.verify import verify
 from tests.unit.dag.planning.views import VIEWS
 
@@ -128,3 +132,35 @@ def test_no_more_tools_are_selected_than_wanted_and_each_once(prompt: str, known
     mentioned = [name for name in known if f"@{name}" in prompt]
     assert len(found) <= max(most, len(mentioned), 0) or len(known) <= most
     assert set(found) <= set(known)
+
+
+@given(answers, answers)
+def test_what_begins_is_part_of_any_plan_that_comes_in_the_end(first: Any, last: Any) -> None:
+    said = json.dumps({"intent": "x", **first}, ensure_ascii=True)
+    request = PlanRequest(task_id="t", prompt="p", context={}, tools=VIEWS, may_begin=True)
+    reader = EarlyReader(request)
+    for at in range(0, len(said), 7):
+        for written in reader.feed(said[at : at + 7]):
+            reader.judged(written)
+    begun = reader.given
+    verify(parse_plan({"subtasks": [*begun]}), tools=VIEWS, nodes=()) if begun else None
+    for text in (said, json.dumps(last)):
+        verdict = judge(text, prompt="p", language="en", tools=VIEWS, nodes=())
+        if verdict.plan is None:
+            continue
+        found = joined(verdict.plan, begun)
+        whole = verify(parse_plan(found.plan), tools=VIEWS, nodes=(), model_available=True, done=ids_of(begun))
+        assert subtasks_of(found.plan)[: len(begun)] == begun
+        assert verdict.verified is not None
+        # What is dropped is all that is more, and nothing stands on it.
+        assert len(whole.subtasks) == len(verdict.verified.subtasks) + len(found.dropped)
+        kept = [each for each in whole.subtasks if each.spec.id not in found.dropped]
+        needed = {whole.subtasks[above].spec.id for each in kept for above in each.dependencies}
+        assert needed.isdisjoint(found.dropped)
+        assert graph.width(graph.levels(_among(kept))) == verdict.verified.width
+
+
+def _among(kept: list[VerifiedSubtask]) -> list[tuple[int, ...]]:
+    """What these wait for, by their places among themselves."""
+    place = {each.ordinal: at for at, each in enumerate(kept)}
+    return [tuple(place[above] for above in each.dependencies) for each in kept]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rayloom.dag.amount import NANO, NOTHING, Amount
 from rayloom.dag.errors import Transient
 from rayloom.dag.model import ModelUse, Reservation
+from rayloom.dag.reservations import LEASE_S
 from rayloom.dag.token_port import Quota
 from tests.fakes.controlled import ANN, KEY, PAYER, TASK, Controlled
 
@@ -23,8 +24,9 @@ STEPS = st.lists(
         st.tuples(st.just("reserve again"), st.integers(0, 30)),
         st.tuples(st.just("settle"), st.integers(0, 30), st.integers(0, 4)),
         st.tuples(st.just("settle again"), st.integers(0, 30)),
+        st.tuples(st.just("renew"), st.integers(0, 30)),
         st.tuples(st.just("wait"), st.integers(1, 70)),
-        st.tuples(st.sampled_from(("reconcile", "restart", "lose answers", "find answers"))),
+        st.tuples(st.sampled_from(("reconcile", "restart", "lose answers", "find answers", "go away", "come back"))),
     ),
     max_size=60,
 )
@@ -33,14 +35,15 @@ STEPS = st.lists(
 class Run:
     """What the callers know."""
 
-    def __init__(self, limit: int, budget: int) -> None:
-        self.limit, self.budget = limit, budget
-        self.world = Controlled(Quota(max_tokens=limit), models={"m": Quota(max_concurrent=6)})
+    def __init__(self, limit: int, budget: int, at_once: int) -> None:
+        self.limit, self.budget, self.at_once = limit, budget, at_once
+        self.world = Controlled(Quota(max_tokens=limit), models={"m": Quota(max_concurrent=at_once)})
         self.world.ledger.budgets[TASK] = Quota(max_tokens=budget)
         self.world.ledger.key_quotas[KEY] = Quota(max_cost_usd=float(DOLLARS))
         self.asked: list[Reservation] = []
         self.granted: dict[str, Reservation] = {}
         self.settled: dict[str, ModelUse] = {}
+        self.heard_at: dict[str, float] = {}
         self.late = NOTHING
 
     async def do(self, step: tuple[Any, ...]) -> None:
@@ -61,22 +64,38 @@ class Run:
                 await self._settle(next(each for each in self.asked if each.id == id_), self.settled[id_])
             case ("wait", seconds):
                 world.clock.now_s += seconds
+            case ("renew", place) if self.granted:
+                reservation = list(self.granted.values())[place % len(self.granted)]
+                with suppress(Transient):
+                    await world.controller.renew(reservation)
+                    self.heard_at[reservation.id] = world.clock.now_s
             case ("reconcile",):
-                await world.controller.reconcile()
+                with suppress(Transient):
+                    await world.controller.reconcile()
             case ("restart",):
+                world.ledger.away = world.ledger.loses_answers = False
                 await world.anew().reconcile()
             case ("lose answers",) | ("find answers",):
                 world.ledger.loses_answers = step[0] == "lose answers"
+            case ("go away",) | ("come back",):
+                world.ledger.away = step[0] == "go away"
 
     async def _reserve(self, reservation: Reservation) -> None:
         with suppress(Transient):
             denied = await self.world.controller.reserve(reservation)
             if denied is None and reservation.id not in self.settled:
                 self.granted[reservation.id] = reservation
+                self.heard_at[reservation.id] = self.world.clock.now_s
+
+    def _lives(self, id_: str) -> bool:
+        """Whether it is not taken for dead."""
+        row = self.world.ledger.rows.get(id_)
+        # Of what is not in the ledger nobody is told that it was released.
+        is_silent = self.world.clock.now_s - self.heard_at[id_] > LEASE_S
+        return not is_silent if row is None else row.status == "reserved"
 
     async def _settle(self, reservation: Reservation, use: ModelUse) -> None:
-        row = self.world.ledger.rows.get(reservation.id)
-        if row is not None and row.status == "released":
+        if reservation.id in self.granted and not self._lives(reservation.id):
             # Its caller was taken for dead: what it used all the same is over whatever was granted meanwhile.
             self.late += Amount.of(use.tokens, use.cost_usd)
         self.settled[reservation.id] = use
@@ -87,17 +106,17 @@ class Run:
     def check(self) -> None:
         """What was used, and what is granted and alive, is within every limit."""
         ledger = self.world.ledger
-        alive = [each for id_, each in self.granted.items() if ledger.rows[id_].status == "reserved"]
+        alive = [each for id_, each in self.granted.items() if self._lives(id_)]
         granted = sum((Amount.of(each.tokens, each.cost_usd) for each in alive), NOTHING)
         taken = ledger.used("user", ANN) + granted - self.late
         assert taken.tokens <= min(self.limit, self.budget)
         assert taken.nano_usd <= DOLLARS * NANO
-        assert len(alive) <= 6
+        assert len(alive) <= self.at_once
 
     async def end(self) -> None:
         """All callers end, or are dead for long: nothing is reserved, and what is counted is what the ledger has."""
         ledger = self.world.ledger
-        ledger.loses_answers = False
+        ledger.loses_answers = ledger.away = False
         for reservation in list(self.granted.values()):
             await self._settle(reservation, ModelUse(tokens_in=1))
         for id_, use in list(self.settled.items()):
@@ -118,9 +137,9 @@ class Run:
 
 
 @settings(max_examples=300, deadline=None)
-@given(steps=STEPS, limits=st.sampled_from(((80, 200), (120, 90))))
+@given(steps=STEPS, limits=st.sampled_from(((80, 200, 6), (120, 90, 6), (400, 600, 100))))
 def test_no_limit_is_passed_and_the_counts_are_those_of_the_ledger(
-    steps: list[tuple[Any, ...]], limits: tuple[int, int]
+    steps: list[tuple[Any, ...]], limits: tuple[int, int, int]
 ) -> None:
     async def run() -> None:
         told = Run(*limits)

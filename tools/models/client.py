@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from openai import APIConnectionError, APIError, APIStatusError, AsyncStream
 
-from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
+from rayloom.dag.errors import AnswerInvalid, RayloomError, Refused, Transient, UserError
 from rayloom.dag.model import Completion, ModelRequest, ModelUse, ModelView, ProviderLimits
 from rayloom.dag.values import Json
 from rayloom.tools.models.connection import Connections
@@ -98,7 +98,15 @@ class ModelCall:
         self._started = monotonic()
 
     async def run(self) -> Completion:
-        """Make it. Raises what `ModelPort.complete` raises for an endpoint's sake; `use` tells what was used."""
+        """Make it, and judge its answer. Raises what `hear` and `judged` raise."""
+        await self.hear()
+        return await self.judged()
+
+    async def hear(self) -> None:
+        """Ask, and hear the answer. Raises what `ModelPort.complete` raises for an endpoint's sake.
+
+        Whatever it raises, `use` tells what was used.
+        """
         settings = self.client.settings
         self._started = monotonic()
         limit = asyncio.timeout(settings.call_s)
@@ -109,12 +117,19 @@ class ModelCall:
             if not limit.expired():
                 raise
             raise Transient(BROKE_OFF, f"{settings.shown} was not done after {settings.call_s:g} s") from None
+
+    async def judged(self) -> Completion:
+        """What was heard, if it is what was asked for. Raises Refused (``MODEL_REFUSED``) and `AnswerInvalid`."""
         cut_off = self._cut_off()
         text = self.heard.text
         value: Json = None
         if self._request.schema is not None:
             # A large answer may take a while to judge, and others have calls in this loop, too.
-            value = await asyncio.to_thread(structured, text, self._request.schema, cut_off=cut_off)
+            try:
+                value = await asyncio.to_thread(structured, text, self._request.schema, cut_off=cut_off)
+            except AnswerInvalid as error:
+                error.use = await self.use()
+                raise
         duration_s = monotonic() - self._started
         return Completion(
             text=text,
@@ -134,6 +149,11 @@ class ModelCall:
             counted_out = await asyncio.to_thread(count, self.heard.spoken)
             self._use = use_of(self.client.view, self.heard.usage, counted_in=self.tokens_in, counted_out=counted_out)
         return self._use
+
+    async def least(self) -> ModelUse:
+        """What it has used at least, as is counted here, while it goes on: the question, and what was heard so far."""
+        counted_out = await asyncio.to_thread(count, self.heard.spoken)
+        return use_of(self.client.view, None, counted_in=self.tokens_in, counted_out=counted_out)
 
     @property
     def finish(self) -> Literal["stop", "length", ""]:

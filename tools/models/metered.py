@@ -7,11 +7,12 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from uuid_utils.compat import uuid7
 
+from rayloom.dag.decision import BUDGET_EXCEEDED, QUOTA_EXCEEDED
 from rayloom.dag.errors import ErrorInfo, RayloomError, Refused, Transient
 from rayloom.dag.model import (
     AccountPort,
@@ -25,7 +26,8 @@ from rayloom.dag.model import (
     Reservation,
     Role,
 )
-from rayloom.dag.values import JsonObject
+from rayloom.dag.reservations import LEASE_S, RENEW_EVERY_S
+from rayloom.tools.models.call_record import CallRecord, OnCall
 from rayloom.tools.models.clients import ModelClients
 from rayloom.tools.models.tokens import count
 
@@ -39,69 +41,12 @@ T = TypeVar("T")
 WAIT_MAX_S: Final = 5.0
 """Who has to wait longer for room is told so, and does not hold a worker meanwhile."""
 WAIT_TOTAL_MAX_S: Final = 15.0
-LEASE_MARGIN_S: Final = 60.0
+WAIT_PAID_MAX_S: Final = 75.0
+"""Who has paid for calls already, which would have to be made again, rather waits until a window has gone by."""
+RELEASE_S: Final = 5.0
+"""Within which a reservation is given back of which nobody knows whether it was granted; else its lease ends it."""
 _ASK_AGAIN_S: Final = 0.5
 _SETTLE_TRIES: Final = 6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallRecord:
-    """One call, for the trace and the log. ``started_at`` in seconds since the epoch, when its question was asked.
-
-    ``id`` is its reservation's. ``waited_s``: for room, before that. ``finish`` is empty, and ``error`` its reason,
-    where it gave no answer. ``is_settled``: False where the account could not be told what it used.
-    """
-
-    id: str
-    name: str
-    model: str
-    purpose: str
-    use: ModelUse
-    started_at: float
-    waited_s: float
-    duration_s: float
-    first_text_s: float | None
-    finish: Literal["stop", "length", ""]
-    error: ErrorInfo | None
-    is_settled: bool
-
-    @property
-    def is_ok(self) -> bool:
-        """Whether it gave an answer that is what was asked for."""
-        return self.error is None
-
-    @property
-    def attributes(self) -> JsonObject:
-        """The attributes of its span, of the kind ``model``, and the fields of its log line."""
-        found: JsonObject = {
-            "model": self.model,
-            "purpose": self.purpose,
-            "tokens_in": self.use.tokens_in,
-            "tokens_out": self.use.tokens_out,
-            "is_estimated": self.use.is_estimated,
-            "cost_usd": self.use.cost_usd,
-            "duration_ms": round(self.duration_s * 1_000),
-            "waited_ms": round(self.waited_s * 1_000),
-        }
-        if self.first_text_s is not None:
-            found["first_text_ms"] = round(self.first_text_s * 1_000)
-        if self.finish:
-            found["finish"] = self.finish
-        if self.error is not None:
-            found["error"] = self.error.code
-        if not self.is_settled:
-            found["is_settled"] = False
-        return found
-
-    @property
-    def line(self) -> str:
-        """What the log says of it, in the stream ``model``."""
-        used = f"{self.use.tokens_in} + {self.use.tokens_out} tokens, {self.use.cost_usd:.6f} USD"
-        end = f"{self.error.code}: {self.error.message}" if self.error else self.finish
-        return f"{self.purpose}: {self.name} ({self.model}), {used}, {self.duration_s:.1f} s: {end}"
-
-
-OnCall = Callable[[CallRecord], None]
 
 
 class MeteredModels:
@@ -137,6 +82,7 @@ class MeteredModels:
         learning = _Learning(self._account, client.view.name)
         call = await client.prepare(request, on_text=on_text, on_limits=learning.start)
         view = client.view
+        asked_at = self._clock()
         reservation = Reservation(
             id=str(uuid7()),
             payer=self._payer,
@@ -144,16 +90,16 @@ class MeteredModels:
             purpose=request.purpose,
             tokens=call.tokens_in + call.max_tokens,
             cost_usd=view.cost_usd(call.tokens_in, call.max_tokens),
-            lease_s=client.settings.call_s + LEASE_MARGIN_S,
+            lease_s=LEASE_S,
+            least=await call.least(),
         )
-        asked_at = self._clock()
         try:
             await self._reserve(reservation)
-        except RayloomError:
-            raise
+        except _Denied as denied:
+            raise denied.problem from None
         except BaseException:
-            # Whether it was granted is not known: a reservation of nothing is released, if there is one.
-            await _to_its_end(self._settle(reservation, ModelUse()))
+            # Whether it was granted is not known.
+            await _to_its_end(self._give_back(reservation))
             raise
         return await self._paid(call, reservation, learning, asked_at)
 
@@ -162,8 +108,17 @@ class MeteredModels:
     ) -> Completion:
         started_at = self._clock()
         error: ErrorInfo | None = None
+        end = _End()
+        renewing = asyncio.ensure_future(self._renew(call, reservation))
         try:
-            return await call.run()
+            try:
+                await call.hear()
+            finally:
+                # Before anybody judges what was heard: that takes its time, and changes nothing of what was used.
+                renewing.cancel()
+                end.duration_s = self._clock() - started_at
+                await _to_its_end(self._close(call, reservation, learning, end))
+            return await call.judged()
         except asyncio.CancelledError:
             error = ErrorInfo(code="CANCELLED", error_class="stale", message="nobody waits for it", retryable=False)
             raise
@@ -171,14 +126,15 @@ class MeteredModels:
             error = ErrorInfo.from_exception(problem)
             raise
         finally:
-            times = (started_at - asked_at, started_at, self._clock() - started_at)
-            await _to_its_end(self._close(call, reservation, learning, error, times))
+            self._tell(call, reservation, error, end, started_at=started_at, waited_s=started_at - asked_at)
 
     async def _reserve(self, reservation: Reservation) -> None:
-        """Raises what a denial means, once there is no more time to wait for room."""
-        waited_s = 0.0
+        """Raises `_Denied` once there is no more time to wait for room, and Transient where nobody could be asked."""
+        has_paid, waited_s = self.use.tokens > 0, 0.0
+        longest_s = WAIT_PAID_MAX_S if has_paid else WAIT_MAX_S
+        total_s = WAIT_PAID_MAX_S if has_paid else WAIT_TOTAL_MAX_S
         while True:
-            problem: RayloomError
+            problem: Exception
             try:
                 denied = await self._account.reserve(reservation)
             except Transient as error:
@@ -186,30 +142,46 @@ class MeteredModels:
             else:
                 if denied is None:
                     return
-                problem, found = _refusal(denied), denied.retry_in_s
+                problem, found = _Denied(_refusal(denied)), denied.retry_in_s
                 if found is None:
                     raise problem
                 wait_s = found
-            if wait_s > WAIT_MAX_S or waited_s + wait_s > WAIT_TOTAL_MAX_S:
+            if wait_s > longest_s or waited_s + wait_s > total_s:
                 raise problem
             # Never none: an account that says "now", and again no, is not to be asked without a pause.
-            wait_s = max(wait_s, 0.05)
-            waited_s += wait_s
-            await asyncio.sleep(wait_s)
+            pause_s = min(max(wait_s, 0.05), WAIT_MAX_S)
+            waited_s += pause_s
+            await asyncio.sleep(pause_s)
 
-    async def _close(
+    async def _renew(self, call: ModelCall, reservation: Reservation) -> None:
+        """Say now and then that the call is still under way, and what it has used so far."""
+        while True:
+            await asyncio.sleep(RENEW_EVERY_S)
+            with suppress(RayloomError):
+                await self._account.renew(replace(reservation, least=await call.least()))
+
+    async def _give_back(self, reservation: Reservation) -> None:
+        """Release what may be reserved for a call that is not made. If nobody hears that, its lease does it."""
+        with suppress(RayloomError, TimeoutError):
+            async with asyncio.timeout(RELEASE_S):
+                await self._account.settle(reservation, ModelUse())
+
+    async def _close(self, call: ModelCall, reservation: Reservation, learning: _Learning, end: _End) -> None:
+        end.use = await call.use()
+        self.use += end.use
+        end.is_settled = await self._settle(reservation, end.use)
+        await learning.end()
+
+    def _tell(
         self,
         call: ModelCall,
         reservation: Reservation,
-        learning: _Learning,
         error: ErrorInfo | None,
-        times: tuple[float, float, float],
+        end: _End,
+        *,
+        started_at: float,
+        waited_s: float,
     ) -> None:
-        use = await call.use()
-        is_settled = await self._settle(reservation, use)
-        await learning.end()
-        self.use += use
-        waited_s, started_at, duration_s = times
         if self._on_call is not None:
             self._on_call(
                 CallRecord(
@@ -217,14 +189,14 @@ class MeteredModels:
                     name=reservation.model,
                     model=call.client.view.model,
                     purpose=reservation.purpose,
-                    use=use,
+                    use=end.use,
                     started_at=started_at,
                     waited_s=waited_s,
-                    duration_s=duration_s,
+                    duration_s=end.duration_s,
                     first_text_s=call.first_text_s,
                     finish=call.finish,
                     error=error,
-                    is_settled=is_settled,
+                    is_settled=end.is_settled,
                 )
             )
 
@@ -239,6 +211,23 @@ class MeteredModels:
                 else:
                     await asyncio.sleep(_ASK_AGAIN_S * 2**turn)
         return False
+
+
+@dataclass(slots=True)
+class _End:
+    """What a call came to, before its answer was judged."""
+
+    use: ModelUse = field(default_factory=ModelUse)
+    is_settled: bool = False
+    duration_s: float = 0.0
+
+
+class _Denied(Exception):
+    """There is no room, for sure: nothing is reserved."""
+
+    def __init__(self, problem: RayloomError) -> None:
+        super().__init__(problem)
+        self.problem = problem
 
 
 class _Learning:
@@ -265,8 +254,8 @@ def _refusal(denied: Denied) -> RayloomError:
     message = f"{denied.detail} (limit: {denied.limit} of the {denied.level})"
     # What is only reserved may be settled with less: a budget is spent when nothing but a higher one helps.
     if denied.level in ("task", "subtask") and denied.retry_in_s is None:
-        return Refused("BUDGET_EXCEEDED", message)
-    return Transient("QUOTA_EXCEEDED", message, retry_after_s=denied.retry_in_s)
+        return Refused(BUDGET_EXCEEDED, message)
+    return Transient(QUOTA_EXCEEDED, message, retry_after_s=denied.retry_in_s)
 
 
 async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:

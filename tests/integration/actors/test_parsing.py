@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from ray import serve
 from rayloom.actors import parsing
 from rayloom.actors.parsing import APPLICATION, DEPLOYMENT, ServeParser
 from rayloom.dag.answer import Answer
-from rayloom.dag.errors import Transient
-from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.errors import ErrorInfo, Transient, UserError
+from rayloom.dag.planned import Early, Planned, PlanRequest
 from rayloom.dag.ports import PARSER_BROKE
 
 
@@ -37,6 +37,13 @@ class _Parser:
         if request.prompt in self.heard:
             await self.heard[request.prompt].wait()
         return "ok", Planned(plan={}, source="outline", notes=(), language="en", parsed_s=0.0, split_s=0.0)
+
+    async def stream(self, request: PlanRequest) -> AsyncGenerator[Answer[Early | Planned], None]:
+        yield "ok", Early(subtask={"id": request.prompt})
+        if request.prompt == "refuse":
+            yield "error", ErrorInfo(code="PLAN_FAILED", error_class="user", message="no", retryable=False)
+            return
+        yield await self.plan(request)
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +88,27 @@ async def test_a_parser_that_is_away_is_told_from_one_that_broke(
     await asyncio.wait({thinking})
     assert thinking.cancelled()
     assert (await parser.plan(_request("stopped"))).language == "en"
+
+
+async def test_what_comes_before_the_plan_comes_at_once(serving: None) -> None:
+    deployment: Any = serve.deployment(_Parser, name=DEPLOYMENT, ray_actor_options={"num_cpus": 0})
+    await asyncio.to_thread(serve.run, deployment.bind(), name=APPLICATION, route_prefix=None)
+    parser = ServeParser()
+    early, planned = [given async for given in parser.stream(_request("x"))]
+    assert early == Early(subtask={"id": "x"})
+    assert isinstance(planned, Planned)
+    with pytest.raises(UserError, match="no"):
+        [given async for given in parser.stream(_request("refuse"))]
+    for prompt in ("die", "hang"):
+        broken = ServeParser(answer_s=2.0 if prompt == "hang" else 60.0).stream(_request(prompt))
+        with pytest.raises(Transient) as refused:
+            assert {str(given) async for given in broken} == {str(Early(subtask={"id": prompt}))}
+        assert refused.value.code == PARSER_BROKE
+    await parser.plan(_request("x"))
+
+    # Who goes away stops it, whether it waits for more or not.
+    waiting = parser.stream(_request("think"))
+    assert await anext(waiting) == Early(subtask={"id": "think"})
+    await parser.plan(_request("began"))
+    await waiting.aclose()
+    await parser.plan(_request("stopped"))

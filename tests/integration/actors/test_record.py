@@ -20,6 +20,7 @@ from rayloom.actors.tokens import TokenController
 from rayloom.dag.breaker import Breaker, BreakerPolicy
 from rayloom.dag.errors import Transient, UserError
 from rayloom.dag.ports import Ask, Finished, Quota, RegisteredTool
+from rayloom.db.alerts import AlertStore
 from rayloom.db.breaker_rows import BreakerRows
 from rayloom.db.catalogue import Catalogue
 from rayloom.db.engine import make_engine
@@ -248,13 +249,13 @@ async def test_the_controller_admits_by_the_record(engine: AsyncEngine, quotas: 
     ann = await rows.user()
     task = await rows.task(ann, tokens=90)
     running = await rows.subtask(ann, task)
-    controller = TokenController(quotas, Ledger(engine))
+    controller = TokenController(quotas, Ledger(engine), AlertStore(engine))
     await controller.reconcile()
     await controller.set_quota(ann, Quota(max_concurrent=2, max_tokens=100))
     first, second = str(uuid7()), str(uuid7())
     asks = [Ask(sub_task_id=id_, user_id=ann) for id_ in (running, first, second)]
     assert [held.sub_task_id for held in await controller.admit(asks, ())] == [second]
-    restarted = TokenController(quotas, Ledger(engine))
+    restarted = TokenController(quotas, Ledger(engine), AlertStore(engine))
     await restarted.reconcile()
     ended = [Finished(sub_task_id=running, user_id=ann, tokens=10)]
     assert [held.limit for held in await restarted.admit(asks[2:], ended)] == ["max_tokens"]
@@ -266,7 +267,7 @@ async def test_a_database_that_is_away_is_transient(database: DatabaseSettings) 
     for call in (
         Catalogue(engine).read(),
         QuotaStore(engine).limited(),
-        TokenController(QuotaStore(engine), Ledger(engine)).step(),
+        TokenController(QuotaStore(engine), Ledger(engine), AlertStore(engine)).step(),
     ):
         with pytest.raises(Transient):
             await call

@@ -158,20 +158,30 @@ async def test_reservations_outlive_a_token_controller_that_is_killed_in_the_mid
                     half_way.set()
                 return True
 
+    async def until_ahead() -> None:
+        while True:
+            async with driver(engine) as connection:
+                if await connection.fetchval("SELECT count(*) FROM granting_ahead"):
+                    return
+            await asyncio.sleep(0.1)
+
     half_way = asyncio.Event()
     async with asyncio.timeout(GENEROUS_S):
-        calls = [asyncio.create_task(call(each)) for each in asked]
+        # From now on not all that is granted is written down before.
+        first = asyncio.create_task(call(asked[0]))
+        await until_ahead()
+        calls = [first, *(asyncio.create_task(call(each)) for each in asked[1:])]
         await half_way.wait()
         await _kill(TOKENS_NAME, settings)
         granted = sum(await asyncio.gather(*calls))
     async with driver(engine) as connection:
         (row,) = await connection.fetch("SELECT tokens_used FROM token_totals WHERE user_id = $1", ann)
         found = await connection.fetch("SELECT status, count(*) AS n FROM model_calls GROUP BY status")
-    # Of those that were in flight some may have been denied for the sake of others that ended before: never overspent.
-    assert granted == 120
-    assert row["tokens_used"] == 100 * 120
-    assert {each["status"]: each["n"] for each in found} == {"settled": 120}
-    denied = await tokens.reserve(replace(asked[0], id=str(uuid7())))
+    # The last twentieth is withheld for some time, for what may have been granted and not written down.
+    assert 114 <= granted <= 120
+    assert row["tokens_used"] == 100 * granted
+    assert {each["status"]: each["n"] for each in found} == {"settled": granted}
+    denied = await tokens.reserve(replace(asked[0], id=str(uuid7()), tokens=100 * 7))
     assert denied is not None
     assert (denied.level, denied.limit, denied.retry_in_s) == ("user", "max_tokens", None)
     await tokens.learn("m", ProviderLimits(retry_after_s=600.0))

@@ -25,7 +25,8 @@ from rayloom.db.blobs import BlobStore
 from rayloom.db.engine import driver
 from rayloom.db.growth import GrowingTask
 from rayloom.db.settings import BlobSettings
-from rayloom.db.submit import NewTask, Submitted, submit_task
+from rayloom.db.submit import NewTask, Submitted, accept_plan, submit_task
+from rayloom.db.task_moves import claim_tasks
 from tests.integration.db.rules import RULES
 
 TOOLS = {name: ToolView(name=name, schema={}, resources={"CPU": 1}) for name in "tu"}
@@ -98,14 +99,28 @@ class Spine:
         new = NewTask(user_id=self.user_id, title="a task", prompt=None, priority=5, plan=plan, **more)
         return await submit_task(self.engine, self.blobs, new)
 
+    async def begin(
+        self, edges: Edges, policies: Policies | None = None, *, incarnation: UUID | None = None, **more: Any
+    ) -> UUID:
+        """A task whose plan has begun to run, and is not whole."""
+        new = NewTask(user_id=self.user_id, title="a task", prompt="do it", priority=5, **more)
+        task_id = (await submit_task(self.engine, self.blobs, new)).task_id
+        life, meta = incarnation or self.incarnation, dict[str, Json](source="model")
+        await claim_tasks(self.engine, incarnation=life, dead=(), limit=1000, busy=())
+        plan = plan_of(edges, policies)
+        await accept_plan(self.engine, self.blobs, task_id, plan, meta=meta, incarnation=life, grows=True)
+        return task_id
+
     async def may_grow(self, task_id: UUID, replans: int) -> None:
         """It is as if a model had planned it."""
         await self.rows("UPDATE tasks SET replans_left = $2 WHERE id = $1", task_id, replans)
 
-    async def growing(self, *, dead: Sequence[UUID] = (), incarnation: UUID | None = None) -> list[GrowingTask]:
+    async def growing(
+        self, *, dead: Sequence[UUID] = (), incarnation: UUID | None = None, partial: bool = False
+    ) -> list[GrowingTask]:
         """Take what is due to grow of this user; all of it, so that only one may do so at once."""
         taken = await growth.claim_growths(
-            self.engine, incarnation=incarnation or self.incarnation, dead=dead, limit=1000, busy=()
+            self.engine, incarnation=incarnation or self.incarnation, dead=dead, limit=1000, busy=(), partial=partial
         )
         return [task for task in taken if task.user_id == self.user_id]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -116,6 +117,13 @@ class Engine(RuleBasedStateMachine):
         said = {key: policy for key, policy in said.items() if key in plan}
         self.tasks.append(self._do(self.spine.submit(plan, said, require_approval=held)).task_id)
         self._do(self.spine.may_grow(self.tasks[-1], replans))
+
+    @precondition(lambda self: len(self.tasks) < 3)
+    @rule(plan=plans(), said=policies(), who=st.integers(0, 1))
+    def a_plan_begins(self, plan: Edges, said: Policies, who: int) -> None:
+        said = {key: policy for key, policy in said.items() if key in plan}
+        begun = self._do(self.spine.begin(plan, said, incarnation=self.lives[who]))
+        self.tasks.append(begun)
 
     def _ids(self) -> list[str]:
         """All subtasks, in an order that is the same in every run: hypothesis replays what it draws from."""
@@ -240,27 +248,37 @@ class Engine(RuleBasedStateMachine):
             committed = self._do(retries.retry_letters(self.spine.engine, [id_], reason="somebody asked"))
             assert not committed.queued
 
-    @rule(who=st.integers(0, 1), takes_over=st.booleans())
-    def take_growths(self, who: int, takes_over: bool) -> None:
+    @rule(who=st.integers(0, 1), takes_over=st.booleans(), partial=st.booleans())
+    def take_growths(self, who: int, takes_over: bool, partial: bool) -> None:
         dead = self._do(dead_with_leases(self.spine.engine)) if takes_over else ()
-        taken = self._do(self.spine.growing(dead=dead, incarnation=self.lives[who]))
+        taken = self._do(self.spine.growing(dead=dead, incarnation=self.lives[who], partial=partial))
         self.growths += [(self.lives[who], task) for task in taken]
 
     @precondition(lambda self: self.growths)
-    @rule(how=st.sampled_from(["last", "more", "nothing"]), around=st.booleans(), data=st.data())
-    def grow(self, how: str, around: bool, data: st.DataObject) -> None:
-        """Whoever has taken a growth, now or long ago, adds to the plan that it knows, or lets it be."""
+    @rule(how=st.sampled_from(["last", "more", "nothing"]), data=st.data())
+    def grow(self, how: str, data: st.DataObject) -> None:
+        """Whoever has taken a growth, now or long ago, adds to the plan that it knows, or lets it be.
+
+        A plan that is not whole may become that without some of what has begun, or never does.
+        """
         life, task = data.draw(st.sampled_from(self.growths))
-        before = self._do(self.spine.task(task.task_id))
+        before, partial = self._do(self.spine.task(task.task_id)), "partial" in task.meta
         is_its_own = before["growth"] == "under_way" and before["incarnation"] == life
+        is_its_own = is_its_own and partial == ("partial" in before["plan_meta"])
         if how == "nothing":
-            self._do(growth.end_growth(self.spine.engine, task.task_id, life, spent=True))
+            self._let_be(task, life)
             return
         keys = [str(each["id"]) for each in subtasks_of(task.plan)]
-        new = [f"s{len(keys) + n}" for n in range(data.draw(st.integers(1, 3)))]
-        some = st.lists(st.sampled_from(keys), max_size=2, unique=True)
+        dropped: frozenset[str] = frozenset()
+        if partial and how == "last":
+            dropped = self._below(task, data.draw(st.sets(st.sampled_from(keys), max_size=2)))
+        new = [f"s{len(keys) + n}" for n in range(data.draw(st.integers(0 if partial else 1, 3)))]
+        left = [key for key in keys if key not in dropped]
+        some = st.lists(st.sampled_from(left), max_size=2, unique=True) if left else st.just([])
         edges = {key: [*data.draw(some), *new[n - 1 : n]] for n, key in enumerate(new)}
-        work = self.spine.extend(task, edges, incarnation=life, is_last=how == "last", goes_around=around)
+        work = self.spine.extend(
+            task, edges, incarnation=life, is_last=how == "last", goes_around=not partial, dropped=dropped
+        )
         try:
             self._do(work)
         except Stale:
@@ -268,6 +286,29 @@ class Engine(RuleBasedStateMachine):
             assert not is_its_own or len(known) != len(keys)
         else:
             assert is_its_own
+
+    def _let_be(self, task: GrowingTask, life: UUID) -> None:
+        if "partial" not in task.meta:
+            self._do(growth.end_growth(self.spine.engine, task.task_id, life, spent=True))
+            return
+        with suppress(Stale):
+            self._do(
+                task_moves.end_task(
+                    self.spine.engine, task.task_id, status="FAILED", error=BROKEN, reason="no plan", splitter=life
+                )
+            )
+
+    @staticmethod
+    def _below(task: GrowingTask, keys: Iterable[str]) -> frozenset[str]:
+        """These, and all that depends on them."""
+        found = set(keys)
+        for _ in subtasks_of(task.plan):
+            found |= {
+                str(each["id"])
+                for each in subtasks_of(task.plan)
+                if found.intersection(each.get("depends_on", ()))  # type: ignore[arg-type]
+            }
+        return frozenset(found)
 
     @invariant()
     def the_record_keeps_its_rules(self) -> None:
@@ -311,9 +352,13 @@ class Engine(RuleBasedStateMachine):
             items = [(id_, True) for id_ in self._ids()]
             claimed = self._do(attempts.claim(self.spine.engine, items, incarnation=life))
             dead = self._do(dead_with_leases(self.spine.engine))
-            growing = self._do(self.spine.growing(dead=dead, incarnation=life))
+            growing = [
+                task
+                for partial in (False, True)
+                for task in self._do(self.spine.growing(dead=dead, incarnation=life, partial=partial))
+            ]
             for task in growing:
-                self._do(growth.end_growth(self.spine.engine, task.task_id, life, spent=True))
+                self._let_be(task, life)
             # Below a plan that was approved just now there may be subtasks that want it, too.
             if not claimed and not growing and not any(decided.plan or decided.subtasks for decided in approved):
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -15,14 +16,15 @@ from rayloom.actors.backlog import Backlog
 from rayloom.actors.growing import Growing
 from rayloom.actors.judge import Judge
 from rayloom.actors.settings import EngineSettings
-from rayloom.dag.errors import Transient, UserError
+from rayloom.dag.errors import ErrorInfo, Refused, Transient, UserError
 from rayloom.dag.model import ModelUse
-from rayloom.dag.planned import PlanCall, Planned, PlanRequest
+from rayloom.dag.planned import Early, PlanCall, Planned, PlanRequest
 from rayloom.dag.ports import PARSER_BROKE
 from rayloom.dag.replan import ReplanRequest
 from rayloom.dag.tried import Tried
 from rayloom.dag.values import JsonObject
-from rayloom.db import growth, task_moves
+from rayloom.db import growth, retries, task_moves
+from rayloom.db.attempts import Committed
 from tests.fakes.memory_queue import MemoryQueue
 from tests.integration.db.spine import NODES, Spine
 from tests.integration.db.test_splitting import TOOLS
@@ -46,6 +48,9 @@ class ScriptedPlanner:
 
     async def plan(self, request: PlanRequest) -> Planned:
         raise AssertionError("nothing here is split")
+
+    async def stream(self, request: PlanRequest) -> AsyncGenerator[Early | Planned, None]:
+        yield await self.plan(request)
 
     async def replan(self, request: ReplanRequest) -> Planned:
         self.asked.append(request)
@@ -184,6 +189,7 @@ async def test_what_was_tried_is_handed_on_and_told(spine: Spine) -> None:
         "SELECT stream, message FROM log_lines WHERE task_id = $1 AND subtask IS NULL ORDER BY id", task_id
     )
     assert [(line["stream"], line["message"]) for line in lines] == [
+        ("system", "not planned on yet: away; tried again in 2 s"),
         ("model", call.line),
         ("model", call.line),
         ("system", "what was wrong"),
@@ -224,11 +230,47 @@ async def test_what_was_made_once_is_not_asked_for_again_only_to_be_stored(
     assert (len(bench.planner.asked), (await spine.statuses(task_id))["c"]) == (1, "QUEUED")
 
 
-async def test_a_quota_that_is_spent_ends_the_growth(spine: Spine) -> None:
-    bench = Bench(spine, Transient("QUOTA_EXCEEDED", "spent", retry_after_s=60))
+async def test_a_quota_that_is_spent_is_waited_for_and_the_log_says_so(
+    spine: Spine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(splitting, "QUOTA_AGAIN_S", 0.01)
+    monkeypatch.setattr(splitting, "AWAY_MAX_S", -1.0)
+    bench = Bench(spine, *[Transient("QUOTA_EXCEEDED", "spent", retry_after_s=60)] * 3, _more(AROUND))
     task_id = await bench.task()
     await bench.through()
-    assert (len(bench.planner.asked), (await spine.task(task_id))["status"]) == (1, "FAILED")
+    assert (len(bench.planner.asked), (await spine.statuses(task_id))["c"]) == (4, "QUEUED")
+    lines = await spine.rows("SELECT message FROM log_lines WHERE task_id = $1 ORDER BY id", task_id)
+    said = [line["message"] for line in lines if line["message"].startswith("not planned on yet: spent")]
+    assert len(said) == 2
+    await spine.audit()
+
+
+async def test_what_its_budget_keeps_from_growing_goes_on_with_a_higher_one(spine: Spine) -> None:
+    bench = Bench(spine, Refused("BUDGET_EXCEEDED", "max_tokens of its task: all are used"), _more(AROUND))
+    task_id = await bench.task()
+    await bench.through()
+    row = await spine.task(task_id)
+    assert (row["status"], row["error"]["code"], row["replans_left"]) == ("FAILED", "BUDGET_EXCEEDED", 1)
+    assert (bench.closed, row["growth"], row["open_count"]) == (1, None, 0)
+    assert "all are used" in (await spine.notes(task_id))[None]  # type: ignore[index]  # the task's own lines
+    await spine.audit()
+    again = await retries.plan_again(spine.engine, task_id, budget={"max_tokens": 9}, reason="retried")
+    assert again == "PROCESSING"
+    assert await retries.plan_again(spine.engine, task_id, budget=None, reason="retried") is None
+    await spine.audit()
+    await bench.through()
+    assert await spine.statuses(task_id) == {"a": "BLOCKED", "b": "COMPLETED", "z": "SKIPPED", "c": "QUEUED"}
+    row = await spine.task(task_id)
+    assert (row["replans_left"], row["options"]["budget"], row["error"]) == (0, {"max_tokens": 9}, None)
+    await spine.audit()
+
+
+async def test_a_growth_that_another_sees_to_is_refused_by_nobody_else(spine: Spine) -> None:
+    bench = Bench(spine, _more())
+    task_id = await bench.task()
+    error = ErrorInfo.from_exception(Refused("BUDGET_EXCEEDED", "spent"))
+    assert await growth.refuse_growth(spine.engine, task_id, spine.incarnation, error) == Committed()
+    assert (await spine.task(task_id))["growth"] == "due"
 
 
 async def test_nobody_goes_on_asking_for_a_task_that_was_ended(spine: Spine, monkeypatch: pytest.MonkeyPatch) -> None:

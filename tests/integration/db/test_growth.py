@@ -10,14 +10,11 @@ from uuid_utils.compat import uuid7
 
 from rayloom.dag.errors import ErrorInfo, Stale
 from rayloom.dag.plan import subtasks_of
-from rayloom.dag.values import JsonObject
 from rayloom.db import attempts, growth, task_moves
 from rayloom.db.forks import stored_plan
 from rayloom.db.incarnations import begin_incarnation, dead_with_leases, end_incarnation
 from rayloom.db.logs import LogFilter, Position, read_log
-from rayloom.db.submit import NewTask, accept_plan, submit_task
-from rayloom.db.task_moves import claim_tasks
-from tests.integration.db.spine import Edges, Spine, outcome, plan_of
+from tests.integration.db.spine import Edges, Spine, outcome
 
 FORBIDDEN = ErrorInfo(code="BUDGET_EXCEEDED", error_class="refused", message="no money left", retryable=False)
 
@@ -143,64 +140,9 @@ async def test_a_joiner_that_is_content_ends_the_task(spine: Spine, output: Any)
     assert (row["status"], row["result"]) == ("COMPLETED", output)
 
 
-async def _splitting(spine: Spine) -> UUID:
-    """A task that this incarnation is splitting."""
-    new = NewTask(user_id=spine.user_id, title="t", prompt="do it", priority=5)
-    task_id = (await submit_task(spine.engine, spine.blobs, new)).task_id
-    await claim_tasks(spine.engine, incarnation=spine.incarnation, dead=(), limit=1000, busy=())
-    return task_id
-
-
-async def _begin(spine: Spine, edges: Edges) -> growth.GrowingTask:
-    """A task whose plan has begun to run, and goes on."""
-    task_id = await _splitting(spine)
-    meta: JsonObject = {"source": "model"}
-    await accept_plan(
-        spine.engine, spine.blobs, task_id, plan_of(edges), meta=meta, incarnation=spine.incarnation, replans=1,
-        grows=True,
-    )  # fmt: skip
-    return await _growing(spine, task_id)
-
-
-async def test_a_plan_that_goes_on_keeps_its_task_open(spine: Spine) -> None:
-    task = await _begin(spine, {"a": []})
-    await spine.succeed((await spine.claim(task.task_id))["a"], output=1)
-    row = await spine.task(task.task_id)
-    assert (row["status"], row["open_count"], row["incarnation"]) == ("PROCESSING", 1, spine.incarnation)
-    await spine.audit()
-    committed = await growth.end_growth(spine.engine, task.task_id, spine.incarnation, spent=False)
-    assert committed.closed == ((str(task.task_id), "COMPLETED"),)
-    row = await spine.task(task.task_id)
-    assert (row["result"], row["incarnation"], row["replans_left"]) == (1, None, 1)
-
-
-async def test_what_is_added_waits_for_what_runs_and_not_for_what_is_done(spine: Spine) -> None:
-    task = await _begin(spine, {"a": [], "b": []})
-    claimed = await spine.claim(task.task_id)
-    await spine.succeed(claimed["a"])
-    await spine.extend(task, {"c": ["a"], "d": ["a", "b"], "e": ["c", "d"]}, goes_around=False)
-    assert await spine.statuses(task.task_id) == {
-        "a": "COMPLETED", "b": "RUNNING", "c": "QUEUED", "d": "READY", "e": "READY",
-    }  # fmt: skip
-    await spine.audit()
-    assert len((await spine.succeed(claimed["b"])).queued) == 1
-    while some := await spine.claim(task.task_id):
-        await spine.succeed(*some.values(), output="x")
-    assert (await spine.task(task.task_id))["status"] == "COMPLETED"
-    await spine.audit()
-
-
-async def test_what_is_added_below_something_blocked_is_skipped(spine: Spine) -> None:
-    task = await _begin(spine, {"a": [], "b": []})
-    await spine.fail((await spine.claim(task.task_id))["a"])
-    await spine.extend(task, {"d": ["c"], "c": ["a"], "e": ["b"]}, goes_around=False)
-    statuses = await spine.statuses(task.task_id)
-    assert (statuses["c"], statuses["d"], statuses["e"]) == ("SKIPPED", "SKIPPED", "READY")
-    await spine.audit()
-
-
 async def test_the_growth_of_a_dead_scheduler_is_taken_over_and_itself_shut_out(spine: Spine) -> None:
-    task = await _begin(spine, {"a": []})
+    task_id = await _blocked(spine, {"a": []}, "a")
+    task = await _growing(spine, task_id)
     other = uuid7()
     await begin_incarnation(spine.engine, other, actor=f"{spine.user_id} other", exclusive=False)
     assert await spine.growing(incarnation=other) == []
@@ -220,7 +162,7 @@ async def test_the_growth_of_a_dead_scheduler_is_taken_over_and_itself_shut_out(
 
 @pytest.mark.parametrize("status", ["CANCELLED", "FAILED"])
 async def test_a_task_that_grows_can_be_ended(spine: Spine, status: Any) -> None:
-    task = await _begin(spine, {"a": []})
+    task = await _growing(spine, await _blocked(spine, {"a": []}, "a"))
     error = FORBIDDEN if status == "FAILED" else None
     await task_moves.end_task(spine.engine, task.task_id, status=status, error=error, reason="enough")
     with pytest.raises(Stale):
@@ -241,12 +183,3 @@ async def test_what_is_retried_by_hand_meanwhile_is_not_gone_around(spine: Spine
     row = await spine.task(task_id)
     assert (row["status"], row["result"]) == ("COMPLETED", {"b": "x", "c": "x"})
     await spine.audit()
-
-
-async def test_a_plan_that_somebody_has_to_approve_does_not_grow(spine: Spine) -> None:
-    task_id = await _splitting(spine)
-    await accept_plan(
-        spine.engine, spine.blobs, task_id, plan_of({"a": []}), meta={}, incarnation=spine.incarnation, replans=2,
-        hold="over budget",
-    )  # fmt: skip
-    assert (await spine.task(task_id))["replans_left"] == 0

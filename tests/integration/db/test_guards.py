@@ -141,7 +141,8 @@ SENSELESS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ck_tasks_growing": ("tasks", "SPLITTING", {"growth": "due", "open_count": 1, "subtask_count": 1}),
     "ck_tasks_grower": ("tasks", "PROCESSING", {"growth": "under_way", "open_count": 1, "subtask_count": 1}),
     "ck_tasks_replans_left": ("tasks", "PROCESSING", {"replans_left": -1}),
-    "ck_sub_tasks_superseded": ("sub_tasks", "COMPLETED", {"superseded": True}),
+    "ck_tasks_whole": ("tasks", "COMPLETED", {"plan_meta": '{"partial": true}'}),
+    "ck_sub_tasks_superseded": ("sub_tasks", "READY", {"superseded": True}),
     "ck_tasks_closed": ("tasks", "COMPLETED", {"open_count": 1, "subtask_count": 1}),
     "ck_sub_tasks_task_type": ("sub_tasks", "READY", {"task_type": "DANCE"}),
     "ck_sub_tasks_status": ("sub_tasks", "READY", {"status": "LOST"}),
@@ -203,7 +204,10 @@ SENSELESS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ck_model_calls_reserved usd": ("model_calls", "", {"reserved_usd": -0.5}),
     "ck_model_calls_used": ("model_calls", "", {"status": "settled", "settled_at": "now", "tokens_out": -1}),
     "ck_model_calls_unused": ("model_calls", "", {"tokens_in": 1}),
-    "ck_model_calls_unused released": ("model_calls", "", {"status": "released", "settled_at": "now", "cost_usd": 0.1}),
+    "ck_model_calls_least": ("model_calls", "", {"least_in": -1}),
+    "ck_model_calls_least usd": ("model_calls", "", {"least_usd": -0.1}),
+    "ck_limit_alerts_level": ("limit_alerts", "", {"level": "model"}),
+    "ck_granting_ahead_row": ("granting_ahead", "", {"is_row": False, "until_at": "now"}),
     "ck_model_calls_payer": ("model_calls", "", {"sub_task_id": uuid7()}),
     "ck_log_lines_stream": ("log_lines", "", {"stream": "river"}),
     "ck_log_lines_level": ("log_lines", "", {"level": "LOUD"}),
@@ -230,6 +234,9 @@ _PLAIN: dict[str, dict[str, Any]] = {
     "model_calls": {
         "id": uuid7(), "user_id": uuid7(), "model": "m", "purpose": "p", "reserved_tokens": 1, "reserved_usd": 0.0,
         "status": "reserved", "expires_at": "now",
+    },
+    "limit_alerts": {
+        "level": "user", "owner_id": uuid7(), "user_id": uuid7(), "limit_name": "max_tokens", "share": 1.0,
     },
     "log_lines": {"task_id": uuid7(), "stream": "tool", "level": "INFO", "message": "m"},
 }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 from uuid import UUID
@@ -21,7 +21,7 @@ from rayloom.actors.settings import EngineSettings, WebhookSettings, WorkerSetti
 from rayloom.dag.breaker import BreakerView
 from rayloom.dag.errors import ErrorInfo, Transient
 from rayloom.dag.outcome import Outcome
-from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.planned import Early, Planned, PlanRequest
 from rayloom.dag.ports import RegistryPort, ToolSnapshot
 from rayloom.dag.replan import ReplanRequest
 from rayloom.dag.values import JsonObject
@@ -68,6 +68,9 @@ class Parser:
     async def plan(self, request: PlanRequest) -> Planned:
         plan: JsonObject = {"subtasks": [{"id": "a", "type": "TOOL", "tool": "nothing"}]}
         return Planned(plan=plan, source="outline", notes=("said\0so",), language="en", parsed_s=0, split_s=0)
+
+    async def stream(self, request: PlanRequest) -> AsyncGenerator[Early | Planned, None]:
+        yield await self.plan(request)
 
     async def replan(self, request: ReplanRequest) -> Planned:
         raise AssertionError("nothing here grows")

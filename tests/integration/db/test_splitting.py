@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -20,10 +20,12 @@ from rayloom.actors.settings import EngineSettings
 from rayloom.actors.splitting import AT_ONCE, Splitting
 from rayloom.dag.errors import NeedsClarification, RayloomError, Refused, Transient, UserError
 from rayloom.dag.model import ModelUse, Payer, Reservation
-from rayloom.dag.planned import PlanCall, Planned, PlanRequest
+from rayloom.dag.planned import Early, PlanCall, Planned, PlanRequest
 from rayloom.dag.ports import PARSER_BROKE, ToolSnapshot
+from rayloom.dag.replan import ReplanRequest
 from rayloom.dag.tried import Tried
 from rayloom.dag.values import JsonObject
+from rayloom.db import retries
 from rayloom.db.approvals import approve
 from rayloom.db.blobs import Blob, BlobStore
 from rayloom.db.incarnations import begin_incarnation, end_incarnation
@@ -67,6 +69,12 @@ class ScriptedParser:
         if isinstance(answer, Planned):
             return answer
         return Planned(plan=answer, source="outline", notes=("a note",), language="en", parsed_s=0.1, split_s=0.2)
+
+    async def stream(self, request: PlanRequest) -> AsyncGenerator[Early | Planned, None]:
+        yield await self.plan(request)
+
+    async def replan(self, request: ReplanRequest) -> Planned:
+        raise AssertionError("nothing here grows")
 
 
 class Bench:
@@ -513,6 +521,36 @@ async def test_a_model_that_is_away_is_waited_for_but_not_for_ever(
     await _bench(spine, away, PLAN).through()
     task = await spine.task(task_id)
     assert (task["status"], task["error"]["code"]) == ("FAILED", "MODEL_UNAVAILABLE")
+
+
+async def test_a_task_that_failed_without_a_plan_is_planned_again(spine: Spine) -> None:
+    task_id = await _submit(spine)
+    await _bench(spine, Refused("BUDGET_EXCEEDED", "spent")).through()
+    row = await spine.task(task_id)
+    assert (row["status"], row["error"]["code"], row["plan"]) == ("FAILED", "BUDGET_EXCEEDED", None)
+    given: JsonObject = {"max_tokens": 9_000}
+    assert await retries.plan_again(spine.engine, task_id, budget=given, reason="retried") == "PENDING"
+    assert await retries.plan_again(spine.engine, task_id, budget=given, reason="retried") is None
+    await _bench(spine, PLAN).through()
+    row = await spine.task(task_id)
+    assert (row["status"], row["error"], row["options"]["budget"]) == ("PROCESSING", None, given)
+    assert ("FAILED", "PENDING") in await spine.events(task_id)
+    await spine.audit()
+
+
+async def test_whose_prompt_can_not_be_planned_is_not_planned_again(spine: Spine) -> None:
+    task_id = await _submit(spine)
+    await _bench(spine, NeedsClarification(("which one?",))).through()
+    assert (await spine.task(task_id))["status"] == "FAILED"
+    assert await retries.plan_again(spine.engine, task_id, budget={"max_tokens": 9}, reason="retried") is None
+    row = await spine.task(task_id)
+    assert (row["status"], "budget" in row["options"]) == ("FAILED", False)
+
+
+async def test_a_quota_is_asked_for_again_and_again_while_its_window_lasts() -> None:
+    away = module.Away()
+    spent = Transient("QUOTA_EXCEEDED", "spent", retry_after_s=55)
+    assert [away.pause_s(spent, 0.0), away.pause_s(spent, 10**6)] == [module.QUOTA_AGAIN_S] * 2
 
 
 async def test_who_waits_for_a_model_keeps_nobody_from_being_split(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -49,16 +49,22 @@ def say(asked: Asked) -> Reply:
 class Rig:
     """The endpoint that a rayloom asks. It can go and come back; ``replies`` come before what it says else."""
 
+    says: Callable[[Asked], Reply] = say
     replies: list[Reply] = field(default_factory=list)
     endpoint: Endpoint = field(init=False)
     port: int = field(default_factory=lambda: free_ports(1)[0])
 
     def start(self) -> None:
-        self.endpoint = Endpoint(lambda asked: self.replies.pop(0) if self.replies else say(asked), port=self.port)
+        self.endpoint = Endpoint(
+            lambda asked: self.replies.pop(0) if self.replies else self.says(asked), port=self.port
+        )
         self.endpoint.__enter__()
 
     def stop(self) -> None:
         self.endpoint.__exit__(None, None, None)
+
+    def _reply(self, asked: Asked) -> Reply:
+        return self.replies.pop(0) if self.replies else self.says(asked)
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,11 @@ import pytest
 
 from rayloom.dag.errors import AnswerInvalid, RayloomError, Refused, Transient, UserError
 from rayloom.dag.model import Denied, ModelPort, ModelUse, Payer, ProviderLimits, Reservation
-from rayloom.tools.models import metered
+from rayloom.dag.reservations import LEASE_S
+from rayloom.tools.models import client, metered
+from rayloom.tools.models.call_record import CallRecord
 from rayloom.tools.models.clients import ModelClients
-from rayloom.tools.models.metered import CallRecord, MeteredModels
+from rayloom.tools.models.metered import MeteredModels
 from rayloom.tools.models.settings import ModelSettings, ModelsSettings
 from rayloom.tools.models.tokens import count
 from rayloom.tools.models.wire import prompt_tokens
@@ -36,6 +38,8 @@ class Account:
     gate: asyncio.Event | None = None
     settling: asyncio.Event = field(default_factory=asyncio.Event)
     settle_gate: asyncio.Event | None = None
+    renewed: list[Reservation] = field(default_factory=list)
+    renewing: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def reserve(self, reservation: Reservation) -> Denied | None:
         self.asked.append(reservation)
@@ -46,6 +50,10 @@ class Account:
         if isinstance(answer, Transient):
             raise answer
         return answer
+
+    async def renew(self, reservation: Reservation) -> None:
+        self.renewed.append(reservation)
+        self.renewing.set()
 
     async def settle(self, reservation: Reservation, use: ModelUse) -> None:
         self.settling.set()
@@ -102,7 +110,7 @@ async def test_a_call_is_reserved_and_settled(serve: Serve, setting: Setting) ->
     tokens_in = prompt_tokens(question())
     assert (reservation.payer, reservation.model, reservation.purpose) == (PAYER, "big", "reason")
     assert (reservation.tokens, reservation.cost_usd) == (tokens_in + 100, (tokens_in + 1_000) / 1_000_000)
-    assert reservation.lease_s > 600
+    assert reservation.lease_s == LEASE_S
     used = ModelUse(tokens_in=20, tokens_out=3, cost_usd=50 / 1_000_000)
     assert bench.account.settled == [(reservation, used)]
     assert bench.models.use == used
@@ -181,6 +189,84 @@ async def test_who_is_cancelled_while_it_reserves_releases(serve: Serve, setting
         await running
     assert bench.account.settled == [(bench.account.asked[0], ModelUse())]
     assert endpoint.asked == []
+
+
+async def test_who_could_not_be_told_whether_it_was_granted_releases(
+    serve: Serve, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metered, "WAIT_TOTAL_MAX_S", 0.0)
+    # The answer was lost: whether it was granted nobody knows.
+    bench = setting(serve(), Account(answers=[Transient("ACTOR_UNAVAILABLE", "away", retry_after_s=1.0)]))
+    with pytest.raises(Transient):
+        await bench.models.complete(question())
+    assert bench.account.settled == [(bench.account.asked[0], ModelUse())]
+    # Nor is it waited for long that anybody hears it: the lease ends what may be reserved.
+    monkeypatch.setattr(metered, "RELEASE_S", 0.05)
+    silent = Account(answers=[Transient("ACTOR_UNAVAILABLE", "away")], settle_gate=asyncio.Event())
+    bench = setting(serve(), silent)
+    with pytest.raises(Transient) as error:
+        await bench.models.complete(question())
+    assert error.value.code == "ACTOR_UNAVAILABLE"
+    assert bench.account.settled == []
+
+
+async def test_what_was_heard_is_settled_before_it_is_judged(
+    serve: Serve, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = setting(serve())
+    settled_before: list[int] = []
+
+    def judging(*_: object, **__: object) -> None:
+        settled_before.append(len(bench.account.settled))
+        raise AnswerInvalid("it does not fit", text="Good.", faults=())
+
+    monkeypatch.setattr(client, "structured", judging)
+    with pytest.raises(AnswerInvalid):
+        await bench.models.complete(question(schema={"type": "object"}))
+    assert settled_before == [1]
+    assert bench.records[0].attributes["error"] == "ANSWER_INVALID"
+
+
+async def test_a_call_that_lasts_says_that_it_lives_and_what_it_has_used_so_far(
+    serve: Serve, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metered, "RENEW_EVERY_S", 0.05)
+    endpoint = serve([Reply(text="one two three four five six", gate="end")])
+    bench, heard = setting(endpoint), asyncio.Event()
+    running = asyncio.ensure_future(bench.models.complete(question(), on_text=lambda _: heard.set()))
+    await heard.wait()
+    bench.account.renewing.clear()
+    await bench.account.renewing.wait()
+    endpoint.open_gate("end")
+    await running
+    [asked], [(settled, used)] = bench.account.asked, bench.account.settled
+    renewed = bench.account.renewed[-1]
+    assert asked.least == ModelUse(
+        tokens_in=prompt_tokens(question()), cost_usd=prompt_tokens(question()) / 1e6, is_estimated=True
+    )
+    assert (renewed.id, renewed.lease_s, settled.id) == (asked.id, LEASE_S, asked.id)
+    assert renewed.least.tokens_in == asked.least.tokens_in
+    assert 0 < renewed.least.tokens_out < used.tokens_out
+    count_then = len(bench.account.renewed)
+    await asyncio.sleep(0.2)
+    assert len(bench.account.renewed) == count_then
+
+
+async def test_who_has_paid_already_waits_for_a_window_in_its_place(
+    serve: Serve, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metered, "WAIT_MAX_S", 0.01)
+    answers: list[Denied | Transient] = [denied("user", 60.0)]
+    bench = setting(serve(), Account(answers=answers))
+    with pytest.raises(Transient):
+        await bench.models.complete(question())
+    assert (await bench.models.complete(question())).text == "Good."
+    answers += [denied("user", 60.0), denied("user", 59.0)]
+    assert (await bench.models.complete(question())).text == "Good."
+    # But not for what no window gives.
+    answers += [denied("user", None)]
+    with pytest.raises(Transient):
+        await bench.models.complete(question())
 
 
 async def test_a_settlement_that_has_begun_is_ended(serve: Serve, setting: Setting) -> None:

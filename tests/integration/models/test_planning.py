@@ -49,6 +49,9 @@ class Account:
         self.reserved[reservation.id] = reservation
         return None
 
+    async def renew(self, reservation: Reservation) -> None:
+        return None
+
     async def settle(self, reservation: Reservation, use: ModelUse) -> None:
         self.settled[reservation.id] = use
 
@@ -114,6 +117,8 @@ async def test_what_is_wrong_is_said_and_mended(
     assert set(account.reserved) == set(account.settled)
     assert [each.purpose for each in account.reserved.values()] == ["split", "repair"]
     assert {each.payer.user_id for each in account.reserved.values()} == {"u"}
+    # What it says that it has used is what was paid for, whatever the answers were like.
+    assert found.use == sum(account.settled.values(), ModelUse())
     assert found.use.tokens > 0
 
 

@@ -227,6 +227,9 @@ class FakeTokens(Down):
         self.check()
         return None
 
+    async def renew(self, reservation: Reservation) -> None:
+        """Nobody looks."""
+
     async def settle(self, reservation: Reservation, use: ModelUse) -> None:
         self.check()
 

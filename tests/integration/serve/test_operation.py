@@ -10,6 +10,7 @@ from uuid_utils.compat import uuid7
 
 from rayloom.dag.model import ModelUse, Payer, Reservation
 from rayloom.dag.token_port import Share, TokenFigures, Used
+from rayloom.db.alerts import AlertStore
 from rayloom.db.ledger import Ledger
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.serve.settings import ServeSettings
@@ -143,6 +144,30 @@ async def test_a_limit_that_is_nearly_used_up_is_told_with_the_usage(world: Worl
     assert (await me.get("/usage"))["warnings"] == ["max_tokens: 85% of it is used"]
     world.fakes.tokens.is_down = True
     assert (await me.get("/usage"))["warnings"] == []
+    near = Share(level="user", id=str(me.id), limit="max_tokens", share=0.85)
+    await AlertStore(world.engine).alert([near])
+    (alert,) = (await me.get("/usage"))["alerts"]
+    at = alert.pop("at")
+    assert alert == {"level": "user", "id": str(me.id), "limit": "max_tokens", "share": 0.85, "over_at": None}
+    assert (await me.get("/usage", created_before=at))["alerts"] == []
+    assert (await (await world.user()).get("/usage"))["alerts"] == []
+
+
+async def test_what_the_dead_have_used_is_usage_too(world: World) -> None:
+    me = await world.user()
+    ledger = Ledger(world.engine)
+    least = ModelUse(tokens_in=30, tokens_out=2, cost_usd=0.25)
+    dead = Reservation(
+        id=str(uuid7()), payer=Payer(user_id=str(me.id)), model="m", purpose="p", tokens=50, cost_usd=0.5, lease_s=60,
+        least=least,
+    )  # fmt: skip
+    await ledger.reserve([dead])
+    assert (await me.get("/usage"))["total"]["tokens_in"] == 0
+    await ledger.release([dead.id])
+    usage = await me.get("/usage")
+    assert usage["total"] == {"tokens_in": 30, "tokens_out": 2, "cost_usd": 0.25}
+    assert usage["reserved"] == {"tokens": 0, "cost_usd": 0.0}
+    await ledger.close()
 
 
 async def test_limits_of_a_key_are_read_and_replaced(world: World) -> None:

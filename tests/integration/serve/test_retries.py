@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from uuid import UUID
 
 import pytest
 from uuid_utils.compat import uuid7
 
 from rayloom.dag.errors import ErrorInfo
+from rayloom.dag.plan import parse_plan
+from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import JsonObject
+from rayloom.dag.verified import VerifiedPlan
+from rayloom.dag.verify import verify
 from rayloom.db.engine import driver
 from rayloom.db.files import TaskFiles
-from rayloom.db.task_moves import end_task
+from rayloom.db.growth import extend_plan
+from rayloom.db.submit import accept_plan
+from rayloom.db.task_moves import claim_tasks, end_task
 from tests.integration.serve.world import DIAMOND, Person, World, one, until
 
 
@@ -94,6 +101,24 @@ async def test_what_can_not_be_retried_is_told(world: World) -> None:
     stranger = await world.user()
     for id_ in (task_id, "x", str(uuid7())):
         assert (await stranger.http.post(f"/api/v1/tasks/{id_}/retry")).status_code == 404
+
+
+async def test_a_task_that_has_no_plan_is_planned_again_with_the_budget_that_is_given(world: World) -> None:
+    me = await world.user()
+    task_id = await me.submit({"prompt": "look", "budget": {"max_tokens": 5, "max_cost_usd": 1.0}})
+    error = ErrorInfo(code="BUDGET_EXCEEDED", error_class="refused", message="spent", retryable=False)
+    path = f"/api/v1/tasks/{task_id}/retry"
+    assert (await me.http.post(path)).status_code == 409
+    await end_task(world.engine, UUID(task_id), status="FAILED", error=error, reason="spent")
+    assert (await me.http.post(path, json={"subtasks": ["a"]})).status_code == 422
+    answer = await me.http.post(path, json={"budget": {"max_tokens": 9_000}})
+    assert (answer.status_code, answer.json()) == (202, {"task_id": task_id, "status": "PENDING", "retried": []})
+    shown = await me.get(f"/tasks/{task_id}")
+    assert (shown["status"], shown["error"], shown["finished_at"]) == ("PENDING", None, None)
+    async with driver(world.engine) as connection:
+        options = await connection.fetchval("SELECT options FROM tasks WHERE id = $1::uuid", task_id)
+    assert options["budget"] == {"max_tokens": 9_000, "max_cost_usd": 1.0}
+    assert (await me.http.post(path)).status_code == 409
 
 
 async def test_retries_of_a_task_at_once_run_it_once(world: World) -> None:
@@ -279,6 +304,38 @@ async def test_a_task_without_a_plan_has_nothing_to_fork(world: World) -> None:
     await me.http.post(f"/api/v1/tasks/{task_id}/cancel")
     stranger = await world.user()
     assert (await stranger.http.post(f"/api/v1/tasks/{task_id}/fork", json={"from": ["a"]})).status_code == 404
+
+
+def _planned(*ids: str) -> VerifiedPlan:
+    """A plan of subtasks that stand alone."""
+    plan = parse_plan({"subtasks": [{"id": id_, "type": "TOOL", "tool": "core.noop"} for id_ in ids]})
+    return verify(plan, tools={"core.noop": ToolView(name="core.noop", schema={}, resources={})}, nodes=())
+
+
+async def test_a_plan_that_is_not_whole_is_not_forked_and_what_it_dropped_never(world: World) -> None:
+    me = await world.user()
+    task_id = await me.submit({"prompt": "do it"})
+    # As its splitter does it.
+    await world.claimed(task_id)
+    life, id_, blobs = world.incarnation, UUID(task_id), world.deps.backends.blobs
+    await claim_tasks(world.engine, incarnation=life, dead=(), limit=1_000, busy=())
+    await accept_plan(world.engine, blobs, id_, _planned("a", "b"), meta={}, incarnation=life, grows=True)
+    for item in await world.claimed(task_id):
+        await (world.fail(item) if item.key == "b" else world.end([item], lambda item: item.key))
+    asked = (f"/api/v1/tasks/{task_id}/fork", {"from": ["a"]})
+    answer = await me.http.post(asked[0], json=asked[1])
+    assert (answer.status_code, "none that is whole" in answer.json()["detail"]) == (409, True)
+    letter = (await me.get("/dead-letters"))["items"][0]["id"]
+    answer = await me.http.post(f"/api/v1/dead-letters/{letter}/retry", json={"input": {}})
+    assert answer.status_code == 409
+    await extend_plan(
+        world.engine, blobs, id_, _planned("a", "b", "c"), known=("a", "b"), incarnation=life, meta={}, is_last=True,
+        dropped=("b",),
+    )  # fmt: skip
+    await world.run(task_id)
+    assert (await me.get(f"/tasks/{task_id}"))["result"] == {"a": "a", "c": "c"}
+    made = await fork(me, task_id, **{"from": ["c"]})
+    assert await statuses(me, made) == {"a": "COMPLETED", "c": "QUEUED"}
 
 
 async def test_the_same_idempotency_key_forks_once(world: World) -> None:

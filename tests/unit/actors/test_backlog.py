@@ -11,6 +11,7 @@ import pytest
 from rayloom.actors import backlog as module
 from rayloom.actors.backlog import KNOWN_SHAPES, Backlog
 from rayloom.dag.errors import Transient
+from rayloom.dag.token_port import Held
 from rayloom.db import leases
 from tests.fakes.memory_queue import MemoryQueue
 from tests.fakes.memory_record import SHAPE, MemoryRecord
@@ -115,7 +116,7 @@ async def test_without_redis_nothing_is_read_of_who_is_held_back(
     queue.away = True
     for item in record.add(*(f"s{n}" for n in range(100))):
         if item.sub_task_id == "s0":
-            backlog.parked.add(item, 60, limit="max_concurrent")
+            backlog.parked.add(item, Held(sub_task_id="s0", limit="max_concurrent", ask_again_in_s=60))
     assert await backlog.pop({SHAPE: 4}) == ()
     assert record.read == 0
 
@@ -202,7 +203,7 @@ async def test_a_sweep_tells_redis_what_it_lost(backlog: Backlog, record: Memory
 
 async def test_a_sweep_passes_over_what_limits_hold_back(backlog: Backlog, record: MemoryRecord) -> None:
     held, free = record.add("a", "b")
-    backlog.parked.add(held, 5.0, limit="max_concurrent")
+    backlog.parked.add(held, Held(sub_task_id="a", limit="max_concurrent", ask_again_in_s=5))
     await backlog.sweep()
     assert await backlog.pop({SHAPE: 9}) == (free,)
     backlog.parked.hasten(held.user_id)

@@ -75,6 +75,19 @@ async def test_an_end_of_a_limited_user_lets_the_next_of_it_ask(desk: Desk, cloc
         await desk.rest()
 
 
+async def test_what_waits_to_call_a_model_holds_up_nothing_else_of_its_user(desk: Desk, clock: list[float]) -> None:
+    ann = _names("ann", 20)
+    desk.tokens.holds, desk.tokens.wait_s, desk.tokens.alone = {"ann000"}, 9.0, True
+    await desk.queue.push(desk.record.add(*ann))
+    for number in range(1, 20):
+        await desk.backlog.put_back_held()
+        await desk.rest()
+        assert desk.running()[0] == ann[number]
+        await desk.lane.end(ann[number], GOOD)
+        await desk.commits.turn()
+    assert desk.dispatch.waiting("ann000", "ann", SHAPE).limit == "max_concurrent"
+
+
 async def test_what_holds_a_queued_subtask_can_be_asked(desk: Desk, clock: list[float]) -> None:
     desk.tokens.holds, desk.tokens.wait_s = {"ann000"}, 2.0
     await desk.queue.push(desk.record.add("ann000", user_id="ann"))

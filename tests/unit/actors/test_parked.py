@@ -7,6 +7,7 @@ import time
 import pytest
 
 from rayloom.actors.parked import FEW, NEXT_S, Parked
+from rayloom.dag.token_port import Held
 from rayloom.db.queue import Queued
 
 
@@ -27,11 +28,15 @@ def _item(number: int, user_id: str = "ann") -> Queued:
     return Queued(f"{user_id}{number:03}", user_id, "shape", float(number))
 
 
+def _held(seconds: float, limit: str = "max_concurrent", *, alone: bool = False) -> Held:
+    return Held(sub_task_id="", limit=limit, ask_again_in_s=seconds, free_in_s=seconds + 50, alone=alone)
+
+
 def test_the_best_few_of_each_user_come_out_when_their_time_has_come(clock: Clock) -> None:
     parked = Parked()
     for number in reversed(range(2 * FEW)):
-        parked.add(_item(number), 2.0, limit="max_concurrent")
-    parked.add(_item(1, "bob"), 3.0, limit="max_concurrent")
+        parked.add(_item(number), _held(2.0))
+    parked.add(_item(1, "bob"), _held(3.0))
     assert (parked.let_out(), parked.next_at(), len(parked)) == ([], 102.0, 2 * FEW + 1)
     clock.now_s += 2
     assert parked.let_out() == [_item(number) for number in range(FEW)]
@@ -44,12 +49,12 @@ def test_the_best_few_of_each_user_come_out_when_their_time_has_come(clock: Cloc
 def test_of_several_that_are_told_to_wait_the_first_counts(clock: Clock) -> None:
     parked = Parked()
     for number, seconds in enumerate((5.0, 2.0, 9.0)):
-        parked.add(_item(number), seconds, limit="max_concurrent")
+        parked.add(_item(number), _held(seconds))
     assert parked.next_at() == 102.0
     clock.now_s += 2
     parked.let_out()
     # A user who has been asked for anew waits as long as is said now.
-    parked.add(_item(3), 8.0, limit="max_concurrent")
+    parked.add(_item(3), _held(8.0))
     assert parked.next_at() == 110.0
 
 
@@ -57,7 +62,7 @@ def test_who_comes_while_its_user_is_held_back_joins_until_some_are_let_out(cloc
     parked = Parked()
     assert not parked.joins(_item(0))
     for number in range(FEW):
-        parked.add(_item(number), 2.0, limit="max_concurrent")
+        parked.add(_item(number), _held(2.0))
     assert parked.joins(_item(99))
     assert parked.joins(_item(99)), "told again by a sweep"
     assert (len(parked), parked.joins(_item(0, "bob"))) == (FEW + 1, False)
@@ -69,8 +74,27 @@ def test_who_comes_while_its_user_is_held_back_joins_until_some_are_let_out(cloc
 
 def test_a_user_who_may_have_room_is_not_kept_waiting(clock: Clock) -> None:
     parked = Parked()
-    parked.add(_item(0), 10.0, limit="max_concurrent")
+    parked.add(_item(0), _held(10.0))
     parked.hasten("bob")
     assert parked.let_out() == []
     parked.hasten("ann")
     assert parked.let_out() == [_item(0)]
+
+
+def test_what_is_held_alone_holds_back_nothing_else_of_its_user(clock: Clock) -> None:
+    parked = Parked()
+    parked.add(_item(0), _held(9.0, "key.max_tokens", alone=True))
+    parked.add(_item(1), _held(4.0, "tokens_per_min", alone=True))
+    assert not parked.joins(_item(2))
+    assert parked.closed() == []
+    assert parked.limit_of("ann000", "ann") == ("key.max_tokens", 59.0)
+    assert (parked.limit_of("ann002", "ann"), parked.limit_of("bob", "bob")) == (None, None)
+    clock.now_s += 4
+    assert parked.limit_of("ann001", "ann") == ("tokens_per_min", 50.0)
+    assert parked.let_out() == [_item(1)]
+    # What holds all of a user holds this one, too.
+    parked.add(_item(3), _held(1.0))
+    assert parked.limit_of("ann000", "ann") == ("max_concurrent", 51.0)
+    parked.hasten("ann")
+    assert parked.let_out() == [_item(0), _item(3)]
+    assert (len(parked), parked.next_at()) == (0, None)

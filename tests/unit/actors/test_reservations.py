@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
 from rayloom.actors.accounts import GRACE_S
 from rayloom.actors.call_accounts import IDLE_S
-from rayloom.actors.reservations import PROMISE_S
+from rayloom.actors.promises import PROMISE_S
 from rayloom.dag.amount import Amount
 from rayloom.dag.errors import Bug, Transient, UserError
 from rayloom.dag.model import Denied, ModelUse, Payer, ProviderLimits, Reservation
+from rayloom.dag.reservations import LEASE_S, RENEW_EVERY_S
 from rayloom.dag.token_port import Ask, Finished, Quota, Share, Used
+from rayloom.db.alerts import Limit
 from tests.fakes.controlled import ANN, KEY, SUBTASK, TASK, Controlled, identity
 
 
@@ -48,7 +51,8 @@ async def test_who_has_no_limits_is_granted_everything_and_written_down() -> Non
     world = await _world()
     for _ in range(3):
         _granted(await world.reserve(10**9))
-    assert len(world.ledger.rows) == 3
+    await world.controller.settle(world.ask(1), ModelUse())
+    assert sorted(row.status for row in world.ledger.rows.values()) == ["reserved"] * 3 + ["settled"]
 
 
 async def test_saying_the_same_twice_changes_nothing() -> None:
@@ -188,11 +192,139 @@ async def test_a_dead_callers_reservation_expires_and_its_late_word_counts_all_t
     assert _denied(await world.reserve(1))[1] == "max_tokens"
 
 
+async def test_a_dead_caller_has_used_at_least_what_it_said_last() -> None:
+    world = await _world(Quota(max_tokens=100))
+    dead = replace(world.ask(80), least=ModelUse(tokens_in=10))
+    await world.controller.reserve(dead)
+    world.clock.now_s += 50
+    await world.controller.renew(replace(dead, least=ModelUse(tokens_in=10, tokens_out=15)))
+    world.clock.now_s += 50
+    await world.controller.reconcile()
+    assert _denied(await world.reserve(30)) == ("user", "max_tokens", 1.0)
+    world.clock.now_s += 11
+    await world.controller.reconcile()
+    assert world.ledger.used("user", ANN) == Amount(tokens=25)
+    assert _denied(await world.reserve(76)) == ("user", "max_tokens", None)
+    later = _granted(await world.reserve(75))
+    # It was not dead after all, and its word is what counts.
+    await world.controller.settle(dead, ModelUse(tokens_in=10, tokens_out=10))
+    await world.controller.settle(later, ModelUse(tokens_in=75))
+    assert world.ledger.used("user", ANN) == Amount(tokens=95)
+    assert _denied(await world.reserve(6)) == ("user", "max_tokens", None)
+    _granted(await world.reserve(5))
+
+
+async def test_what_an_attempt_reserved_that_has_ended_is_released_before_its_lease_is_over() -> None:
+    world = await _world(Quota(max_tokens=100))
+    left = replace(world.ask(80), least=ModelUse(tokens_in=10))
+    await world.controller.reserve(left)
+    await world.controller.reconcile()
+    world.ledger.ended.add(SUBTASK)
+    await world.controller.reconcile()
+    # It may be about to settle.
+    assert world.ledger.rows[left.id].status == "reserved"
+    world.clock.now_s += 5
+    await world.controller.reconcile()
+    assert world.ledger.rows[left.id].status == "released"
+    _granted(await world.reserve(90))
+
+
+async def test_nobody_is_taken_for_dead_by_a_controller_that_could_not_hear_it() -> None:
+    world = await _world()
+    alive = _granted(await world.reserve(80))
+    world.clock.now_s += 600
+    await world.anew().reconcile()
+    world.clock.now_s += LEASE_S - 1
+    await world.controller.renew(alive)
+    world.clock.now_s += 2
+    await world.controller.reconcile()
+    assert world.ledger.rows[alive.id].status == "reserved"
+
+
+async def test_what_is_released_of_a_call_that_is_not_known_is_counted_for_its_user() -> None:
+    world = await _world(Quota(max_tokens=100))
+    world.ledger.loses_answers = True
+    unheard = replace(world.ask(80), least=ModelUse(tokens_in=30))
+    with pytest.raises(Transient):
+        await world.controller.reserve(unheard)
+    world.ledger.loses_answers = False
+    world.clock.now_s += LEASE_S + 1
+    await world.controller.reconcile()
+    await world.controller.reconcile()
+    assert _denied(await world.reserve(71)) == ("user", "max_tokens", None)
+
+
+async def _ahead(quota: Quota) -> Controlled:
+    """A controller that grants ahead by now."""
+    world = await _world(quota)
+    await world.controller.settle(_granted(await world.reserve(1)), ModelUse())
+    assert world.ledger.ahead_until is not None
+    return world
+
+
+async def test_little_is_granted_before_it_is_written_down_and_the_rest_waits_for_that() -> None:
+    world = await _ahead(Quota(max_tokens=1000))
+    world.ledger.away = True
+    first = _granted(await world.reserve(50))
+    assert first.id not in world.ledger.rows
+    # Two of it would be more than a twentieth of the limit.
+    with pytest.raises(Transient):
+        await world.reserve(1)
+    assert _denied(await world.reserve(960)) == ("user", "max_tokens", 1.0)
+    world.ledger.away = False
+    await world.controller.reconcile()
+    await asyncio.sleep(0)
+    await world.controller.renew(first)
+    assert world.ledger.rows[first.id].status == "reserved"
+    world.ledger.away = True
+    _granted(await world.reserve(50))
+
+
+async def test_what_is_over_before_it_was_written_down_is_settled_all_the_same() -> None:
+    world = await _ahead(Quota(max_tokens=1000))
+    world.ledger.away = True
+    first = _granted(await world.reserve(50))
+    await asyncio.sleep(0)
+    world.ledger.away = False
+    await world.controller.settle(first, ModelUse(tokens_in=40))
+    await world.controller.reconcile()
+    assert world.ledger.rows[first.id].status == "settled"
+    world.ledger.away = True
+    _granted(await world.reserve(50))
+    assert (await world.controller.figures()).reserved_tokens == 50
+
+
+async def test_nothing_is_overspent_by_what_a_killed_controller_had_not_written_down() -> None:
+    world = await _ahead(Quota(max_tokens=1000))
+    world.ledger.away = True
+    unknown = _granted(await world.reserve(50))
+    assert unknown.id not in world.ledger.rows
+    world.ledger.away = False
+    await world.anew().reconcile()
+    known = _granted(await world.reserve(900))
+    assert _denied(await world.reserve(51)) == ("user", "max_tokens", 1.0)
+    await world.controller.settle(known, ModelUse(tokens_in=900))
+    assert _denied(await world.reserve(51)) == ("user", "max_tokens", LEASE_S)
+    # Nor is it admitted only to be denied again.
+    (held,) = await world.controller.admit([Ask(sub_task_id=SUBTASK, user_id=ANN)], [])
+    assert (held.limit, held.alone, held.free_in_s) == ("max_tokens", True, LEASE_S)
+    assert _denied(await world.reserve(101)) == ("user", "max_tokens", None)
+    _granted(await world.reserve(50))
+    # Its caller lives, and says so.
+    world.clock.now_s += RENEW_EVERY_S
+    await world.controller.renew(unknown)
+    world.clock.now_s += LEASE_S
+    assert _denied(await world.reserve(1)) == ("user", "max_tokens", 1.0)
+    await world.controller.settle(unknown, ModelUse(tokens_in=20))
+    _granted(await world.reserve(30))
+
+
 async def test_a_new_life_of_the_controller_counts_what_the_last_one_reserved() -> None:
     world = await _world(Quota(max_tokens=100), models={"m": Quota(requests_per_min=3, max_concurrent=3)})
     await world.controller.set_key_quota(KEY, Quota(tokens_per_min=200))
     first, second = _granted(await world.reserve(40)), _granted(await world.reserve(40))
     await world.controller.settle(first, ModelUse(tokens_in=30))
+    world.ledger.ahead_until = None
     await world.anew().reconcile()
     assert _denied(await world.reserve(31)) == ("user", "max_tokens", 1.0)
     third = _granted(await world.reserve(30))
@@ -313,7 +445,7 @@ async def test_what_can_not_be_written_down_is_refused_by_itself(change: dict[st
         await world.controller.reserve(Reservation(**values))
 
 
-async def test_what_is_nearly_used_up_is_told_once_and_written_into_the_tasks_log() -> None:
+async def test_what_is_nearly_used_up_is_told_once() -> None:
     world = await _world(Quota(max_tokens=1000, max_cost_usd=10.0))
     world.ledger.budgets[TASK] = Quota(max_tokens=100)
     for _ in range(2):
@@ -321,8 +453,7 @@ async def test_what_is_nearly_used_up_is_told_once_and_written_into_the_tasks_lo
         await world.controller.settle(reservation, ModelUse(tokens_in=40, cost_usd=0.5))
         await world.controller.reconcile()
         await world.controller.reconcile()
-    (line,) = world.ledger.lines
-    assert (line.task_id, line.level, line.message) == (TASK, "WARNING", "80% of the budget's max_tokens is used")
+    assert world.ledger.alerted == [(("task", TASK, "max_tokens"), 0.8)]
     figures = await world.controller.figures()
     assert figures.used == (Used(model="m", purpose="reason", calls=2, tokens_in=80, tokens_out=0, cost_usd=1.0),)
     assert figures.shares[0] == Share(level="task", id=TASK, limit="max_tokens", share=0.8)
@@ -330,3 +461,44 @@ async def test_what_is_nearly_used_up_is_told_once_and_written_into_the_tasks_lo
     assert figures.warn_share == 0.8
     assert _denied(await world.reserve(60))[0] == "task"
     assert (await world.controller.figures()).denied == (("task", "max_tokens", 1),)
+
+
+async def test_a_window_is_told_of_once_until_it_has_been_far_from_its_limit_for_a_minute() -> None:
+    world = await _world()
+    await world.controller.set_key_quota(KEY, Quota(tokens_per_min=100))
+    told = (("key", KEY, "tokens_per_min"), 0.9)
+
+    async def use(tokens: int) -> None:
+        await world.controller.settle(_granted(await world.reserve(tokens)), ModelUse(tokens_in=tokens))
+        await world.controller.reconcile()
+
+    await use(90)
+    assert world.ledger.alerted == [told]
+    # Another life knows it from the record; and what is used again a moment later is no news.
+    world.clock.now_s += 55
+    await world.anew().reconcile()
+    world.clock.now_s += 7
+    await use(85)
+    world.clock.now_s += 55
+    await world.controller.reconcile()
+    assert (world.ledger.alerted, set(world.ledger.alerts)) == ([told], {told[0]})
+    world.clock.now_s += 62
+    await world.controller.reconcile()
+    assert world.ledger.alerts == {}
+    await use(90)
+    assert world.ledger.alerted == [told, told]
+
+
+async def test_what_could_not_be_written_is_told_later() -> None:
+    world = await _world(Quota(max_tokens=100))
+    await world.controller.settle(_granted(await world.reserve(90)), ModelUse(tokens_in=90))
+    alert, world.ledger.alert = world.ledger.alert, _away  # type: ignore[method-assign]
+    await world.controller.reconcile()
+    assert world.ledger.alerted == []
+    world.ledger.alert = alert  # type: ignore[method-assign]
+    await world.controller.reconcile()
+    assert world.ledger.alerted == [(("user", ANN, "max_tokens"), 0.9)]
+
+
+async def _away(near: Sequence[Share]) -> frozenset[Limit]:
+    raise Transient("DATABASE_UNAVAILABLE", "away")

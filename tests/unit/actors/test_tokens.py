@@ -83,7 +83,7 @@ class Clock:
 
 
 async def _controller(record: Record, clock: Clock | None = None) -> TokenController:
-    controller = TokenController(record, MemoryLedger(), clock=clock or Clock())
+    controller = TokenController(record, MemoryLedger(), MemoryLedger(), clock=clock or Clock())
     await controller.reconcile()
     return controller
 
@@ -265,7 +265,7 @@ async def test_before_the_record_was_read_nothing_is_admitted(monkeypatch: pytes
     monkeypatch.setattr(tokens, "START_PATIENCE_S", 0.01)
     record = Record(ann=Quota(max_concurrent=1))
     record.away = True
-    controller = TokenController(record, MemoryLedger(), clock=Clock())
+    controller = TokenController(record, MemoryLedger(), MemoryLedger(), clock=Clock())
     with pytest.raises(Transient, match="away"):
         await controller.step()
     assert (await controller.health())["ok"] is False
@@ -301,7 +301,7 @@ async def test_a_user_who_can_not_be_read_holds_up_nobody_else() -> None:
     record = Record(ann=Quota(max_concurrent=1), bob=Quota(max_concurrent=1))
     record.standing[BOB] = Standing(leased=frozenset({"b0"}))
     record.unreadable = {ANN}
-    controller = TokenController(record, MemoryLedger(), clock=Clock())
+    controller = TokenController(record, MemoryLedger(), MemoryLedger(), clock=Clock())
     assert await controller.step() > 0
     assert (await controller.health()) == {"ok": True, "limited_users": 2, "attempts": 1, "reserved": 0}
     held = await controller.admit(_asks(ANN, "a1") + _asks(BOB, "b1") + _asks(CID, "c1"), ())
@@ -316,7 +316,7 @@ async def test_when_many_can_not_be_read_the_next_turn_begins_with_others() -> N
     bad = [f"bad{number}" for number in range(FAILED_READINGS_MAX + 1)]
     record = Record(**dict.fromkeys([*bad, ANN], Quota(max_concurrent=1)))
     record.unreadable = set(bad)
-    controller = TokenController(record, MemoryLedger(), clock=Clock())
+    controller = TokenController(record, MemoryLedger(), MemoryLedger(), clock=Clock())
     await controller.reconcile()
     assert await _held(controller, _asks(ANN, "a1", "a2")) == ["a1", "a2"]
     await controller.reconcile()
@@ -340,7 +340,7 @@ async def test_a_limit_holds_before_the_standing_of_its_user_can_be_read() -> No
 async def test_an_end_while_the_standing_is_read_counts_once() -> None:
     record = Record(ann=Quota(max_concurrent=2, max_tokens=10))
     record.standing[ANN] = Standing(leased=frozenset({"a1", "a2"}), used=Amount(tokens=1))
-    controller = TokenController(record, MemoryLedger(), clock=Clock())
+    controller = TokenController(record, MemoryLedger(), MemoryLedger(), clock=Clock())
 
     async def end() -> None:
         record.while_reading = None
@@ -355,7 +355,7 @@ async def test_an_end_while_the_standing_is_read_counts_once() -> None:
 
 async def test_a_limit_that_is_set_anew_meanwhile_is_read_anew() -> None:
     record = Record(ann=Quota(max_concurrent=2))
-    controller = TokenController(record, MemoryLedger(), clock=Clock())
+    controller = TokenController(record, MemoryLedger(), MemoryLedger(), clock=Clock())
 
     async def set_anew() -> None:
         record.while_reading = None

@@ -7,11 +7,15 @@ from collections import Counter
 import pytest
 
 from bench.planner.__main__ import main
+from bench.planner.recorded import RecordedModels
 from bench.planner.records import GOOD, answers, records
 from bench.planner.run import run_recorded, summary
 from bench.planner.score import score
 from rayloom.dag.plan import parse_plan
+from rayloom.dag.planned import PlanRequest
+from rayloom.dag.planning.beginning import EarlyReader, joined
 from rayloom.dag.verify import verify
+from rayloom.serve.planner import Planner
 
 
 def test_the_records_are_many_and_of_many_kinds() -> None:
@@ -49,6 +53,26 @@ async def test_most_broken_answers_are_mended_and_the_others_are_no_plans() -> N
         assert result.repairs <= 2
         if result.kind.startswith("stays"):
             assert result.score is None, result
+
+
+async def test_what_begins_of_a_recorded_answer_can_run_and_of_a_good_one_stays() -> None:
+    count = 0
+    for answer in answers():
+        record = records()[answer.record]
+        request = PlanRequest(task_id="", prompt=record.prompt, context={}, tools=record.tools, may_begin=True)
+        reader, text = EarlyReader(request), answer.turns[0].text
+        for at in range(0, len(text), 11):
+            for written in reader.feed(text[at : at + 11]):
+                reader.judged(written)
+        begun, count = reader.given, count + bool(reader.given)
+        if begun:
+            verify(parse_plan({"subtasks": [*begun]}), tools=record.tools, nodes=())
+        draft = await Planner(RecordedModels(answer.turns)).draft(request)
+        if draft.verdict.plan is not None:
+            whole = joined(draft.verdict.plan, begun)
+            verify(parse_plan(whole.plan), tools=record.tools, nodes=(), model_available=True)
+            assert answer.is_broken or not whole.dropped, answer
+    assert count >= 46
 
 
 async def test_a_model_that_hears_of_nothing_says_the_same_again() -> None:

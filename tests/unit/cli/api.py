@@ -222,6 +222,7 @@ def build_app(api: FakeApi) -> FastAPI:
         ("POST", "/{rest:path}"): other,
         ("DELETE", "/{rest:path}"): other,
         ("PATCH", "/{rest:path}"): other,
+        ("PUT", "/{rest:path}"): other,
     }
     for (method, path), handler in routes.items():
 

@@ -30,6 +30,7 @@ def test_submit_sends_what_the_options_say(rayloom: Rayloom, api: FakeApi, tmp_p
     (tmp_path / "plan.json").write_text(json.dumps(PLAN))
     (tmp_path / "body.json").write_text('{"title": "from the file", "priority": 2, "labels": {"a": "1"}}')
     options = ["--title", "t", "--label", "b=x=y", "--context", '{"c": 1}', "--budget-deadline-s", "10"]
+    options += ["--budget-max-tokens", "5", "--budget-max-cost-usd", "0.5"]
     files = ["--plan", str(tmp_path / "plan.json"), "--file", str(tmp_path / "body.json")]
     assert rayloom("submit", *files, *options, "--allow-tool", "core.*", "--idempotency-key", "k") == 0
     raw, _ = api.keys["k"]
@@ -39,7 +40,7 @@ def test_submit_sends_what_the_options_say(rayloom: Rayloom, api: FakeApi, tmp_p
         "labels": {"a": "1", "b": "x=y"},
         "plan": PLAN,
         "context": {"c": 1},
-        "budget": {"deadline_s": 10.0},
+        "budget": {"deadline_s": 10.0, "max_tokens": 5, "max_cost_usd": 0.5},
         "tools": {"allow": ["core.*"]},
     }
 

@@ -125,6 +125,11 @@ def test_lists_and_objects(home: Path, here: Path) -> None:
     assert settings.tools.sql_connections["b"].get_secret_value() == "v"
 
 
+def test_plans_begin_early_unless_that_is_switched_off(home: Path) -> None:
+    assert load(home).engine.early_start
+    assert not load(home, RAYLOOM_EARLY_START="0").engine.early_start
+
+
 def test_who_wants_approval_and_for_how_long(home: Path) -> None:
     settings = load(home, RAYLOOM_APPROVAL_LEVELS="execute, admin", RAYLOOM_APPROVAL_TTL_S="60")
     assert settings.serve.approval_levels == settings.engine.approval_levels == ("execute", "admin")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import AsyncIterator
 
 import pytest
 
-from rayloom.dag.answer import Answer, as_error, as_value, opened
+from rayloom.dag.answer import Answer, as_error, as_value, as_values, opened
 from rayloom.dag.errors import Bug, ErrorInfo, NeedsClarification, RayloomError, Refused, Stale, Transient, UserError
 from rayloom.dag.tried import Tried
 
@@ -68,3 +69,16 @@ async def test_questions_cross_as_such() -> None:
     with pytest.raises(NeedsClarification) as asked:
         opened(await as_value(asks()))
     assert asked.value.questions == ("Which?",)
+
+
+@pytest.mark.parametrize("error", [None, UserError("A", "a")])
+async def test_a_stream_arrives_with_what_broke_it_off(error: RayloomError | None) -> None:
+    async def given() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+        if error is not None:
+            raise error
+
+    answers = [answer async for answer in as_values(given())]
+    assert [opened(answer) for answer in answers[:2]] == [1, 2]
+    assert [answer[0] for answer in answers[2:]] == ([] if error is None else ["error"])

@@ -69,11 +69,16 @@ def test_a_lost_attempt_spends_no_retry_however_many_there_were(verdict: Verdict
 
 def test_who_may_not_call_a_model_waits_for_the_quota_and_spends_nothing() -> None:
     for retry_count in (0, 99):
-        again = _after(Transient("QUOTA_EXCEEDED", "x", retry_after_s=30), retry_count=retry_count)
-        assert again == Decision(retry_in_s=30, spends=False)
+        again = _after(Transient("QUOTA_EXCEEDED", "x", retry_after_s=3), retry_count=retry_count)
+        assert again == Decision(retry_in_s=3, spends=False)
     assert _after(Transient("QUOTA_EXCEEDED", "x")) == Decision(retry_in_s=QUOTA_WAIT_S, spends=False)
     assert _after(Transient("QUOTA_EXCEEDED", "x", retry_after_s=0)).retry_in_s == 1
     assert _after(Refused("BUDGET_EXCEEDED", "x")) == STOP
+
+
+def test_who_waits_for_a_window_does_so_in_the_queue_where_a_higher_limit_is_seen() -> None:
+    again = _after(Transient("QUOTA_EXCEEDED", "x", retry_after_s=55))
+    assert again == Decision(retry_in_s=QUOTA_WAIT_S, spends=False)
 
 
 def test_what_the_other_side_asks_for_has_jitter_and_a_bound() -> None:
@@ -145,4 +150,4 @@ def test_who_pays_and_comes_no_further_spends_retries_at_last(tokens: int, attem
     info = ErrorInfo.from_exception(Transient("QUOTA_EXCEEDED", "spent", retry_after_s=60))
     outcome = Outcome(verdict="failed", error=info, model_tokens=tokens)
     decided = decide(outcome, retry_count=0, max_retries=3, policy=POLICY, jitter=0, attempt=attempt)
-    assert decided == Decision(retry_in_s=60, spends=spends)
+    assert decided == Decision(retry_in_s=QUOTA_WAIT_S, spends=spends)

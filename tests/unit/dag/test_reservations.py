@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rayloom.dag.amount import NOTHING, Amount, nano
 from rayloom.dag.limits import WINDOW_S, Usage
 from rayloom.dag.model import ProviderLimits
-from rayloom.dag.reservations import PROVIDER, RESERVED_WAIT_S, Provider, refusal, shares
+from rayloom.dag.reservations import PROVIDER, RESERVED_WAIT_S, Provider, fits_ahead, refusal, shares, withheld
 from rayloom.dag.token_port import Quota
 
 USD = Amount.of(0, 1.0)
@@ -90,9 +90,17 @@ def test_of_several_limits_the_one_that_only_a_higher_one_mends_is_named() -> No
 
 def test_how_much_of_a_limit_is_used_up() -> None:
     usage = Usage(used=Amount.of(80, 0.5))
-    assert list(shares(Quota(tokens_per_min=1), usage)) == []
-    assert list(shares(Quota(max_tokens=100, max_cost_usd=2.0), usage)) == [("max_tokens", 0.8), ("max_cost_usd", 0.25)]
-    assert list(shares(Quota(max_tokens=0, max_cost_usd=0.0), usage)) == [("max_tokens", 1.0), ("max_cost_usd", 1.0)]
+
+    def used(quota: Quota, *, now_s: float = 10.0) -> list[tuple[str, float]]:
+        return list(shares(quota, usage, now_s=now_s))
+
+    assert used(Quota(max_concurrent=1)) == []
+    assert used(Quota(max_tokens=100, max_cost_usd=2.0)) == [("max_tokens", 0.8), ("max_cost_usd", 0.25)]
+    assert used(Quota(max_tokens=0, max_cost_usd=0.0)) == [("max_tokens", 1.0), ("max_cost_usd", 1.0)]
+    usage = Usage().spent(_tokens(30), now_s=9.0).started(now_s=9.0)
+    windows = Quota(tokens_per_min=40, requests_per_min=2)
+    assert used(windows) == [("tokens_per_min", 0.75), ("requests_per_min", 0.5)]
+    assert used(windows, now_s=9.0 + WINDOW_S + 1) == [("tokens_per_min", 0.0), ("requests_per_min", 0.0)]
 
 
 def test_an_endpoint_that_said_nothing_takes_everything() -> None:
@@ -126,3 +134,32 @@ def test_what_an_endpoint_has_left_is_shared_until_it_begins_anew() -> None:
     assert provider.refusal(_tokens(1), now_s=20.0) is None
     again = provider.told(ProviderLimits(requests_left=1, tokens_left=1, tokens_reset_s=5.0), now_s=20.0)
     assert again.refusal(_tokens(1), now_s=20.0) is None
+
+
+@pytest.mark.parametrize(
+    ("quota", "unwritten", "calls", "fits"),
+    [
+        (Quota(), Amount.of(10**12, 1e6), 10**6, True),
+        (Quota(max_tokens=400), _tokens(20), 1, True),
+        (Quota(max_tokens=400), _tokens(21), 1, False),
+        (Quota(max_tokens=400, tokens_per_min=100), _tokens(6), 1, False),
+        (Quota(max_cost_usd=20.0), USD, 1, True),
+        (Quota(max_cost_usd=19.0), USD, 1, False),
+        (Quota(requests_per_min=40), NOTHING, 2, True),
+        (Quota(requests_per_min=40, max_concurrent=20), NOTHING, 2, False),
+        # Where a twentieth of it is less than a call, none goes ahead.
+        (Quota(max_concurrent=19), NOTHING, 1, False),
+    ],
+)
+def test_of_each_limit_a_twentieth_may_be_granted_ahead_of_the_ledger(
+    quota: Quota, unwritten: Amount, calls: int, fits: bool
+) -> None:
+    assert fits_ahead(quota, unwritten, calls=calls) == fits
+
+
+def test_what_is_withheld_is_what_may_have_been_granted_ahead() -> None:
+    assert withheld(Quota()) == Quota()
+    quota = Quota(max_tokens=415, max_cost_usd=20.0, tokens_per_min=100, requests_per_min=40, max_concurrent=19)
+    assert withheld(quota) == Quota(
+        max_tokens=395, max_cost_usd=19.0, tokens_per_min=95, requests_per_min=38, max_concurrent=19
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import pytest
 
 from rayloom.dag.errors import AnswerInvalid, NeedsClarification, RayloomError, Refused, Transient, UserError
-from rayloom.dag.model import Payer
+from rayloom.dag.model import Completion, ModelRequest, ModelUse, Payer
 from rayloom.dag.plan import parse_plan, subtasks_of
-from rayloom.dag.planned import Planned, PlanRequest
+from rayloom.dag.planned import Early, Planned, PlanRequest
 from rayloom.dag.replan import Reached, ReplanRequest
 from rayloom.dag.tool_view import ToolView
-from rayloom.dag.values import Json
+from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.verify import verify
 from rayloom.serve.parser import Parser
 from rayloom.serve.planner import Planner
@@ -77,9 +78,12 @@ async def test_faults_are_mended_in_two_rounds_at_most() -> None:
 
 
 async def test_an_answer_that_the_client_refuses_is_read_with_more_patience() -> None:
-    planned, _ = await plan(AnswerInvalid("no", text=f"Here:\n```\n{GOOD}\n```", faults=["prose"]))
+    refused = AnswerInvalid("no", text=f"Here:\n```\n{GOOD}\n```", faults=["prose"])
+    refused.use = ModelUse(tokens_in=7, tokens_out=3)
+    planned, _ = await plan(refused)
     assert planned.source == "model"
-    assert planned.use.is_estimated
+    # It is paid for as any other.
+    assert planned.use == refused.use
 
 
 async def test_an_answer_that_was_cut_off_is_told_so() -> None:
@@ -283,3 +287,65 @@ async def test_a_model_that_adds_nothing_that_can_run_gives_no_plan() -> None:
 async def test_without_a_model_nothing_is_added() -> None:
     with pytest.raises(UserError, match="no model"):
         await Parser().replan(more(a=False))
+
+
+EARLY = {"id": "a", "tool": "db.get", "input": {"limit": 1}}
+STREAMED = json.dumps({"intent": "look", "subtasks": [EARLY, {"id": "b", "do": "Say so", "after": ["a"]}]})
+BROKEN = json.dumps({"intent": "look", "subtasks": [EARLY, {"id": "b", "tool": "nothing"}]})
+
+
+async def streamed(*script: Step, asked: PlanRequest | None = None) -> tuple[list[Early], Planned, AnsweringModels]:
+    models = AnsweringModels(*script)
+    stream = Parser(lambda payer: models).stream(asked or request(may_begin=True))
+    *early, planned = [given async for given in stream]
+    assert isinstance(planned, Planned)
+    return [given for given in early if isinstance(given, Early)], planned, models
+
+
+async def test_what_may_begin_comes_before_the_plan() -> None:
+    early, planned, _ = await streamed(STREAMED)
+    (first,) = early
+    assert subtasks_of(planned.plan)[0] == first.subtask
+    early, planned, _ = await streamed(STREAMED, asked=request())
+    assert (early, planned.source) == ([], "model")
+
+
+async def test_only_the_first_answer_begins_anything_and_the_model_is_told_what_runs() -> None:
+    early, planned, models = await streamed(BROKEN, STREAMED)
+    assert [each.subtask["id"] for each in early] == ["a"]
+    assert planned.repairs == 1
+    assert "leave these as they are: a." in models.asked[1].messages[-1].text
+
+
+async def test_a_model_is_told_what_has_begun_of_an_earlier_plan() -> None:
+    begun: JsonObject = {"id": "a", "type": "DATA_RETRIEVAL", "tool": "db.get", "input": {"limit": 1}}
+    models = AnsweringModels(STREAMED)
+    await Parser(lambda payer: models).plan(request(begun=(begun,)))
+    said = models.asked[0].messages[-1].text
+    assert said.endswith('[{"id":"a","tool":"db.get","input":{"limit":1},"after":[]}]')
+
+
+async def test_what_breaks_off_breaks_the_stream_off() -> None:
+    with pytest.raises(UserError, match="no plan that can run"):
+        await streamed(BROKEN)
+    with pytest.raises(Transient):
+        await streamed(Transient("MODEL_UNAVAILABLE", "away"))
+
+
+async def test_who_goes_away_stops_the_model() -> None:
+    class Endless(AnsweringModels):
+        is_stopped = False
+
+        async def complete(self, request: ModelRequest, *, on_text: Any = None) -> Completion:
+            try:
+                on_text(STREAMED[:-30])
+                await asyncio.Event().wait()
+            finally:
+                self.is_stopped = True
+            raise AssertionError
+
+    models = Endless()
+    stream = Parser(lambda payer: models).stream(request(may_begin=True))
+    assert isinstance(await anext(stream), Early)
+    await stream.aclose()
+    assert models.is_stopped

@@ -30,17 +30,20 @@ def _row(place: int, purpose: str, seconds: float, until: float | None, **more: 
     )  # fmt: skip
 
 
-def _spans(*transitions: TransitionRow, calls: list[dict[str, Any]], rows: Sequence[Any] = ()) -> tuple[TraceSpan, ...]:
-    task: Any = SimpleNamespace(
-        id=UUID(int=1), title="t", status="PROCESSING", priority=5, plan_meta={"source": "model", "calls": calls},
-        subtask_count=1, created_at=TAKEN, started_at=TAKEN, finished_at=None,
-    )  # fmt: skip
+def _spans(
+    *transitions: TransitionRow, calls: list[dict[str, Any]], rows: Sequence[Any] = (), **more: Any
+) -> tuple[TraceSpan, ...]:
+    fields: dict[str, Any] = {
+        "id": UUID(int=1), "title": "t", "status": "PROCESSING", "priority": 5, "subtask_count": 1,
+        "plan_meta": {"source": "model", "calls": calls}, "created_at": TAKEN, "started_at": TAKEN, "finished_at": None,
+    }  # fmt: skip
+    task: Any = SimpleNamespace(**fields | more)
     told = TraceRows(task=task, transitions=transitions, attempts=(), running=(), is_truncated=False, calls=rows)
     return trace_of(told).spans
 
 
-def _trace(*transitions: TransitionRow, calls: list[dict[str, Any]], rows: Sequence[Any] = ()) -> dict[str, Any]:
-    return {span.name: span for span in _spans(*transitions, calls=calls, rows=rows)}
+def _trace(*transitions: TransitionRow, **given: Any) -> dict[str, Any]:
+    return {span.name: span for span in _spans(*transitions, **given)}
 
 
 def test_each_call_of_a_model_is_a_span_below_the_split() -> None:
@@ -89,3 +92,15 @@ def test_a_call_is_told_once_with_its_faults_and_what_was_asked_later_stands_apa
 
 def test_without_calls_there_is_none() -> None:
     assert set(_trace(_transition(0, target="SPLITTING"), calls=[])) == {"t", "parse", "split"}
+
+
+def test_what_has_begun_is_split_until_its_plan_is_whole() -> None:
+    taken = _transition(0, target="SPLITTING")
+    begun = _transition(2, kind="plan", reason="begins with 1 subtasks"), _transition(2, source="SPLITTING")
+    more = _transition(3, kind="plan", reason="1 more subtasks, width 2")
+    assert _trace(taken, *begun, more, calls=[])["split"].finished_at is None
+    failed = _trace(taken, *begun, calls=[], finished_at=TAKEN + timedelta(seconds=7), status="FAILED")["split"]
+    assert (failed.duration_ms, failed.is_error) == (7_000, True)
+    whole = _transition(9, kind="plan", reason="whole: 2 more subtasks, width 2")
+    split = _trace(taken, *begun, more, whole, calls=[])["split"]
+    assert (split.duration_ms, split.is_error) == (9_000, False)

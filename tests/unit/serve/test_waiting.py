@@ -75,6 +75,12 @@ def test_a_limit_of_another_level_than_the_users_is_named_by_it() -> None:
         assert (reason.kind, reason.detail) == (kind, detail)
 
 
+def test_what_was_denied_the_call_of_a_model_says_what_it_had_asked_for() -> None:
+    denied = replace(QUEUED, attempt=1, error={"code": "QUOTA_EXCEEDED", "message": "73 are used, 4,871 asked for"})
+    (reason, *_) = why(denied, replace(ROOM, limit="key.max_tokens"))
+    assert reason.detail.endswith("only a higher one helps; attempt 1: 73 are used, 4,871 asked for")
+
+
 def test_an_approval_is_waited_for_by_a_subtask_or_a_plan() -> None:
     assert [reason.kind for reason in why(_row("AWAITING_APPROVAL"))] == ["approval"]
     (reason,) = why(_row("QUEUED", task_status="READY"))

@@ -8,10 +8,11 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from rayloom.dag.planning.answer import find_answer
-from rayloom.dag.planning.prompt import context_text, plan_messages, signature
+from rayloom.dag.planning.prompt import begun_message, context_text, plan_messages, signature
 from rayloom.dag.planning.read import MAX_PLANNED
 from rayloom.dag.planning.schema import plan_schema
 from rayloom.dag.tool_view import ToolView
+from rayloom.dag.values import JsonObject
 from tests.unit.dag.planning.views import VIEWS
 
 
@@ -77,6 +78,15 @@ def test_code_is_offered_only_where_it_may_run() -> None:
     assert "(none)" in without[1].text
     tools: Any = plan_schema([named("t")], with_code=False)
     assert tools["properties"]["subtasks"]["items"]["properties"]["tool"]["enum"] == ["t", "think"]
+
+
+def test_what_runs_already_is_shown_as_a_model_writes_it() -> None:
+    read: JsonObject = {"id": "a", "type": "TOOL", "tool": "t", "name": "of no use"}
+    more: JsonObject = {**read, "id": "b", "input": {"x": "的"}, "depends_on": ["a"]}
+    told = begun_message([read, more]).text.splitlines()[-1]
+    assert (
+        told == '[{"id":"a","tool":"t","input":{},"after":[]},{"id":"b","tool":"t","input":{"x":"的"},"after":["a"]}]'
+    )
 
 
 def test_what_is_told_is_short() -> None:
