@@ -27,7 +27,7 @@ from rayloom.dag.replan import PlannerPort, Reached, ReplanRequest
 from rayloom.dag.tried import NOTHING_TRIED, Tried, calls_meta
 from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.verified import VerifiedPlan
-from rayloom.db import growth, incarnations, task_moves
+from rayloom.db import growth, incarnations, retries, task_moves
 from rayloom.db.attempts import Committed
 from rayloom.db.blobs import BlobStore
 from rayloom.db.growth import GrowingTask, Grown
@@ -187,7 +187,7 @@ class Growing:
         if isinstance(error, RayloomError) and error.code == BUDGET_EXCEEDED:
             # With a higher one it goes on from here.
             info = ErrorInfo.from_exception(error)
-            await self._tell_others(await growth.refuse_growth(self._engine, task.task_id, incarnation, info))
+            await self._tell_others(await retries.refuse_growth(self._engine, task.task_id, incarnation, info))
         else:
             await self._stop(task, incarnation)
 

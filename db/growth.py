@@ -16,7 +16,7 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
-from rayloom.dag.errors import ErrorInfo, Stale
+from rayloom.dag.errors import Stale
 from rayloom.dag.order import queue_score
 from rayloom.dag.plan import subtasks_of
 from rayloom.dag.planned import WHOLE
@@ -25,7 +25,7 @@ from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.db.attempts import INLINE_BYTES, Committed, committed_of
 from rayloom.db.blobs import BlobStore
-from rayloom.db.engine import driver, dump, dump_error
+from rayloom.db.engine import driver, dump
 from rayloom.db.plan_inputs import keep_inputs
 from rayloom.db.plan_rows import (
     ACCEPTED,
@@ -290,13 +290,3 @@ async def _tell_earlier(
         await connection.executemany(
             "UPDATE sub_tasks SET dependents = dependents || $2::uuid[] WHERE id = $1", list(waiting.items())
         )
-
-
-async def refuse_growth(engine: AsyncEngine, task_id: UUID, incarnation: UUID, error: ErrorInfo) -> Committed:
-    """The budget of a task refuses its growth: the task fails with this error, and may still grow as often.
-
-    Nothing happens where another sees to it by now.
-    """
-    async with driver(engine) as connection:
-        sql = "SELECT * FROM refuse_growth($1, $2, $3)"
-        return committed_of(await connection.fetch(sql, task_id, incarnation, dump_error(error)))

@@ -11,12 +11,12 @@ from uuid import UUID
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rayloom.dag.errors import UserError
+from rayloom.dag.errors import ErrorInfo, UserError
 from rayloom.dag.output import clean_text
 from rayloom.dag.values import JsonObject
 from rayloom.db.attempts import Committed, committed_of
 from rayloom.db.blobs import BlobStore
-from rayloom.db.engine import DRIVER_ERRORS, driver, dump, is_refusal
+from rayloom.db.engine import DRIVER_ERRORS, driver, dump, dump_error, is_refusal
 from rayloom.db.plan_inputs import KeptInput, keep_input
 
 
@@ -133,6 +133,16 @@ async def retry_task(
             return committed
     except _NothingDone:
         return Committed()
+
+
+async def refuse_growth(engine: AsyncEngine, task_id: UUID, incarnation: UUID, error: ErrorInfo) -> Committed:
+    """The budget of a task refuses its growth: the task fails with this error, and may still grow as often.
+
+    Nothing happens where another sees to it by now.
+    """
+    async with driver(engine) as connection:
+        sql = "SELECT * FROM refuse_growth($1, $2, $3)"
+        return committed_of(await connection.fetch(sql, task_id, incarnation, dump_error(error)))
 
 
 async def plan_again(engine: AsyncEngine, task_id: UUID, *, budget: JsonObject | None, reason: str) -> str | None:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.dag.errors import ErrorInfo, Stale
 from rayloom.dag.log_line import LogLine
-from rayloom.dag.output import clean_text
+from rayloom.dag.output import clean_text, sanitise
 from rayloom.dag.states import TaskEvent
 from rayloom.dag.values import JsonObject
 from rayloom.db import halt as halts
@@ -72,9 +72,11 @@ async def end_task(
         if splitter is not None:
             await must_be_splitting(connection, task_id, splitter, event, may_have_begun=True)
         if meta:
+            # Its notes may quote anything: what PostgreSQL refuses in them must keep no task from ending.
             await connection.execute(
-                "UPDATE tasks SET plan_meta = coalesce(plan_meta, '{}') || $2::jsonb WHERE id = $1", task_id, dump(meta)
-            )
+                "UPDATE tasks SET plan_meta = coalesce(plan_meta, '{}') || $2::jsonb WHERE id = $1",
+                task_id, dump(sanitise(meta)),
+            )  # fmt: skip
         await connection.execute("SELECT FROM tasks WHERE id = $1 FOR NO KEY UPDATE", task_id)
         halt = await halts.look(connection, task_id)
         rows = await connection.fetch(

@@ -20,6 +20,7 @@ from rayloom.dag.errors import NeedsClarification, Transient, UserError
 from rayloom.dag.planned import Early, Planned, PlanRequest
 from rayloom.dag.ports import PARSER_BROKE, ToolSnapshot
 from rayloom.dag.replan import ReplanRequest
+from rayloom.dag.tried import Tried
 from rayloom.dag.values import JsonObject
 from rayloom.db import growth
 from rayloom.db.incarnations import begin_incarnation, end_incarnation
@@ -275,6 +276,19 @@ async def test_what_can_not_become_whole_ends_with_what_has_begun(
     assert (await spine.statuses(task_id))["a"] == "BLOCKED"
     assert (await spine.retry(task_id)).queued == ()
     assert bench.parser.answers == []
+    await spine.audit()
+
+
+async def test_what_was_tried_is_told_of_a_plan_that_never_became_whole_too(spine: Spine) -> None:
+    failed, away = UserError("PLAN_FAILED", "no plan"), Transient("MODEL_BROKE_OFF", "away")
+    failed.tried = away.tried = Tried(notes=("said\0so",), text="half of it")
+    bench = Bench(spine, [A, away], [failed])
+    task_id = await bench.submit()
+    await bench.through()
+    assert [request.tried.text for _, request in bench.parser.asked] == ["", "half of it"]
+    meta = (await spine.task(task_id))["plan_meta"]
+    assert (meta["partial"], meta["notes"]) == (True, ["said\ufffdso"])
+    assert "said" in (await spine.notes(task_id))[None]  # type: ignore[index]
     await spine.audit()
 
 

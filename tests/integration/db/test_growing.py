@@ -269,7 +269,7 @@ async def test_a_growth_that_another_sees_to_is_refused_by_nobody_else(spine: Sp
     bench = Bench(spine, _more())
     task_id = await bench.task()
     error = ErrorInfo.from_exception(Refused("BUDGET_EXCEEDED", "spent"))
-    assert await growth.refuse_growth(spine.engine, task_id, spine.incarnation, error) == Committed()
+    assert await retries.refuse_growth(spine.engine, task_id, spine.incarnation, error) == Committed()
     assert (await spine.task(task_id))["growth"] == "due"
 
 
