@@ -12,6 +12,7 @@ from rayloom.dag.errors import AnswerInvalid, Fault, RayloomError, UserError
 from rayloom.dag.kinds import CODE_TOOL
 from rayloom.dag.model import Message, ModelPort, ModelRequest
 from rayloom.dag.outline_cues import language_of
+from rayloom.dag.plan import subtasks_of
 from rayloom.dag.planned import PlanCall, PlanRequest
 from rayloom.dag.planning.beginning import ids_of
 from rayloom.dag.planning.more import judge_more, more_messages
@@ -122,10 +123,11 @@ class _Drafting:
         shown_tools = [request.tools[name] for name in names]
         if is_small:
             reached = more.reached if more is not None else ()
+            # What was left aside is in the plan still, and its ids are not given twice.
+            before = [str(each["id"]) for each in subtasks_of(more.plan)] if more is not None else None
             self._schema = small_schema(
-                shown_tools, with_code=with_code, before=[each.key for each in reached],
-                done=[each.key for each in reached if each.is_done],
-            )  # fmt: skip
+                shown_tools, with_code=with_code, before=before, done=[each.key for each in reached if each.is_done]
+            )
         else:
             self._schema = plan_schema(shown_tools, with_code=with_code)
         self._asked = (small_messages if is_small else plan_messages)(

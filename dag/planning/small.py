@@ -79,11 +79,12 @@ def small_messages(
 
 
 def small_schema(
-    tools: Sequence[ToolView], *, with_code: bool, before: Collection[str] = (), done: Sequence[str] = ()
+    tools: Sequence[ToolView], *, with_code: bool, before: Collection[str] | None = None, done: Sequence[str] = ()
 ) -> JsonObject:
     """What an answer is that plans with these tools, and code where it may: questions, or at most eight steps.
 
-    ``before``: ids of the plan that it is added to; ``done``: those of them that steps may come after.
+    ``before``: ids of the plan that it is added to, where there is one: then nothing is an answer, too. ``done``: those
+    of them that steps may come after.
     """
     line: JsonObject = {"type": "string", "minLength": 1, "maxLength": MAX_CHARS}
     own: list[Json] = [THINK, *([CODE] if with_code else [])]
@@ -92,7 +93,7 @@ def small_schema(
         "do": {"type": "string", "minLength": 1, "maxLength": MAX_DO_CHARS},
         "tool": {"anyOf": [{"enum": own}, *calls]},
     }
-    names = list(islice((name for name in map("s{}".format, count(1)) if name not in before), MAX_STEPS))
+    names = list(islice((name for name in map("s{}".format, count(1)) if name not in (before or ())), MAX_STEPS))
     lists: list[Json] = [
         {"type": "array", "prefixItems": list(map(_of, names[:size])), "minItems": size, "maxItems": size}
         for size in range(1, MAX_STEPS + 1)
@@ -104,6 +105,7 @@ def small_schema(
         "anyOf": [
             _closed({"intent": line, "subtasks": {"anyOf": lists}}),
             _closed({"intent": line, "questions": asks, "subtasks": nothing}),
+            *([] if before is None else [_closed({"intent": line, "subtasks": nothing})]),
         ],
     }
 

@@ -33,7 +33,8 @@ READER, READER_PASSWORD = "reader", "only-reads"
 GRANTS = f"""
 CREATE ROLE {READER} LOGIN PASSWORD '{READER_PASSWORD}';
 GRANT SELECT
-    ON tasks, sub_tasks, execution_logs, task_events, log_lines, schedulers, dead_letters, model_calls TO {READER};
+    ON tasks, sub_tasks, execution_logs, task_events, log_lines, schedulers, dead_letters, model_calls, limit_alerts
+    TO {READER};
 """
 # A standby needs room for as many connections as its primary has.
 _SETTINGS = {

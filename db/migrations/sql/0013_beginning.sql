@@ -13,7 +13,8 @@ ALTER TABLE sub_tasks
         CHECK (NOT superseded OR status IN ('BLOCKED', 'SKIPPED', 'COMPLETED', 'CANCELLED'))
 ----
 -- Leave aside what has begun and is no part of the whole plan: what is not settled is CANCELLED, letters are put away.
--- Called with the task's row locked. No other depends on these.
+-- Called with the task's row locked. No other depends on these; what they depended on waits for them no longer, so that
+-- it may be what the plan comes to.
 CREATE FUNCTION drop_subtasks(p_task uuid, p_keys text[], p_reason text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     WITH before AS MATERIALIZED (
@@ -30,6 +31,9 @@ BEGIN
     )
     UPDATE tasks t SET open_count = t.open_count - (SELECT count(*) FROM ended) WHERE t.id = p_task;
     UPDATE sub_tasks s SET superseded = true WHERE s.parent_id = p_task AND s.key = ANY (p_keys);
+    WITH dropped AS (SELECT array_agg(s.id) AS ids FROM sub_tasks s WHERE s.parent_id = p_task AND s.key = ANY (p_keys))
+    UPDATE sub_tasks s SET dependents = ARRAY(SELECT d FROM unnest(s.dependents) d WHERE d <> ALL (g.ids))
+    FROM dropped g WHERE s.parent_id = p_task AND NOT s.superseded AND s.dependents && g.ids;
     PERFORM discard_letters(ARRAY(
         SELECT s.id FROM sub_tasks s WHERE s.parent_id = p_task AND s.key = ANY (p_keys) AND s.status = 'BLOCKED'));
 END $$

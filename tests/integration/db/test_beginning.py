@@ -229,6 +229,16 @@ async def test_what_the_whole_plan_has_otherwise_is_told_and_runs_anew(spine: Sp
     assert "`a_2`" in (await spine.notes(task_id))[None]  # type: ignore[index]
 
 
+async def test_what_only_a_dropped_one_waited_for_is_what_the_plan_comes_to(spine: Spine) -> None:
+    bench = Bench(spine, [A, B, planned(A)])
+    task_id = await bench.submit()
+    await bench.through()
+    assert await spine.statuses(task_id) == {"a": "QUEUED", "b": "CANCELLED"}
+    task = await finished(spine, task_id, output=7)
+    assert (task["status"], task["result"]) == ("COMPLETED", 7)
+    assert (await spine.subtask(task_id, "a"))["dependents"] == []
+
+
 async def test_a_joiner_that_gets_another_id_is_known_by_that(spine: Spine) -> None:
     answer: JsonObject = {"id": "a", "type": "REASONING", "instruction": "answer"}
     bench = Bench(spine, [A, planned(answer, joiner="a")])

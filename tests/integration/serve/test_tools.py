@@ -264,7 +264,8 @@ async def test_a_plan_is_made_of_a_prompt_and_nothing_is_stored(world: World) ->
     answer = await me.http.post("/api/v1/plans", json={"prompt": prompt})
     assert answer.status_code == 200, answer.text
     made = answer.json()
-    assert set(made) == {"plan", "source", "repairs", "width", "critical_path", "estimate", "usage", "warnings"}
+    promised = {"plan", "source", "repairs", "width", "critical_path", "estimate", "usage", "warnings"}
+    assert set(made) == promised | {"brief"}
     assert made["source"] == "outline"
     assert [item["tool"] for item in made["plan"]["subtasks"]] == ["core.echo", "core.noop"]
     assert (await me.get("/tasks"))["items"] == []

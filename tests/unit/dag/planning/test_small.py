@@ -79,6 +79,8 @@ def test_what_is_added_to_a_plan_is_numbered_on() -> None:
     assert fits(plan(step(3, ["s1", "answer"]), step(4, ["s3"])))
     assert not fits(plan(step(1, [])))
     assert not fits(plan(step(3, ["s2"])))
+    # Nothing may help.
+    assert fits(plan())
 
 
 def test_each_tool_has_its_own_input() -> None:
