@@ -31,7 +31,7 @@ from rayloom.db import growth, incarnations, retries, task_moves
 from rayloom.db.attempts import Committed
 from rayloom.db.blobs import BlobStore
 from rayloom.db.growth import GrowingTask, Grown
-from rayloom.db.log_lines import append
+from rayloom.db.log_lines import append, append_if_taken
 
 _log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Growing:
                     pause_s = away.pause_s(error, asyncio.get_running_loop().time())
                 if pause_s is not None and away.is_to_be_told:
                     note = f"not planned on yet: {error.message}; tried again in {pause_s:.0f} s"
-                    await append(self._engine, planning_lines(task.task_id, (note,), ()))
+                    await append_if_taken(self._engine, planning_lines(task.task_id, (note,), ()))
                 failure: Exception = error
             except Exception as error:  # noqa: BLE001 - what breaks us must end this growth, and nothing else
                 if not isinstance(error, RayloomError):

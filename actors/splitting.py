@@ -29,7 +29,7 @@ from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.db import growth, incarnations, task_moves
 from rayloom.db.blobs import BlobStore
-from rayloom.db.log_lines import append
+from rayloom.db.log_lines import append_if_taken
 from rayloom.db.submit import accept_plan
 from rayloom.db.task_moves import TaskToSplit
 from rayloom.db.usage import tool_stats
@@ -187,7 +187,8 @@ class Splitting:
         """Wait for a model or a quota. Others are split meanwhile. ``is_told``: its log says so."""
         if is_told:
             said = f"not planned yet: {error.message}; tried again in {pause_s:.0f} s"
-            await append(self._engine, [LogLine(at=datetime.now(UTC), task_id=str(task.task_id), message=said)])
+            line = LogLine(at=datetime.now(UTC), task_id=str(task.task_id), message=said)
+            await append_if_taken(self._engine, [line])
         await self._jobs.pause(task.task_id, pause_s)
 
     async def _plan(self, task: TaskToSplit, incarnation: UUID, beginning: Beginning, tried: Tried) -> _Made | None:
@@ -213,7 +214,8 @@ class Splitting:
             return None
         hold = "over budget: " + "; ".join(planned.over_budget) if planned.over_budget else ""
         notes = (*planned.notes, *whole.notes, *((f"{hold}: the rest waits for approval",) if begun and hold else ()))
-        await append(self._engine, planning_lines(task.task_id, notes, planned.calls, planned.source))
+        # They are with the plan, too: a model is not asked again for a line of the log.
+        await append_if_taken(self._engine, planning_lines(task.task_id, notes, planned.calls, planned.source))
         # What its author laid out is not second-guessed; what a model made may be.
         replans = self._replans if planned.source == "model" else 0
         return _Made(verified, planned.meta(), hold, replans, whole.dropped)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
 
+from rayloom.dag.errors import Transient
 from rayloom.dag.log_line import LogLine
 from rayloom.dag.output import clean_text
 from rayloom.db.engine import Source, driver, dump
+
+_log = logging.getLogger(__name__)
 
 MAX_MESSAGE_CHARS = 16_384
 LOG_LOCK = 0x6C6F6773
@@ -22,6 +26,14 @@ async def append(engine: Source, lines: Sequence[LogLine]) -> None:
         return
     async with driver(engine) as connection, connection.transaction():
         await append_in(connection, lines)
+
+
+async def append_if_taken(engine: Source, lines: Sequence[LogLine]) -> None:
+    """Write lines that nothing hangs on: where the database is away they are left out, and the caller goes on."""
+    try:
+        await append(engine, lines)
+    except Transient as error:
+        _log.warning("log_lines.left_out", extra={"count": len(lines), "error": error.message})
 
 
 async def append_in(connection: asyncpg.Connection[Any], lines: Sequence[LogLine]) -> None:

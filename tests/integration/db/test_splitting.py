@@ -25,7 +25,7 @@ from rayloom.dag.ports import PARSER_BROKE, ToolSnapshot
 from rayloom.dag.replan import ReplanRequest
 from rayloom.dag.tried import Tried
 from rayloom.dag.values import JsonObject
-from rayloom.db import retries
+from rayloom.db import log_lines, retries
 from rayloom.db.approvals import approve
 from rayloom.db.blobs import Blob, BlobStore
 from rayloom.db.incarnations import begin_incarnation, end_incarnation
@@ -168,6 +168,18 @@ async def test_while_the_blob_store_is_away_the_parser_is_not_asked_again(
     assert (await spine.task(task_id))["status"] == "PROCESSING"
     assert (len(bench.parser.asked), failures) == (1, -1)
     assert len(await spine.rows("SELECT FROM log_lines WHERE task_id = $1", task_id)) == 1
+
+
+async def test_a_log_that_takes_nothing_has_no_plan_made_again(spine: Spine, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*_: Any) -> None:
+        raise Transient("DATABASE_UNAVAILABLE", "away")
+
+    monkeypatch.setattr(log_lines, "append", away)
+    bench = _bench(spine, Transient("MODEL_UNAVAILABLE", "away"), PLAN)
+    task_id = await _submit(spine)
+    await bench.through()
+    assert (await spine.task(task_id))["status"] == "PROCESSING"
+    assert len(bench.parser.asked) == 2
 
 
 async def test_a_prompt_that_breaks_the_parser_again_and_again_ends_its_task(spine: Spine) -> None:
