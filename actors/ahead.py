@@ -61,13 +61,16 @@ class Ahead:
             self._careful_until = self._clock() + LEASE_S + min(left_s, 0.0)
 
     def grant(self, reservation: Reservation, limits: Iterable[Quota]) -> None:
-        """Grant it before it is written down, if that may be, as far as these limits say."""
+        """Grant it before it is written down, if that may be, as far as these limits say.
+
+        Not while the share of an earlier controller is withheld: whoever follows this one withholds only one share.
+        """
         left_s = self._until - self._clock()
         if left_s < AHEAD_S / 2 and self._saying is None:
             # Before it is too late, so that nobody has to wait for it.
             self._saying = asyncio.ensure_future(self._say())
         amount = self._amount + amount_of(reservation)
-        if left_s > 0 and all(fits_ahead(quota, amount, calls=len(self._granted) + 1) for quota in limits):
+        if left_s > 0 and not self.careful_s and all(fits_ahead(quota, amount, calls=len(self._granted) + 1) for quota in limits):
             self._granted[reservation.id], self._amount = reservation, amount
 
     async def _say(self) -> None:

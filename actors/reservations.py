@@ -216,6 +216,8 @@ class Reservations:
         try:
             over = await self._ledger.reserve(batch)
         except BaseException:
+            # Renewals, too: nobody is heard who can't be written down.
+            self._heard_from = self._clock()
             for each in batch:
                 # What somebody waits to hear of is not granted; what is under way already is.
                 if each.id in self._writing and each.id not in self._ahead:
@@ -232,7 +234,7 @@ class Reservations:
 
     async def _release(self) -> None:
         """Give back what dead callers had reserved. With the totals held."""
-        # Nobody was heard before this controller was there to hear.
+        # Nobody was heard before this controller was there to hear, or while the ledger was away.
         left = await self._ledger.left(expired=self._clock() - self._heard_from > LEASE_S, limit=LEFT_AT_ONCE)
         # An attempt that has ended a moment ago may be about to settle.
         dead = [id_ for id_, has_expired in left.items() if has_expired or id_ in self._left]

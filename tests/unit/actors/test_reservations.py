@@ -241,6 +241,21 @@ async def test_nobody_is_taken_for_dead_by_a_controller_that_could_not_hear_it()
     assert world.ledger.rows[alive.id].status == "reserved"
 
 
+async def test_nobody_is_taken_for_dead_who_could_not_be_written_down() -> None:
+    world = await _world()
+    alive = _granted(await world.reserve(80))
+    world.clock.now_s += LEASE_S + 10
+    world.ledger.away = True
+    with pytest.raises(Transient):
+        await world.controller.renew(alive)
+    world.ledger.away = False
+    await world.controller.reconcile()
+    assert world.ledger.rows[alive.id].status == "reserved"
+    world.clock.now_s += LEASE_S + 1
+    await world.controller.reconcile()
+    assert world.ledger.rows[alive.id].status == "released"
+
+
 async def test_what_is_released_of_a_call_that_is_not_known_is_counted_for_its_user() -> None:
     world = await _world(Quota(max_tokens=100))
     world.ledger.loses_answers = True
@@ -301,6 +316,13 @@ async def test_nothing_is_overspent_by_what_a_killed_controller_had_not_written_
     assert unknown.id not in world.ledger.rows
     world.ledger.away = False
     await world.anew().reconcile()
+    await world.controller.settle(_granted(await world.reserve(1)), ModelUse())
+    await asyncio.sleep(0)
+    world.ledger.away = True
+    with pytest.raises(Transient):
+        # Nothing is granted ahead meanwhile: who follows would withhold no more for two of them.
+        await world.reserve(10)
+    world.ledger.away = False
     known = _granted(await world.reserve(900))
     assert _denied(await world.reserve(51)) == ("user", "max_tokens", 1.0)
     await world.controller.settle(known, ModelUse(tokens_in=900))
