@@ -70,7 +70,8 @@ class Ahead:
             # Before it is too late, so that nobody has to wait for it.
             self._saying = asyncio.ensure_future(self._say())
         amount = self._amount + amount_of(reservation)
-        if left_s > 0 and not self.careful_s and all(fits_ahead(quota, amount, calls=len(self._granted) + 1) for quota in limits):
+        calls = len(self._granted) + 1
+        if left_s > 0 and not self.careful_s and all(fits_ahead(quota, amount, calls=calls) for quota in limits):
             self._granted[reservation.id], self._amount = reservation, amount
 
     async def _say(self) -> None:
