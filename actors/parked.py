@@ -4,7 +4,8 @@ What is held is the best of its queue. Let out all together it would be all that
 it looks: who is queued behind one limited user's many would wait for all of them.
 
 A limit that lets nothing of its user start holds all of it. One that keeps a subtask from calling a model holds that
-one alone: whatever else the user has may well start.
+one alone: whatever else the user has may well start. Of those that one limit holds alone, some may need less than
+others, or belong to another key: who was let out in vain goes behind those that were not.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ NEXT_S = 1.0
 class _Lot:
     """One user's, best first. ``due_at``: when to let some out. ``closed``: none may start before that.
 
-    ``limit``: what said so last. ``free_at``: when it may have room; None: nobody knows.
+    ``limit``: what said so last. ``free_at``: when it may have room; None: nobody knows. ``turn``: so many times some
+    were let out, where that counts: who comes now goes behind those of earlier turns.
     """
 
     due_at: float
     limit: str
     free_at: float | None = None
     closed: bool = True
-    items: list[tuple[float, str, Queued]] = field(default_factory=list)
+    turn: int = 0
+    items: list[tuple[int, float, str, Queued]] = field(default_factory=list)
 
 
 _ALL = ""
@@ -75,15 +78,17 @@ class Parked:
             lot.due_at = time.monotonic()
 
     def let_out(self) -> list[Queued]:
-        """The best few of every lot whose time has come."""
+        """The best few of every lot whose time has come; of what is held alone, those first who waited for longest."""
         now = time.monotonic()
         out = []
         for user_id, lots in list(self._lots.items()):
             for place, lot in list(lots.items()):
                 if lot.due_at > now:
                     continue
-                out += [heapq.heappop(lot.items)[2] for _ in range(min(FEW, len(lot.items)))]
+                out += [heapq.heappop(lot.items)[-1] for _ in range(min(FEW, len(lot.items)))]
                 lot.due_at, lot.closed = now + NEXT_S, False
+                # What holds all of a user asks of none more than of another: there the best stay first.
+                lot.turn += place != _ALL
                 if not lot.items:
                     del lots[place]
             if not lots:
@@ -120,4 +125,5 @@ class Parked:
         # The sweep may have told of one again that is parked already.
         if item.sub_task_id not in self._places:
             self._places[item.sub_task_id] = place
-            heapq.heappush(self._lots[item.user_id][place].items, (item.score, item.sub_task_id, item))
+            lot = self._lots[item.user_id][place]
+            heapq.heappush(lot.items, (lot.turn, item.score, item.sub_task_id, item))

@@ -76,8 +76,9 @@ def decide(
     before its tool was called, whose tool's breaker is open, or that a quota kept from calling a model; everything else
     that is retryable spends one. Nor does the probe of a breaker (``is_probe``), where there are retries at all: it
     fails for all that wait. But not for ever: from twice as many attempts as it has by itself (``attempt`` is the one
-    that ended) it may be at fault, and spends them. The wait is never shorter than what the other side asked for
-    (``Retry-After``). Who runs out of memory is tried again once.
+    that ended) it may be at fault, and spends them. So does, from then on, who has paid for calls each time before a
+    window is full; not where nothing but a higher limit helps: it is held until there is one. The wait is never shorter
+    than what the other side asked for (``Retry-After``). Who runs out of memory is tried again once.
     Who is lost as the blob store is away waits ever longer, as after retries.
     From the third time in a row an attempt that is lost to timeouts of our own database or blob store spends a retry:
     what it wants to read may be too much for ever.
@@ -88,8 +89,8 @@ def decide(
     if error is not None and error.code == BREAKER_OPEN and error.retryable:
         wait_s = delay_s(0, initial_s=policy.initial_s, max_s=policy.max_s, jitter=jitter)
         return Decision(retry_in_s=(error.retry_after_s or 0.0) + wait_s, spends=False)
-    is_paid = outcome.model_tokens > 0 and attempt > max_retries
-    if error is not None and error.code == QUOTA_EXCEEDED and error.retryable and not is_paid:
+    is_late = attempt > 2 * (max_retries + 1)
+    if error is not None and error.code == QUOTA_EXCEEDED and error.retryable and not _is_futile(outcome, is_late):
         wait_s = delay_s(0, initial_s=policy.initial_s, max_s=policy.max_s, jitter=jitter)
         return Decision(retry_in_s=max(wait_s, _asked_s(outcome, jitter)), spends=False)
     if is_lost_to_blobs(outcome):
@@ -101,13 +102,20 @@ def decide(
         return Decision(
             retry_in_s=delay_s(0, initial_s=policy.initial_s, max_s=policy.max_s, jitter=jitter), spends=False
         )
-    is_free = is_probe and max_retries > 0 and attempt <= 2 * (max_retries + 1)
+    is_free = is_probe and max_retries > 0 and not is_late
     if error is None or not error.retryable or (retry_count >= max_retries and not is_free):
         return Decision(retry_in_s=None, spends=True)
     if error.code == OUT_OF_MEMORY and past.out_of_memory:
         return Decision(retry_in_s=None, spends=True)
     wait_s = delay_s(retry_count + 1, initial_s=policy.initial_s, max_s=policy.max_s, jitter=jitter)
     return Decision(retry_in_s=max(wait_s, _asked_s(outcome, jitter)), spends=not is_free)
+
+
+def _is_futile(outcome: Outcome, is_late: bool) -> bool:
+    """Whether a denial shows that the attempt pays again and again, and comes no further."""
+    # Without a time to wait it is not admitted again before the limit is raised, and so cannot go round and round.
+    waits_for_time = outcome.error is not None and outcome.error.retry_after_s is not None
+    return is_late and waits_for_time and outcome.model_tokens > 0
 
 
 def _asked_s(outcome: Outcome, jitter: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 from urllib.parse import quote
 
@@ -86,10 +87,14 @@ def _whose(alert: dict[str, Json]) -> str:
 
 
 def _limit(name: str, text: str) -> Json:
-    """A limit as it is said on the command line. Ends with a usage error where it is no number."""
+    """A limit as it is said on the command line. Ends with a usage error where it is no number from 0 on."""
     if text == NONE:
         return None
     try:
-        return float(text) if name == "max_cost_usd" else int(text)
+        limit = float(text) if name == "max_cost_usd" else int(text)
     except ValueError as error:
         raise typer.BadParameter(f"`{text}` is no number, nor `{NONE}`", param_hint=name) from error
+    # JSON has no word for these: they would be sent as null, which takes the limit away.
+    if not 0 <= limit < math.inf:
+        raise typer.BadParameter(f"`{text}` is no finite number from 0 on; `{NONE}` takes it away", param_hint=name)
+    return limit

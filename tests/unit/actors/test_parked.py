@@ -98,3 +98,31 @@ def test_what_is_held_alone_holds_back_nothing_else_of_its_user(clock: Clock) ->
     parked.hasten("ann")
     assert parked.let_out() == [_item(0), _item(3)]
     assert (len(parked), parked.next_at()) == (0, None)
+
+
+def test_who_is_held_alone_and_was_let_out_in_vain_goes_behind_those_who_were_not(clock: Clock) -> None:
+    """Else whoever is behind a few that one key's limit holds would never be asked for, whatever its own key allows."""
+    parked = Parked()
+    for number in range(FEW + 5):
+        parked.add(_item(number), _held(2.0, "key.max_tokens", alone=True))
+    asked = []
+    for _ in range(3):
+        clock.now_s += 2
+        out = parked.let_out()
+        asked.append([int(item.score) for item in out])
+        for item in out:
+            parked.add(item, _held(2.0, "key.max_tokens", alone=True))
+    last = list(range(FEW, FEW + 5))
+    assert asked == [list(range(FEW)), last + list(range(FEW - 5)), list(range(FEW - 5, FEW)) + list(range(11))]
+
+
+def test_the_best_of_who_is_held_with_all_of_its_user_stay_first(clock: Clock) -> None:
+    parked = Parked()
+    for number in range(FEW + 5):
+        parked.add(_item(number), _held(2.0))
+    for _ in range(2):
+        clock.now_s += 2
+        out = parked.let_out()
+        assert out == [_item(number) for number in range(FEW)]
+        for item in out:
+            parked.add(item, _held(2.0))

@@ -57,6 +57,15 @@ def test_limits_are_shown_and_those_that_are_given_changed(rayloom: Rayloom, api
     assert rayloom("quotas", "k", "--key") == 0
 
 
-def test_what_is_no_limit_is_a_usage_error(rayloom: Rayloom, api: FakeApi) -> None:
-    assert rayloom("quotas", "u", "--max-tokens", "many") == 2
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [("--max-tokens", "many"), ("--max-tokens", "-1")]
+    + [("--max-cost-usd", text) for text in ("nan", "inf", "-inf", "1e999", "-0.5")],
+)
+def test_what_is_no_limit_is_a_usage_error(
+    rayloom: Rayloom, api: FakeApi, capsys: Capture, option: str, text: str
+) -> None:
+    """JSON would say null of what is not finite, and so take the limit away."""
+    assert rayloom("quotas", "u", option, text) == 2
+    assert f"`{text}` is no " in capsys.readouterr().err
     assert api.sent == []

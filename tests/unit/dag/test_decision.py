@@ -145,9 +145,26 @@ def test_a_probe_that_fails_spends_nothing_unless_there_is_nothing_to_spend() ->
     assert probe(3, 3, attempt=9) == STOP
 
 
-@pytest.mark.parametrize(("tokens", "attempt", "spends"), [(0, 9, False), (100, 3, False), (100, 4, True)])
+@pytest.mark.parametrize(("tokens", "attempt", "spends"), [(0, 99, False), (100, 8, False), (100, 9, True)])
 def test_who_pays_and_comes_no_further_spends_retries_at_last(tokens: int, attempt: int, spends: bool) -> None:
-    info = ErrorInfo.from_exception(Transient("QUOTA_EXCEEDED", "spent", retry_after_s=60))
+    assert _denied(tokens, attempt, max_retries=3) == Decision(retry_in_s=QUOTA_WAIT_S, spends=spends)
+
+
+def test_who_has_no_retries_waits_for_a_window_all_the_same() -> None:
+    assert not _denied(100, 1, max_retries=0).spends
+    assert not _denied(100, 2, max_retries=0).spends
+    assert _denied(100, 3, max_retries=0) == STOP
+
+
+@pytest.mark.parametrize("max_retries", [0, 3])
+def test_a_spent_quota_that_only_a_higher_limit_helps_spends_no_retry_ever(max_retries: int) -> None:
+    for attempt in (1, 99):
+        decided = _denied(100, attempt, max_retries=max_retries, retry_after_s=None)
+        assert decided == Decision(retry_in_s=QUOTA_WAIT_S, spends=False)
+
+
+def _denied(tokens: int, attempt: int, *, max_retries: int, retry_after_s: float | None = 60) -> Decision:
+    """After a call of a model was denied, when calls for so many tokens were paid for."""
+    info = ErrorInfo.from_exception(Transient("QUOTA_EXCEEDED", "spent", retry_after_s=retry_after_s))
     outcome = Outcome(verdict="failed", error=info, model_tokens=tokens)
-    decided = decide(outcome, retry_count=0, max_retries=3, policy=POLICY, jitter=0, attempt=attempt)
-    assert decided == Decision(retry_in_s=QUOTA_WAIT_S, spends=spends)
+    return decide(outcome, retry_count=0, max_retries=max_retries, policy=POLICY, jitter=0, attempt=attempt)
