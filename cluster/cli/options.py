@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,8 +34,11 @@ Options: TypeAlias = Mapping[str, str | int | bool | Sequence[str] | None]
 
 
 def budget_of(*, deadline_s: float | None, max_tokens: int | None, max_cost_usd: float | None) -> JsonObject:
-    """The limits of a task that are given."""
+    """The limits of a task that are given. Ends with a usage error where one is not finite: JSON would say null."""
     limits = {"deadline_s": deadline_s, "max_tokens": max_tokens, "max_cost_usd": max_cost_usd}
+    for name, limit in limits.items():
+        if limit is not None and not limit < math.inf:
+            raise typer.BadParameter(f"`{limit}` is no finite number", param_hint=name)
     return {name: limit for name, limit in limits.items() if limit is not None}
 
 
