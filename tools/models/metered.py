@@ -67,6 +67,7 @@ class MeteredModels:
         self._payer = payer
         self._on_call = on_call
         self._clock = clock
+        self._under_way = 0
 
     def view(self, role: Role) -> ModelView:
         """The model that takes a role. Raises Refused (``MODEL_MISSING``)."""
@@ -101,7 +102,11 @@ class MeteredModels:
             # Whether it was granted is not known.
             await _to_its_end(self._give_back(reservation))
             raise
-        return await self._paid(call, reservation, learning, asked_at)
+        self._under_way += 1
+        try:
+            return await self._paid(call, reservation, learning, asked_at)
+        finally:
+            self._under_way -= 1
 
     async def _paid(
         self, call: ModelCall, reservation: Reservation, learning: _Learning, asked_at: float
@@ -130,10 +135,9 @@ class MeteredModels:
 
     async def _reserve(self, reservation: Reservation) -> None:
         """Raises `_Denied` once there is no more time to wait for room, and Transient where nobody could be asked."""
-        has_paid, waited_s = self.use.tokens > 0, 0.0
-        longest_s = WAIT_PAID_MAX_S if has_paid else WAIT_MAX_S
-        total_s = WAIT_PAID_MAX_S if has_paid else WAIT_TOTAL_MAX_S
+        waited_s = 0.0
         while True:
+            may_end_it = False
             problem: Exception
             try:
                 denied = await self._account.reserve(reservation)
@@ -146,11 +150,17 @@ class MeteredModels:
                 if found is None:
                     raise problem
                 wait_s = found
-            if wait_s > longest_s or waited_s + wait_s > total_s:
+                # What takes the room may be a call of ours: to give up now would throw away what that is paid for.
+                may_end_it = self._under_way > 0
+            # Anew each time: another call may have been paid for since.
+            has_paid = self.use.tokens > 0 or self._under_way > 0
+            longest_s = WAIT_PAID_MAX_S if has_paid else WAIT_MAX_S
+            total_s = WAIT_PAID_MAX_S if has_paid else WAIT_TOTAL_MAX_S
+            if not may_end_it and (wait_s > longest_s or waited_s + wait_s > total_s):
                 raise problem
             # Never none: an account that says "now", and again no, is not to be asked without a pause.
             pause_s = min(max(wait_s, 0.05), WAIT_MAX_S)
-            waited_s += pause_s
+            waited_s += 0.0 if may_end_it else pause_s
             await asyncio.sleep(pause_s)
 
     async def _renew(self, call: ModelCall, reservation: Reservation) -> None:

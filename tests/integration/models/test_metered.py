@@ -346,3 +346,26 @@ async def test_an_account_that_is_away_is_told_again(
     # What was answered, and paid for, is not thrown away for that.
     assert (await bench.models.complete(question())).text == "Good."
     assert bench.records[0].attributes["is_settled"] is False
+
+
+async def test_room_that_a_call_of_the_same_attempt_takes_is_waited_for(
+    serve: Serve, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("WAIT_MAX_S", 0.01), ("WAIT_TOTAL_MAX_S", 0.0), ("WAIT_PAID_MAX_S", 0.0)):
+        monkeypatch.setattr(metered, name, value)
+    account = Account(settle_gate=asyncio.Event())
+    bench = setting(serve(lambda _: Reply()), account)
+    first = asyncio.ensure_future(bench.models.complete(question()))
+    async with asyncio.timeout(PATIENCE_S):
+        await account.settling.wait()
+        account.answers = [denied("model", 2.0)]
+        account.reached.clear()
+        second = asyncio.ensure_future(bench.models.complete(question()))
+        await account.reached.wait()
+        assert account.settle_gate is not None
+        account.settle_gate.set()
+        assert [(await each).text for each in (first, second)] == ["Good.", "Good."]
+    # Once it has ended, the limits of waiting hold again.
+    account.answers = [denied("model", 2.0)]
+    with pytest.raises(Transient):
+        await bench.models.complete(question())
