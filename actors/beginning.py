@@ -19,7 +19,7 @@ from rayloom.actors.backlog import Backlog
 from rayloom.actors.judge import Judge
 from rayloom.dag.errors import Bug, InvalidPlan, Transient
 from rayloom.dag.planned import Planned, PlanRequest
-from rayloom.dag.planning.beginning import ids_of
+from rayloom.dag.planning.written import ids_of
 from rayloom.dag.replan import PlannerPort
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan

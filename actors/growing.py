@@ -22,6 +22,7 @@ from rayloom.dag.decision import BUDGET_EXCEEDED
 from rayloom.dag.errors import ErrorInfo, RayloomError, Stale, Transient
 from rayloom.dag.plan import subtasks_of
 from rayloom.dag.planned import Planned
+from rayloom.dag.planning.written import ids_of
 from rayloom.dag.ports import PARSER_BROKE
 from rayloom.dag.replan import PlannerPort, Reached, ReplanRequest
 from rayloom.dag.tried import NOTHING_TRIED, Tried, calls_meta
@@ -31,7 +32,7 @@ from rayloom.db import growth, incarnations, retries, task_moves
 from rayloom.db.attempts import Committed
 from rayloom.db.blobs import BlobStore
 from rayloom.db.growth import GrowingTask, Grown
-from rayloom.db.log_lines import append, append_if_taken
+from rayloom.db.log_lines import append_if_taken
 
 _log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class Growing:
 
     async def _store(self, task: GrowingTask, more: _More, incarnation: UUID) -> None:
         planned, verified = more.planned, more.verified
-        known = [str(each["id"]) for each in subtasks_of(task.plan)]
+        known = ids_of(subtasks_of(task.plan))
         committed: Committed | None = None
         if verified is not None:
             try:
@@ -175,7 +176,7 @@ class Growing:
             return None
         before = subtasks_of(task.plan)
         whole: JsonObject = {"subtasks": [*before, *added]}
-        known = frozenset(str(each["id"]) for each in before)
+        known = frozenset(ids_of(before))
         return self._judge.verify(whole, task.options, done=known, unusable=known - done)
 
     async def _give_up(self, task: GrowingTask, incarnation: UUID, error: Exception, tried: Tried) -> None:
@@ -183,7 +184,7 @@ class Growing:
         tried = (error.tried if isinstance(error, RayloomError) else None) or tried
         lines = planning_lines(task.task_id, tried.notes, tried.calls)
         lines += planning_lines(task.task_id, (f"no other plan could be made: {why}",), (), level="WARNING")
-        await append(self._engine, lines)
+        await append_if_taken(self._engine, lines)
         if isinstance(error, RayloomError) and error.code == BUDGET_EXCEEDED:
             # With a higher one it goes on from here.
             info = ErrorInfo.from_exception(error)
@@ -200,7 +201,9 @@ class Growing:
             self._on_closed()
 
     async def _tell(self, task: GrowingTask, planned: Planned) -> None:
-        await append(self._engine, planning_lines(task.task_id, planned.notes, planned.calls, planned.source))
+        # What is committed by then is not committed again: nothing of what follows may be left out for a line.
+        lines = planning_lines(task.task_id, planned.notes, planned.calls, planned.source)
+        await append_if_taken(self._engine, lines)
 
 
 def _reached(subtask: Grown) -> Reached:

@@ -24,7 +24,7 @@ from rayloom.actors.promises import Promises, is_promise
 from rayloom.actors.user_accounts import UserAccounts
 from rayloom.dag.amount import Amount
 from rayloom.dag.limits import Usage
-from rayloom.dag.model import Denied, ModelUse, ProviderLimits, Reservation
+from rayloom.dag.model import Denied, ModelUse, Payer, ProviderLimits, Reservation
 from rayloom.dag.reservations import LEASE_S, shares
 from rayloom.dag.token_port import Level, Quota, Share, TokenFigures, Used
 from rayloom.db.ledger import Released
@@ -108,9 +108,7 @@ class Reservations:
         reservation = _checked(reservation)
         id_, payer = reservation.id, reservation.payer
         if id_ not in self._accounts.counted:
-            await self._users.open(payer.user_id)
-            if payer.task_id and payer.task_id not in self._accounts.tasks:
-                await self._reading.put(payer.task_id)
+            await self._know(payer)
         if id_ not in self._accounts.counted:
             self.promises.keep(payer.sub_task_id)
             denied = self._refusal(reservation)
@@ -135,9 +133,7 @@ class Reservations:
         reservation = _checked(reservation)
         if reservation.id not in self._accounts.counted:
             # The call is made, whatever the limits say by now.
-            await self._users.open(reservation.payer.user_id)
-            if reservation.payer.task_id not in self._accounts.tasks:
-                await self._reading.put(reservation.payer.task_id)
+            await self._know(reservation.payer)
             if reservation.id not in self._accounts.counted:
                 self._accounts.count(reservation.id, reservation)
         await self._reserving.put(reservation)
@@ -191,6 +187,12 @@ class Reservations:
             shares=tuple(full[:SHARES_SHOWN]),
             warn_share=self._alerts.warn_share,
         )
+
+    async def _know(self, payer: Payer) -> None:
+        """Read what is not known yet of whose limits a call counts against."""
+        await self._users.open(payer.user_id)
+        if payer.task_id and payer.task_id not in self._accounts.tasks:
+            await self._reading.put(payer.task_id)
 
     def _refusal(self, reservation: Reservation) -> Denied | None:
         return self._accounts.refusal(reservation, careful_s=self._ahead.careful_s)

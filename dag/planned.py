@@ -10,8 +10,7 @@ from rayloom.dag.model import ModelUse, Payer
 from rayloom.dag.planning.estimate import Estimate
 from rayloom.dag.resources import NodeShape
 from rayloom.dag.tool_view import ToolView
-from rayloom.dag.tried import NOTHING_TRIED, Tried, calls_meta
-from rayloom.dag.tried import PlanCall as PlanCall
+from rayloom.dag.tried import NOTHING_TRIED, PlanCall, Tried, calls_meta
 from rayloom.dag.values import JsonObject
 
 NOBODY: Final = Payer(user_id="")

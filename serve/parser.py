@@ -10,14 +10,14 @@ from time import perf_counter
 from rayloom.dag.errors import InvalidPlan, NeedsClarification, Refused, Transient, UserError
 from rayloom.dag.model import ModelPort, Payer
 from rayloom.dag.outline import Outline, split
-from rayloom.dag.planned import Early, PlanCall, Planned, PlanRequest
+from rayloom.dag.planned import Early, Planned, PlanRequest
 from rayloom.dag.planning.beginning import EarlyReader
 from rayloom.dag.planning.brief import Brief, brief_of
 from rayloom.dag.planning.estimate import Estimate, Prices, estimate, lateness, over_budget
 from rayloom.dag.planning.passed import patient
 from rayloom.dag.planning.repair import shown
 from rayloom.dag.replan import ReplanRequest
-from rayloom.dag.tried import NOTHING_TRIED
+from rayloom.dag.tried import NOTHING_TRIED, PlanCall
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.dag.verify import verify

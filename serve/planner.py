@@ -13,8 +13,7 @@ from rayloom.dag.kinds import CODE_TOOL
 from rayloom.dag.model import Message, ModelPort, ModelRequest
 from rayloom.dag.outline_cues import language_of
 from rayloom.dag.plan import subtasks_of
-from rayloom.dag.planned import PlanCall, PlanRequest
-from rayloom.dag.planning.beginning import ids_of
+from rayloom.dag.planned import PlanRequest
 from rayloom.dag.planning.more import judge_more, more_messages
 from rayloom.dag.planning.prompt import begun_message, plan_messages
 from rayloom.dag.planning.repair import MAX_ROUNDS, repair_messages, shown
@@ -22,8 +21,9 @@ from rayloom.dag.planning.schema import plan_schema
 from rayloom.dag.planning.select import MAX_SHOWN, fitting, select
 from rayloom.dag.planning.small import small_messages, small_schema
 from rayloom.dag.planning.verdict import Verdict, judge
+from rayloom.dag.planning.written import ids_of
 from rayloom.dag.replan import ReplanRequest
-from rayloom.dag.tried import Tried
+from rayloom.dag.tried import PlanCall, Tried
 
 SMALL_CONTEXT_TOKENS: Final = 8_192
 SHOWN_IF_SMALL: Final = 8
@@ -124,7 +124,7 @@ class _Drafting:
         if is_small:
             reached = more.reached if more is not None else ()
             # What was left aside is in the plan still, and its ids are not given twice.
-            before = [str(each["id"]) for each in subtasks_of(more.plan)] if more is not None else None
+            before = ids_of(subtasks_of(more.plan)) if more is not None else None
             self._schema = small_schema(
                 shown_tools, with_code=with_code, before=before, done=[each.key for each in reached if each.is_done]
             )

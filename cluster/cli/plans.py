@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import typer
 
 from rayloom.cluster.cli.connection import connect
-from rayloom.cluster.cli.options import AsJson, parse_object, read_json, read_object
+from rayloom.cluster.cli.options import AsJson, budget_of, parse_object, read_json, read_object
 from rayloom.cluster.cli.output import Output, items_of, one_line, seconds
 from rayloom.cluster.cli.progress import WatchedSubtask
 from rayloom.cluster.cli.tree import rows
@@ -34,8 +34,7 @@ def plan(
         body["context"] = parse_object(context, name="--context")
     if tools is not None:
         body["tools"] = read_json(tools, name="--tools")
-    limits: dict[str, Json] = {"max_tokens": max_tokens, "max_cost_usd": max_cost_usd}
-    given = {name: value for name, value in limits.items() if value is not None}
+    given = budget_of(deadline_s=None, max_tokens=max_tokens, max_cost_usd=max_cost_usd)
     known = body.get("budget")
     if given:
         body["budget"] = {**(known if isinstance(known, dict) else {}), **given}
@@ -98,13 +97,10 @@ def _tree(subtasks: list[JsonObject]) -> list[str]:
 def _needed(subtask: JsonObject, subtasks: list[JsonObject]) -> tuple[str, ...]:
     """What a subtask waits for: those that it names, and those whose outputs it uses."""
     # It costs time that `rayloom --help` must not pay.
-    from rayloom.dag.references import scan
+    from rayloom.dag.planning.written import needed
 
     ids = [str(each.get("id")) for each in subtasks]
-    named = subtask.get("depends_on")
-    found = list(map(str, named)) if isinstance(named, list) else []
-    found += [each.subtask for each in scan(subtask.get("input"), ids).references]
-    return tuple(dict.fromkeys(each for each in found if each != subtask.get("id")))
+    return tuple(name for name in needed(subtask, ids) if name != subtask.get("id"))
 
 
 def _figures(figures: Json) -> str:

@@ -20,7 +20,7 @@ from rayloom.dag.planning.inputs import InputMender
 from rayloom.dag.planning.names import numbered
 from rayloom.dag.planning.read import PlanReader
 from rayloom.dag.planning.stream import SubtaskStream
-from rayloom.dag.references import scan
+from rayloom.dag.planning.written import above, by_id, ids_of, input_of, needs_of
 from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.verify import verify
 
@@ -103,14 +103,13 @@ def joined(plan: JsonObject, begun: Sequence[JsonObject]) -> Joined:
     """What a plan is with what has begun before it was whole."""
     if not begun:
         return Joined(plan=plan)
-    planned = {str(each["id"]): each for each in subtasks_of(plan)}
-    first = {str(each["id"]): each for each in begun}
-    needs, needed = _needs(planned), _needs(first)
+    planned, first = by_id(subtasks_of(plan)), by_id(begun)
+    needs, needed = needs_of(planned), needs_of(first)
     kept: set[str] = set()
     for id_, subtask in first.items():
-        above = _above(id_, needed)
+        earlier = above(id_, needed)
         is_same = id_ in planned and _work(planned[id_]) == _work(subtask)
-        if is_same and above <= kept and _above(id_, needs) == above:
+        if is_same and earlier <= kept and above(id_, needs) == earlier:
             kept.add(id_)
     names = {id_: id_ for id_ in planned}
     notes: list[str] = []
@@ -128,17 +127,13 @@ def joined(plan: JsonObject, begun: Sequence[JsonObject]) -> Joined:
 def held_back(plan: JsonObject, begun: Sequence[JsonObject]) -> JsonObject:
     """The plan, with an approval wanted of all that comes first of what has not begun: the rest waits for these."""
     first = set(ids_of(begun))
-    needs = _needs({str(each["id"]): each for each in subtasks_of(plan)})
+    planned = by_id(subtasks_of(plan))
+    needs = needs_of(planned)
     subtasks: list[Json] = [
-        each if str(each["id"]) in first or needs[str(each["id"])] - first else {**each, "require_approval": True}
-        for each in subtasks_of(plan)
+        each if id_ in first or not first.issuperset(needs[id_]) else {**each, "require_approval": True}
+        for id_, each in planned.items()
     ]
     return {"subtasks": subtasks}
-
-
-def ids_of(subtasks: Sequence[JsonObject]) -> tuple[str, ...]:
-    """Their ids."""
-    return tuple(str(each["id"]) for each in subtasks)
 
 
 def _work(subtask: JsonObject) -> JsonObject:
@@ -146,37 +141,14 @@ def _work(subtask: JsonObject) -> JsonObject:
     return {name: value for name, value in subtask.items() if name not in _COSMETIC and value not in ({}, None)}
 
 
-def _needs(subtasks: Mapping[str, JsonObject]) -> dict[str, set[str]]:
-    """For each id those that it waits for itself."""
-    needs: dict[str, set[str]] = {}
-    for id_, subtask in subtasks.items():
-        after = subtask.get("depends_on")
-        named = {str(name) for name in after} if isinstance(after, list) else set()
-        referred = {each.subtask for each in scan(subtask.get("input"), subtasks.keys()).references}
-        needs[id_] = (named | referred) & subtasks.keys()
-    return needs
-
-
-def _above(id_: str, needs: Mapping[str, set[str]]) -> set[str]:
-    """All that it waits for, at any distance."""
-    found: set[str] = set()
-    ahead = list(needs.get(id_, ()))
-    while ahead:
-        above = ahead.pop()
-        if above not in found:
-            found.add(above)
-            ahead.extend(needs[above])
-    return found
-
-
 def _renamed(subtask: JsonObject, names: Mapping[str, str]) -> JsonObject:
     """The subtask with its own id, and those that it names, as they are called now."""
     if all(name == new for name, new in names.items()):
         return subtask
     written: JsonObject = {**subtask, "id": names[str(subtask["id"])]}
-    after, given = subtask.get("depends_on"), subtask.get("input")
+    after, given = subtask.get("depends_on"), input_of(subtask)
     if isinstance(after, list):
         written["depends_on"] = [names.get(str(name), name) for name in after]
-    if isinstance(given, dict):
+    if given:
         written["input"] = InputMender(names, {}).mend(given, {})
     return written

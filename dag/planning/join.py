@@ -10,6 +10,7 @@ from typing import Final
 
 from rayloom.dag.planning.names import numbered
 from rayloom.dag.planning.passed import result_of
+from rayloom.dag.planning.written import above, by_id, ids_of, input_of, needed, needs_of
 from rayloom.dag.references import REF, scan
 from rayloom.dag.values import Json, JsonObject
 
@@ -43,7 +44,7 @@ def join(subtasks: Sequence[JsonObject], wanted: str, told: JsonObject) -> tuple
     sinks = _sinks(subtasks)
     if len(sinks) == 1 and _can_answer(sinks[0]):
         # `told` is in its input already.
-        joiner = {**sinks[0], **_joiner(f"{sinks[0]['instruction']}\n{wanted}", _input_of(sinks[0]))}
+        joiner = {**sinks[0], **_joiner(f"{sinks[0]['instruction']}\n{wanted}", input_of(sinks[0]))}
         return [joiner if each is sinks[0] else each for each in subtasks], str(joiner["id"])
     return _appended(subtasks, sinks, wanted, told)
 
@@ -56,8 +57,8 @@ def join_again(
     It sees what the old one saw and said, as far as that is ``done``, and the new results.
     """
     old = next(each for each in before if each["id"] == joiner)
-    known = {str(each["id"]): each for each in before}
-    seen = [known[name] for name in _needed(old, known) if name in done]
+    known = by_id(before)
+    seen = [known[name] for name in needed(old, known) if name in done]
     seen += [old] if joiner in done else []
     whole, id_ = _appended([*before, *added], [*seen, *_sinks(added)], str(old["instruction"]), told)
     return whole[len(before) :], id_
@@ -71,15 +72,15 @@ def with_results(
     Of what models and programs have found, that is, though it be some steps away: models name the last step alone.
     ``before``: subtasks that these are added to, of which those that are ``done`` may be used.
     """
-    known = {str(each["id"]): each for each in (*before, *subtasks)}
-    unusable = {str(each["id"]) for each in before}.difference(done)
+    known = by_id((*before, *subtasks))
+    needs, unusable = needs_of(known), set(ids_of(before)).difference(done)
     last = [each["id"] for each in _sinks(subtasks) if each["type"] == "REASONING"]
     found: list[JsonObject] = []
     for each in subtasks:
         if each["id"] in last:
-            given = _input_of(each)
+            given = input_of(each)
             seen = {reference.subtask for reference in scan(given, known).references}
-            far = _all_needed(each, known) - seen - unusable - given.keys()
+            far = above(str(each["id"]), needs) - seen - unusable - given.keys()
             results: JsonObject = {
                 name: {REF: f"{name}.output{result_of(known[name])}"}
                 for name in known
@@ -91,22 +92,10 @@ def with_results(
     return found
 
 
-def _all_needed(subtask: JsonObject, known: Mapping[str, JsonObject]) -> set[str]:
-    """What it comes after, near or far."""
-    found: set[str] = set()
-    ahead = _needed(subtask, known)
-    while ahead:
-        name = ahead.pop()
-        if name not in found:
-            found.add(name)
-            ahead += _needed(known[name], known)
-    return found
-
-
 def _appended(
     subtasks: Sequence[JsonObject], seen: Sequence[JsonObject], wanted: str, told: JsonObject
 ) -> tuple[list[JsonObject], str]:
-    id_ = numbered(ANSWER, [str(each["id"]) for each in subtasks])
+    id_ = numbered(ANSWER, ids_of(subtasks))
     results: JsonObject = {str(each["id"]): {REF: f"{each['id']}.output{result_of(each)}"} for each in seen}
     return [*subtasks, {"id": id_, "name": "Answer", **_joiner(wanted, {**told, **results})}], id_
 
@@ -117,23 +106,9 @@ def _joiner(wanted: str, given: Mapping[str, Json]) -> JsonObject:
 
 
 def _can_answer(sink: JsonObject) -> bool:
-    return sink["type"] == "REASONING" and "output_schema" not in _input_of(sink)
-
-
-def _input_of(subtask: JsonObject) -> JsonObject:
-    given = subtask.get("input")
-    return given if isinstance(given, dict) else {}
+    return sink["type"] == "REASONING" and "output_schema" not in input_of(sink)
 
 
 def _sinks(subtasks: Sequence[JsonObject]) -> list[JsonObject]:
-    known = {str(each["id"]) for each in subtasks}
-    needed = {name for each in subtasks for name in _needed(each, known)}
-    return [each for each in subtasks if each["id"] not in needed]
-
-
-def _needed(subtask: JsonObject, known: Collection[str]) -> list[str]:
-    """What it comes after, in its own order."""
-    after = subtask.get("depends_on")
-    names = [str(name) for name in after] if isinstance(after, list) else []
-    names += [reference.subtask for reference in scan(_input_of(subtask), known).references]
-    return list(dict.fromkeys(names))
+    followed = {name for names in needs_of(by_id(subtasks)).values() for name in names}
+    return [each for each in subtasks if each["id"] not in followed]

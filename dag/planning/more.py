@@ -17,6 +17,7 @@ from rayloom.dag.planning.passed import told_to_all
 from rayloom.dag.planning.read import read_plan
 from rayloom.dag.planning.repair import own_words
 from rayloom.dag.planning.verdict import Verdict
+from rayloom.dag.planning.written import ids_of
 from rayloom.dag.replan import Reached, ReplanRequest
 from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.verified import VerifiedPlan
@@ -55,7 +56,7 @@ def judge_more(text: str, request: ReplanRequest, *, language: str) -> Verdict:
     if not subtasks:
         return Verdict(brief=brief, notes=found.notes, plan={"subtasks": []})
     before = subtasks_of(request.plan)
-    known = [str(each["id"]) for each in before]
+    known = ids_of(before)
     told = told_to_all(asked.prompt, asked.context)
     reading = read_plan(subtasks, asked.tools, before=before, told=told)
     notes = found.notes + reading.notes

@@ -6,6 +6,7 @@ import json
 from typing import Final
 
 from rayloom.dag.plan import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S, subtasks_of
+from rayloom.dag.planning.written import input_of
 from rayloom.dag.references import LITERAL
 from rayloom.dag.thinking import CODE, WHOLE_REQUEST
 from rayloom.dag.values import Json, JsonObject
@@ -17,8 +18,7 @@ _MAX_CHARS: Final = 100_000
 
 def result_of(subtask: JsonObject) -> str:
     """What follows ``id.output`` for the result alone of what a model does, or a program; empty: all of it is."""
-    given = subtask.get("input")
-    given = given if isinstance(given, dict) else {}
+    given = input_of(subtask)
     if subtask.get("tool") is not None or ("output_schema" in given and subtask.get("type") == "REASONING"):
         return ""
     if subtask.get("type") == "REASONING":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from uuid import UUID
 
 from rayloom.actors.call_accounts import amount_of
 from rayloom.dag.amount import NOTHING, Amount
@@ -123,6 +124,8 @@ class MemoryLedger:
     async def tasks(self, ids: Sequence[str]) -> Mapping[str, Standing]:
         self._answer()
         self.readings += 1
+        for id_ in ids:
+            UUID(id_)
         return {
             id_: Standing(quota=self.budgets[id_], used=self.used("task", id_) + Amount(tokens=self.tools.get(id_, 0)))
             for id_ in ids

@@ -13,12 +13,13 @@ from rayloom.dag.errors import Fault
 from rayloom.dag.plan import parse_plan, subtasks_of
 from rayloom.dag.planned import PlanRequest
 from rayloom.dag.planning.answer import find_answer
-from rayloom.dag.planning.beginning import EarlyReader, ids_of, joined
+from rayloom.dag.planning.beginning import EarlyReader, joined
 from rayloom.dag.planning.read import PlanReader, read_plan
 from rayloom.dag.planning.repair import repair_messages
 from rayloom.dag.planning.select import select
 from rayloom.dag.planning.stream import SubtaskStream
 from rayloom.dag.planning.verdict import Verdict, judge
+from rayloom.dag.planning.written import ids_of
 from rayloom.dag.tool_view import ToolView
 from rayloom.dag.verified import VerifiedSubtask
 from rayloom.dag.verify import verify

@@ -29,6 +29,7 @@ from rayloom.db.task_moves import end_task
 from rayloom.tools.builtin.catalogue import BUILTINS
 from tests.fakes.memory_queue import MemoryQueue
 from tests.integration.db.spine import NODES, Spine
+from tests.integration.db.through import through
 
 NAMES = ("core.echo", "http.fetch_text", "files.write")
 TOOLS = ToolSnapshot(version=1, tools={name: describe(name, f"builtin:{name}", BUILTINS[name]) for name in NAMES})
@@ -107,11 +108,7 @@ class Bench:
         return (await submit_task(self.spine.engine, self.spine.blobs, new)).task_id
 
     async def through(self) -> None:
-        await self.splitting.turn(self.incarnation)
-        async with asyncio.timeout(120):
-            while self.splitting.count:
-                self.room.clear()
-                await self.room.wait()
+        await through(self.splitting, self.room, self.incarnation)
 
     async def heir(self, *answers: list[Step]) -> Bench:
         """The splitter of the next scheduler, this one being dead."""

@@ -18,16 +18,17 @@ from rayloom.actors.judge import Judge
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import ErrorInfo, Refused, Transient, UserError
 from rayloom.dag.model import ModelUse
-from rayloom.dag.planned import Early, PlanCall, Planned, PlanRequest
+from rayloom.dag.planned import Early, Planned, PlanRequest
 from rayloom.dag.ports import PARSER_BROKE
 from rayloom.dag.replan import ReplanRequest
-from rayloom.dag.tried import Tried
+from rayloom.dag.tried import PlanCall, Tried
 from rayloom.dag.values import JsonObject
-from rayloom.db import growth, retries, task_moves
+from rayloom.db import growth, log_lines, retries, task_moves
 from rayloom.db.attempts import Committed
 from tests.fakes.memory_queue import MemoryQueue
 from tests.integration.db.spine import NODES, Spine
 from tests.integration.db.test_splitting import TOOLS
+from tests.integration.db.through import through
 
 
 def _more(*subtasks: JsonObject, joiner: str = "") -> Planned:
@@ -85,11 +86,7 @@ class Bench:
         return task_id
 
     async def through(self) -> None:
-        await self.growing.turn(self.spine.incarnation)
-        async with asyncio.timeout(120):
-            while self.growing.count:
-                self.room.clear()
-                await self.room.wait()
+        await through(self.growing, self.room, self.spine.incarnation)
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +113,26 @@ async def test_the_parser_is_told_what_there_is_and_its_answer_runs(spine: Spine
     assert row["plan_meta"]["versions"] == [{"source": "model", "added": ["c"], "notes": ["another way"]}]
     assert (await spine.notes(task_id))[None] == "another way"  # type: ignore[index]  # the task's own lines
     await spine.audit()
+
+
+@pytest.mark.parametrize(
+    ("answer", "ends_as"),
+    [(_more(AROUND), "PROCESSING"), (UserError("PLAN_FAILED", "the model has no idea"), "FAILED")],
+)
+async def test_a_log_that_takes_nothing_keeps_nothing_from_being_told_nor_is_a_model_asked_again(
+    spine: Spine, monkeypatch: pytest.MonkeyPatch, answer: Any, ends_as: str
+) -> None:
+    async def away(*_: Any) -> None:
+        raise Transient("DATABASE_UNAVAILABLE", "away")
+
+    monkeypatch.setattr(log_lines, "append_in", away)
+    bench = Bench(spine, answer)
+    task_id = await bench.task()
+    await bench.through()
+    assert (await spine.task(task_id))["status"] == ends_as
+    assert len(bench.planner.asked) == 1
+    told = list((await bench.queue.pop({})).waiting.values())
+    assert (told, bench.closed) == (([1], 0) if ends_as == "PROCESSING" else ([], 1))
 
 
 async def test_what_a_version_of_the_plan_has_cost_stands_with_it(spine: Spine) -> None:

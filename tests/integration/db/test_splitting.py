@@ -20,10 +20,10 @@ from rayloom.actors.settings import EngineSettings
 from rayloom.actors.splitting import AT_ONCE, Splitting
 from rayloom.dag.errors import NeedsClarification, RayloomError, Refused, Transient, UserError
 from rayloom.dag.model import ModelUse, Payer, Reservation
-from rayloom.dag.planned import Early, PlanCall, Planned, PlanRequest
+from rayloom.dag.planned import Early, Planned, PlanRequest
 from rayloom.dag.ports import PARSER_BROKE, ToolSnapshot
 from rayloom.dag.replan import ReplanRequest
-from rayloom.dag.tried import Tried
+from rayloom.dag.tried import PlanCall, Tried
 from rayloom.dag.values import JsonObject
 from rayloom.db import log_lines, retries
 from rayloom.db.approvals import approve
@@ -38,6 +38,7 @@ from rayloom.tools.builtin.catalogue import BUILTINS
 from tests.fakes.memory_queue import MemoryQueue
 from tests.fakes.refusals import refusals
 from tests.integration.db.spine import NODES, Spine
+from tests.integration.db.through import through
 
 PLAN: JsonObject = {
     "subtasks": [
@@ -92,11 +93,7 @@ class Bench:
 
     async def through(self) -> None:
         """Take what there is, and see it through."""
-        await self.splitting.turn(self.incarnation)
-        async with asyncio.timeout(120):
-            while self.splitting.count:
-                self.room.clear()
-                await self.room.wait()
+        await through(self.splitting, self.room, self.incarnation)
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +171,7 @@ async def test_a_log_that_takes_nothing_has_no_plan_made_again(spine: Spine, mon
     async def away(*_: Any) -> None:
         raise Transient("DATABASE_UNAVAILABLE", "away")
 
-    monkeypatch.setattr(log_lines, "append", away)
+    monkeypatch.setattr(log_lines, "append_in", away)
     bench = _bench(spine, Transient("MODEL_UNAVAILABLE", "away"), PLAN)
     task_id = await _submit(spine)
     await bench.through()

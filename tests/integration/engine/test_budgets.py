@@ -13,8 +13,8 @@ from uuid_utils.compat import uuid7
 
 from rayloom.dag.values import Json, JsonObject
 from rayloom.serve.client import Client
-from tests.integration.engine.test_models import Rig, reasoning, say
-from tests.integration.instance import Instance, running
+from tests.integration.engine.test_models import Rig, reasoning, rigged, running_with, say
+from tests.integration.instance import Instance
 from tests.integration.models.endpoint import Asked, Reply
 from tests.integration.runs import Run, echo
 from tests.integration.waiting import wait_until
@@ -39,15 +39,13 @@ def answer(asked: Asked) -> Reply:
 
 @pytest.fixture(scope="module")
 def rig() -> Iterator[Rig]:
-    made = Rig(says=answer)
-    made.start()
-    yield made
-    made.stop()
+    with rigged(answer) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def instance(rig: Rig) -> Iterator[Instance]:
-    with running(RAYLOOM_LLM_BASE_URL=rig.endpoint.url, RAYLOOM_LLM_MODEL="scripted", RAYLOOM_LLM_PRICE_IN="1") as made:
+    with running_with(rig) as made:
         yield made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -67,17 +68,31 @@ class Rig:
         return self.replies.pop(0) if self.replies else self.says(asked)
 
 
+@contextmanager
+def rigged(says: Callable[[Asked], Reply] = say) -> Iterator[Rig]:
+    """One that is there."""
+    made = Rig(says=says)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def running_with(rig: Rig) -> AbstractContextManager[Instance]:
+    """A rayloom whose models are there, and cost something."""
+    return running(RAYLOOM_LLM_BASE_URL=rig.endpoint.url, RAYLOOM_LLM_MODEL="scripted", RAYLOOM_LLM_PRICE_IN="1")
+
+
 @pytest.fixture(scope="module")
 def rig() -> Iterator[Rig]:
-    made = Rig()
-    made.start()
-    yield made
-    made.stop()
+    with rigged() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def instance(rig: Rig) -> Iterator[Instance]:
-    with running(RAYLOOM_LLM_BASE_URL=rig.endpoint.url, RAYLOOM_LLM_MODEL="scripted", RAYLOOM_LLM_PRICE_IN="1") as made:
+    with running_with(rig) as made:
         yield made
 
 

@@ -241,6 +241,13 @@ async def test_nobody_is_taken_for_dead_by_a_controller_that_could_not_hear_it()
     assert world.ledger.rows[alive.id].status == "reserved"
 
 
+async def test_a_call_of_no_task_is_renewed_by_a_controller_that_does_not_know_it() -> None:
+    world = await _world()
+    call = world.ask(80, payer=Payer(user_id=ANN))
+    await world.controller.renew(call)
+    assert world.ledger.rows[call.id].status == "reserved"
+
+
 async def test_nobody_is_taken_for_dead_who_could_not_be_written_down() -> None:
     world = await _world()
     alive = _granted(await world.reserve(80))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rayloom.dag.model import ModelUse
-from rayloom.dag.planned import PlanCall, Planned
+from rayloom.dag.planned import Planned
 from rayloom.dag.planning.estimate import Estimate
-from rayloom.dag.tried import Tried
+from rayloom.dag.tried import PlanCall, Tried
 from rayloom.dag.values import JsonObject
 
 COMMON: JsonObject = {"source": "model", "language": "en", "notes": ["n"], "parsed_s": 0.0, "split_s": 1.0}

@@ -10,8 +10,9 @@ import pytest
 
 from rayloom.dag.plan import parse_plan, subtasks_of
 from rayloom.dag.planned import PlanRequest
-from rayloom.dag.planning.beginning import EarlyReader, held_back, ids_of, joined
+from rayloom.dag.planning.beginning import EarlyReader, held_back, joined
 from rayloom.dag.planning.read import read_plan
+from rayloom.dag.planning.written import ids_of
 from rayloom.dag.resources import NodeShape
 from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.verify import verify
