@@ -99,8 +99,9 @@ class Reservations:
 
     async def rebuild(self) -> None:
         """Take over from an earlier controller. To be called once, at first. Raises Transient."""
-        await self._ahead.begin()
         await self._accounts.rebuild()
+        # At last: nobody is heard before.
+        await self._ahead.begin()
         self._heard_from = self._clock()
 
     async def reserve(self, reservation: Reservation) -> Denied | None:
@@ -132,10 +133,8 @@ class Reservations:
         """See `AccountPort`. Raises Bug for what can't be written down, and Transient."""
         reservation = _checked(reservation)
         if reservation.id not in self._accounts.counted:
-            # The call is made, whatever the limits say by now.
-            await self._know(reservation.payer)
-            if reservation.id not in self._accounts.counted:
-                self._accounts.count(reservation.id, reservation)
+            # The call is made, whatever the limits say by now. Who is read later is read with what is counted here.
+            self._accounts.count(reservation.id, reservation)
         await self._reserving.put(reservation)
 
     async def settle(self, reservation: Reservation, use: ModelUse) -> None:
@@ -151,6 +150,7 @@ class Reservations:
         for each in self._ahead.unwritten():
             if each.id not in self._writing:
                 self._write(each)
+        self._ahead.rest()
         async with self._totals:
             await self._release()
             await self._accounts.read_again()
@@ -219,7 +219,7 @@ class Reservations:
             over = await self._ledger.reserve(batch)
         except BaseException:
             # Renewals, too: nobody is heard who can't be written down.
-            self._heard_from = self._clock()
+            self._unheard()
             for each in batch:
                 # What somebody waits to hear of is not granted; what is under way already is.
                 if each.id in self._writing and each.id not in self._ahead:
@@ -233,6 +233,10 @@ class Reservations:
             # One that was settled before it was asked for again, or released, is not reserved anew.
             if each.id in over:
                 self._accounts.uncount(each.id, was_made=True)
+
+    def _unheard(self) -> None:
+        self._heard_from = self._clock()
+        self._ahead.unheard()
 
     async def _release(self) -> None:
         """Give back what dead callers had reserved. With the totals held."""
@@ -260,6 +264,7 @@ class Reservations:
                 news = await self._ledger.settle(list(first.values()))
             except BaseException:
                 # Nobody knows whether it was written.
+                self._unheard()
                 self._users.mistrust({given.payer.user_id for given, _ in batch})
                 raise
             for id_, (given, use) in first.items():

@@ -37,10 +37,7 @@ _SETTLE: Final = (
     "SELECT * FROM settle_calls($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::integer[], "
     "$7::text[], $8::text[], $9::bigint[], $10::float8[], $11::bigint[], $12::bigint[], $13::float8[], $14::boolean[])"
 )
-_GRANT_AHEAD: Final = """
-    INSERT INTO granting_ahead (until_at) VALUES (clock_timestamp() + make_interval(secs => $1))
-    ON CONFLICT (is_row) DO UPDATE SET until_at = excluded.until_at
-"""
+_GRANT_AHEAD: Final = "INSERT INTO granting_ahead DEFAULT VALUES ON CONFLICT (is_row) DO NOTHING"
 _OPEN: Final = """
     SELECT id, user_id, key_id, task_id, sub_task_id, attempt, model, purpose, reserved_tokens, reserved_usd,
         extract(epoch FROM expires_at - now())::float8 AS lease_s
@@ -172,17 +169,18 @@ class Ledger:
             rows = await connection.fetch("SELECT * FROM release_calls($1::uuid[])", list(ids), timeout=QUERY_TIMEOUT_S)
         return {str(row["id"]): Released(user_id=str(row["user_id"]), used=difference_of(row)) for row in rows}
 
-    async def granting_ahead_s(self) -> float | None:
-        """For how many seconds yet reservations may be granted ahead; None: they never were."""
+    async def is_granted_ahead(self) -> bool:
+        """Whether reservations may have been granted that are not written down."""
         async with driver(self._engine) as connection:
-            sql = "SELECT extract(epoch FROM until_at - now())::float8 FROM granting_ahead"
-            left_s: float | None = await connection.fetchval(sql, timeout=QUERY_TIMEOUT_S)
-        return left_s
+            sql = "SELECT EXISTS (SELECT FROM granting_ahead)"
+            found: bool = await connection.fetchval(sql, timeout=QUERY_TIMEOUT_S)
+        return found
 
-    async def grant_ahead(self, seconds: float) -> None:
-        """Reservations may be granted ahead for so many seconds from now."""
+    async def grant_ahead(self, is_ahead: bool) -> None:
+        """Reservations may be granted before they are written down from now on, or are not, and all are written."""
         async with driver(self._engine) as connection:
-            await connection.execute(_GRANT_AHEAD, seconds, timeout=QUERY_TIMEOUT_S)
+            sql = _GRANT_AHEAD if is_ahead else "DELETE FROM granting_ahead"
+            await connection.execute(sql, timeout=QUERY_TIMEOUT_S)
 
     async def open_calls(self) -> list[Reservation]:
         """What is reserved now; ``lease_s`` is how long it is so yet."""

@@ -45,7 +45,7 @@ class MemoryLedger:
         self.alerted: list[tuple[Limit, float]] = []
         self.ended: set[str] = set()
         """Subtasks whose attempts have ended."""
-        self.ahead_until: float | None = None
+        self.is_ahead = False
         self.away = False
         self.loses_answers = False
         self.batches: list[int] = []
@@ -93,13 +93,13 @@ class MemoryLedger:
         self._lose()
         return released
 
-    async def granting_ahead_s(self) -> float | None:
+    async def is_granted_ahead(self) -> bool:
         self._answer()
-        return None if self.ahead_until is None else self.ahead_until - self.clock()
+        return self.is_ahead
 
-    async def grant_ahead(self, seconds: float) -> None:
+    async def grant_ahead(self, is_ahead: bool) -> None:
         self._answer()
-        self.ahead_until = self.clock() + seconds
+        self.is_ahead = is_ahead
 
     async def open_calls(self) -> Sequence[Reservation]:
         self._answer()

@@ -1,6 +1,10 @@
--- Settling and reserving at once never wait for each other in a circle. Statements are separated by a line of four dashes.
--- The rules at the head of 0001_functions.sql hold here too.
+-- Settling and reserving at once never wait for each other in a circle, and it is known whether anything may be granted and
+-- not written down. Statements are separated by a line of four dashes. The rules at the head of 0001_functions.sql hold here
+-- too.
 --
+-- There is a row as long as the token controller may have granted what it has not written down, and none otherwise.
+ALTER TABLE granting_ahead DROP COLUMN until_at, ADD COLUMN began_at timestamptz NOT NULL DEFAULT now()
+----
 -- As in 0014_token_control.sql. Calls are locked one by one in the order of their ids, those that nobody has written down yet
 -- among them, since that is how reserve_calls takes them: of two who took the known ones first, and then the others, each
 -- might wait for the other.

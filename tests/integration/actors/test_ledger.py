@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
-from rayloom.actors.ahead import AHEAD_S
 from rayloom.actors.tokens import TokenController
 from rayloom.dag.amount import Amount
 from rayloom.dag.errors import UserError
@@ -235,19 +234,21 @@ async def test_that_reservations_are_granted_ahead_is_known_to_the_next_controll
     engine: AsyncEngine, ledger: Ledger, rows: Rows, new_life: NewLife
 ) -> None:
     payer = await _payer(rows)
-    assert await ledger.granting_ahead_s() is None
+    assert not await ledger.is_granted_ahead()
     first = await new_life()
     await first.set_quota(payer.user_id, Quota(max_tokens=TOKENS * 20))
     assert await first.reserve(_ask(payer)) is None
     await first.reconcile()
-    assert 0 < (await ledger.granting_ahead_s() or 0) <= AHEAD_S
+    assert await ledger.is_granted_ahead()
     # What it has granted since and not written down: nothing, here. But who follows it can't know that.
     second = await new_life()
     assert await second.reserve(_ask(payer, tokens=TOKENS * 18)) is None
     denied = await second.reserve(_ask(payer))
     assert denied is not None
     assert 0 < (denied.retry_in_s or 0) <= LEASE_S
-    await _fetch(engine, "UPDATE granting_ahead SET until_at = now() - make_interval(secs => $1)", LEASE_S + 1)
+    for is_ahead in (True, False, False):
+        await ledger.grant_ahead(is_ahead)
+    assert not await ledger.is_granted_ahead()
     assert await (await new_life()).reserve(_ask(payer)) is None
 
 
