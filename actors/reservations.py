@@ -20,7 +20,7 @@ from rayloom.actors.ahead import Ahead, AheadBook
 from rayloom.actors.alerts import AlertBook, Alerts
 from rayloom.actors.call_accounts import Books, CallAccounts
 from rayloom.actors.group_commit import GroupCommit
-from rayloom.actors.promises import Promises, is_promise
+from rayloom.actors.promises import Promises
 from rayloom.actors.user_accounts import UserAccounts
 from rayloom.dag.amount import Amount
 from rayloom.dag.limits import Usage
@@ -159,7 +159,7 @@ class Reservations:
 
     def figures(self, user_id: str = "") -> TokenFigures:
         """What is counted here, for monitoring; with the shares of one user alone, where one is named."""
-        counted = [held.amount for id_, held in self._accounts.counted.items() if not is_promise(id_)]
+        counted = [held.amount for held in self._accounts.counted.values()]
         reserved, now_s = sum(counted, Amount()), self._clock()
         full = [
             Share(level=level, id=id_, limit=limit, share=share)

@@ -488,6 +488,23 @@ async def test_a_subtask_that_was_denied_is_not_admitted_before_there_is_room_fo
     assert (await world.controller.figures()).reserved_tokens == 50
 
 
+async def test_room_that_is_kept_counts_once_against_what_an_endpoint_has_left() -> None:
+    world = await _world()
+    told = ProviderLimits(retry_after_s=5.0, requests_left=3, requests_reset_s=30.0, tokens_left=100)
+    await world.controller.learn("m", told)
+    assert _denied(await world.reserve(40)) == ("model", "provider", 5.0)
+    world.clock.now_s += 5
+    assert await _held(world, SUBTASK) == []
+    others = Payer(user_id=ANN)
+    # 40 of 100 are kept: by then nobody has called for them.
+    assert _denied(await world.reserve(61, payer=others))[:2] == ("model", "provider")
+    _granted(await world.reserve(40))
+    _granted(await world.reserve(60, payer=others))
+    await world.controller.learn("m", ProviderLimits(tokens_left=1000))
+    _granted(await world.reserve(1, payer=others))
+    assert _denied(await world.reserve(1, payer=others)) == ("model", "provider", 25.0)
+
+
 async def test_who_waited_for_room_and_got_it_is_held_no_more() -> None:
     world = await _world(Quota(max_tokens=100))
     first = _granted(await world.reserve(90, payer=Payer(user_id=ANN)))
