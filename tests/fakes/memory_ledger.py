@@ -44,7 +44,7 @@ class MemoryLedger:
         """Of the limits that are nearly used up now."""
         self.alerted: list[tuple[Limit, float]] = []
         self.ended: set[str] = set()
-        """Subtasks whose attempts have ended."""
+        """Subtasks whose attempts have ended, and tasks that have."""
         self.is_ahead = False
         self.away = False
         self.loses_answers = False
@@ -156,6 +156,12 @@ class MemoryLedger:
         self._answer()
         for limit in limits:
             del self.alerts[limit]
+
+    async def alerts_of_ended(self, tasks: Collection[str]) -> frozenset[Limit]:
+        self._answer()
+        over = frozenset(limit for limit in self.alerts if limit[1] in tasks and limit[1] in self.ended)
+        await self.alerts_over(over)
+        return over
 
     async def key_quota(self, key_id: str) -> Quota:
         self._answer()

@@ -304,10 +304,25 @@ async def test_what_is_nearly_used_up_stands_in_the_log_of_the_task(
     (alert,) = await _alerts(engine, payer)
     assert (alert.level, str(alert.id), alert.limit, alert.share) == ("task", payer.task_id, "max_tokens", 0.85)
     assert alert.over_at is None
+    assert await AlertStore(engine).alerts_of_ended([payer.task_id]) == frozenset()
     await AlertStore(engine).alerts_over([("task", payer.task_id, "max_tokens")])
     (alert,) = await _alerts(engine, payer)
     assert alert.over_at is not None
     assert await AlertStore(engine).open_alerts() == frozenset()
+
+
+async def test_alerts_of_a_task_are_over_when_it_has_ended(engine: AsyncEngine, rows: Rows) -> None:
+    payer, other = await _payer(rows), await _payer(rows)
+    store = AlertStore(engine)
+    near = [Share(level="task", id=each.task_id, limit="max_tokens", share=0.9) for each in (payer, other)]
+    await store.alert(near)
+    for each in (payer, other):
+        ended = "status = 'CANCELLED', finished_at = now()"
+        await _fetch(engine, f"UPDATE tasks SET {ended} WHERE id = $1", each.task_id)
+    limit: Limit = ("task", payer.task_id, "max_tokens")
+    assert await store.alerts_of_ended([payer.task_id]) == {limit}
+    assert await store.alerts_of_ended([payer.task_id]) == frozenset()
+    assert await store.open_alerts() == {("task", other.task_id, "max_tokens")}
 
 
 async def test_alerts_are_those_of_a_user_and_of_its_keys_and_tasks(engine: AsyncEngine, rows: Rows) -> None:

@@ -608,6 +608,41 @@ async def test_a_window_is_told_of_once_until_it_has_been_far_from_its_limit_for
     assert world.ledger.alerted == [told, told]
 
 
+async def test_a_task_that_rests_is_told_of_no_second_time_before_its_budget_is_raised_or_it_has_ended() -> None:
+    world = await _world()
+    world.ledger.budgets[TASK] = Quota(max_tokens=100)
+    limit = ("task", TASK, "max_tokens")
+
+    async def use(tokens: int) -> None:
+        await world.controller.settle(_granted(await world.reserve(tokens)), ModelUse(tokens_in=tokens))
+        await world.controller.reconcile()
+
+    async def rest() -> None:
+        for _ in range(3):
+            world.clock.now_s += IDLE_S + 1
+            await world.controller.reconcile()
+
+    await use(80)
+    await rest()
+    await use(1)
+    # Nor where another controller has it from the record alone.
+    await world.anew().reconcile()
+    await rest()
+    await use(1)
+    assert world.ledger.alerted == [(limit, 0.8)]
+    await rest()
+    world.ledger.budgets[TASK] = Quota(max_tokens=1000)
+    await use(1)
+    assert world.ledger.alerts == {}
+    await use(800)
+    assert [each for each, _ in world.ledger.alerted] == [limit, limit]
+    await rest()
+    assert set(world.ledger.alerts) == {limit}
+    world.ledger.ended.add(TASK)
+    await rest()
+    assert world.ledger.alerts == {}
+
+
 async def test_what_could_not_be_written_is_told_later() -> None:
     world = await _world(Quota(max_tokens=100))
     await world.controller.settle(_granted(await world.reserve(90)), ModelUse(tokens_in=90))
