@@ -25,6 +25,7 @@ from rayloom.db.ledger_rows import (
     difference_of,
     reservation_of,
     text_of,
+    use_of,
     used_of,
 )
 from rayloom.db.quotas import LIMITS, QUERY_TIMEOUT_S, checked, quota_of, uuid_or_none
@@ -42,6 +43,9 @@ _OPEN: Final = """
     SELECT id, user_id, key_id, task_id, sub_task_id, attempt, model, purpose, reserved_tokens, reserved_usd,
         extract(epoch FROM expires_at - now())::float8 AS lease_s
     FROM model_calls WHERE status = 'reserved'
+"""
+_RECORDED: Final = """
+    SELECT id, status, tokens_in, tokens_out, cost_usd, is_estimated FROM model_calls WHERE id = ANY ($1::uuid[])
 """
 # What was made within the window is open still, or was settled within the window, too.
 _RECENT: Final = """
@@ -96,6 +100,19 @@ class Released:
 
     user_id: str
     used: Amount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A call as it is written down. ``use``: nothing while its status is ``reserved``."""
+
+    status: str
+    use: ModelUse
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is reserved, and neither settled nor released."""
+        return self.status == "reserved"
 
 
 class Ledger:
@@ -187,6 +204,12 @@ class Ledger:
         async with driver(self._engine) as connection:
             rows = await connection.fetch(_OPEN, timeout=QUERY_TIMEOUT_S)
         return [reservation_of(row) for row in rows]
+
+    async def recorded(self, ids: Sequence[str]) -> dict[str, Recorded]:
+        """Those of these calls that are written down."""
+        async with driver(self._engine) as connection:
+            rows = await connection.fetch(_RECORDED, list(ids), timeout=QUERY_TIMEOUT_S)
+        return {str(row["id"]): Recorded(status=row["status"], use=use_of(row)) for row in rows}
 
     async def recent(self, *, window_s: float) -> list[Recent]:
         """The calls of the last ``window_s`` seconds."""

@@ -12,7 +12,7 @@ from rayloom.dag.errors import Transient, UserError
 from rayloom.dag.model import ModelUse, Reservation
 from rayloom.dag.token_port import Level, Quota, Share
 from rayloom.db.alerts import Limit
-from rayloom.db.ledger import Recent, Released, Standing
+from rayloom.db.ledger import Recent, Recorded, Released, Standing
 
 
 @dataclass
@@ -49,6 +49,7 @@ class MemoryLedger:
         self.away = False
         self.loses_answers = False
         self.batches: list[int] = []
+        self.compared: list[int] = []
         self.readings = 0
 
     async def reserve(self, reservations: Sequence[Reservation]) -> Mapping[str, str]:
@@ -104,6 +105,12 @@ class MemoryLedger:
     async def open_calls(self) -> Sequence[Reservation]:
         self._answer()
         return [row.reservation for row in self.rows.values() if row.status == "reserved"]
+
+    async def recorded(self, ids: Sequence[str]) -> Mapping[str, Recorded]:
+        self._answer()
+        self.compared.append(len(ids))
+        found = {id_: self.rows[id_] for id_ in ids if id_ in self.rows}
+        return {id_: Recorded(status=row.status, use=row.use) for id_, row in found.items()}
 
     async def recent(self, *, window_s: float) -> Sequence[Recent]:
         self._answer()

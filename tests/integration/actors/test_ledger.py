@@ -22,7 +22,7 @@ from rayloom.dag.token_port import Quota, Share
 from rayloom.db import keys
 from rayloom.db.alerts import Alert, AlertStore, Limit, read_alerts
 from rayloom.db.engine import driver
-from rayloom.db.ledger import Ledger, Released
+from rayloom.db.ledger import Ledger, Recorded, Released
 from rayloom.db.quotas import QuotaStore
 from tests.integration.actors.rows import Rows
 
@@ -149,6 +149,22 @@ async def test_what_a_dead_caller_reserved_is_released_and_counts_for_what_it_us
     # Its late word is what counts then.
     assert await ledger.settle([(dead, ModelUse(tokens_in=7))]) == {dead.id: Amount(tokens=-23, nano_usd=-100_000_000)}
     assert set((await _sums(engine, payer)).values()) == {(7, 0.0)}
+
+
+async def test_what_is_written_down_of_calls_is_told(engine: AsyncEngine, ledger: Ledger, rows: Rows) -> None:
+    payer = await _payer(rows)
+    least = ModelUse(tokens_in=30, cost_usd=0.1)
+    under_way, settled, released = _ask(payer), _ask(payer), _ask(payer, least=least)
+    await ledger.reserve([under_way, settled, released])
+    use = ModelUse(tokens_in=10, tokens_out=5, cost_usd=0.25)
+    await ledger.settle([(settled, use)])
+    await ledger.release([released.id])
+    ids = [each.id for each in (under_way, settled, released)]
+    assert await ledger.recorded([*ids, str(uuid7())]) == {
+        under_way.id: Recorded(status="reserved", use=NOTHING_YET),
+        settled.id: Recorded(status="settled", use=use),
+        released.id: Recorded(status="released", use=replace(least, is_estimated=True)),
+    }
 
 
 async def test_a_renewal_lengthens_the_lease_and_says_what_was_used_so_far(
