@@ -5,9 +5,10 @@ the next one does not know of it until its caller tells: with a renewal of its l
 
 - what is granted ahead of the ledger, and not in it yet, is never more than one part in `AHEAD_PART` of any limit that
   it counts against: whatever is more waits until it is written down;
-- a controller that grants ahead says so in the ledger first, and until when;
-- one that follows within that time, or a call's lease after it, withholds the same part of every limit for so long as
-  that lease: every call that it was not told of is heard of by then, or its caller is dead.
+- a controller that grants ahead says so in the ledger first, and that it does so no longer once it has rested and all
+  is written down;
+- one that finds that said withholds the same part of every limit until it could hear callers for as long as a call's
+  lease: every call that it was not told of is heard of by then, or its caller is dead.
 """
 
 from __future__ import annotations
@@ -24,19 +25,18 @@ from rayloom.dag.model import Reservation
 from rayloom.dag.reservations import LEASE_S, fits_ahead
 from rayloom.dag.token_port import Quota
 
-AHEAD_S: Final = 60.0
-"""For so long at a time it is said that reservations are granted ahead."""
+REST_S: Final = 60.0
+"""Where nobody wanted anything for so long, it is said that nothing is granted ahead."""
 
 
 class AheadBook(Protocol):
     """What is asked of the record here; a part of `rayloom.db.ledger.Ledger`."""
 
-    async def granting_ahead_s(self) -> float | None:
-        """For how many seconds yet reservations may be granted ahead (less than none: it is over); None: they never
-        were."""
+    async def is_granted_ahead(self) -> bool:
+        """Whether reservations may have been granted that are not written down."""
 
-    async def grant_ahead(self, seconds: float) -> None:
-        """Reservations may be granted ahead for so many seconds from now."""
+    async def grant_ahead(self, is_ahead: bool) -> None:
+        """Reservations may be granted before they are written down from now on, or are not, and all are written."""
 
 
 class Ahead:
@@ -44,9 +44,10 @@ class Ahead:
 
     def __init__(self, book: AheadBook, *, clock: Callable[[], float]) -> None:
         self._book, self._clock = book, clock
-        self._until = self._careful_until = clock()
+        self._busy_until = self._careful_until = clock()
         self._granted: dict[str, Reservation] = {}
         self._amount = NOTHING
+        self._is_said = False
         self._saying: asyncio.Task[None] | None = None
 
     @property
@@ -55,32 +56,49 @@ class Ahead:
         return max(self._careful_until - self._clock(), 0.0)
 
     async def begin(self) -> None:
-        """Find out whether an earlier controller may have granted what nobody knows. Raises Transient."""
-        left_s = await self._book.granting_ahead_s()
-        if left_s is not None:
-            self._careful_until = self._clock() + LEASE_S + min(left_s, 0.0)
+        """Find out whether an earlier controller may have granted what nobody knows. Raises Transient.
+
+        However long ago that was: nobody could be heard since, and a call may take hours.
+        """
+        self._is_said = await self._book.is_granted_ahead()
+        if self._is_said:
+            self._be_careful()
+
+    def unheard(self) -> None:
+        """Somebody could not be heard until now: what is withheld is so for a lease's time from now."""
+        if self.careful_s:
+            self._be_careful()
 
     def grant(self, reservation: Reservation, limits: Iterable[Quota]) -> None:
         """Grant it before it is written down, if that may be, as far as these limits say.
 
         Not while the share of an earlier controller is withheld: whoever follows this one withholds only one share.
         """
-        left_s = self._until - self._clock()
-        if left_s < AHEAD_S / 2 and self._saying is None:
-            # Before it is too late, so that nobody has to wait for it.
-            self._saying = asyncio.ensure_future(self._say())
+        self._busy_until = self._clock() + REST_S
+        if not self._is_said and self._saying is None:
+            self._saying = asyncio.ensure_future(self._say(True))
         amount = self._amount + amount_of(reservation)
         calls = len(self._granted) + 1
-        if left_s > 0 and not self.careful_s and all(fits_ahead(quota, amount, calls=calls) for quota in limits):
+        if self._is_said and not self.careful_s and all(fits_ahead(quota, amount, calls=calls) for quota in limits):
             self._granted[reservation.id], self._amount = reservation, amount
 
-    async def _say(self) -> None:
-        began_s = self._clock()
+    def rest(self) -> None:
+        """Say that nothing is granted ahead, where that is so by now: who follows need not withhold anything."""
+        is_busy = self._granted or self.careful_s or self._clock() < self._busy_until
+        if self._is_said and not is_busy and self._saying is None:
+            # Nothing is, from here on: it is not known when that is written.
+            self._is_said = False
+            self._saying = asyncio.ensure_future(self._say(False))
+
+    def _be_careful(self) -> None:
+        self._careful_until = self._clock() + LEASE_S
+
+    async def _say(self, is_ahead: bool) -> None:
         # Without it all is written down before, until it can be said.
         with suppress(Transient):
             try:
-                await self._book.grant_ahead(AHEAD_S)
-                self._until = began_s + AHEAD_S
+                await self._book.grant_ahead(is_ahead)
+                self._is_said = is_ahead
             finally:
                 self._saying = None
 

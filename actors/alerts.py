@@ -1,7 +1,7 @@
 """Limits that are nearly used up: told once each time that a limit comes to it.
 
-Of what is used in all, that is once until its limit is raised; of what is used in a minute, once until it has been far
-from its limit for a minute.
+Of what is used in all, that is once until its limit is raised, or its task has ended; of what is used in a minute, once
+until it has been far from its limit for a minute. A task that rests is where it was.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class AlertBook(Protocol):
     async def alerts_over(self, limits: Collection[Limit]) -> None:
         """These limits are far from being used up again."""
 
+    async def alerts_of_ended(self, tasks: Collection[str]) -> frozenset[Limit]:
+        """Which limits are those of tasks that have ended; they are over."""
+
 
 class Alerts:
     """See the module. ``warn_share``: from which share on a limit is nearly used up."""
@@ -42,16 +45,17 @@ class Alerts:
         self._book, self.warn_share, self._clock = book, warn_share, clock
         self._near_at: dict[Limit, float] | None = None
         """When each was last seen to be nearly used up; None before the record was asked."""
+        self._looked_s = clock()
 
     async def step(self, limited: Limited) -> None:
         """Tell of every limit that has just come to be nearly used up. What can't be written now is told next time."""
         now_s = self._clock()
-        near = {
+        seen = {
             (level, id_, limit): Share(level=level, id=id_, limit=limit, share=share)
             for level, id_, quota, usage in limited
             for limit, share in shares(quota, usage, now_s=now_s)
-            if share >= self.warn_share
         }
+        near = {limit: each for limit, each in seen.items() if each.share >= self.warn_share}
         # A warning is worth no failure.
         with suppress(Transient):
             if self._near_at is None:
@@ -63,7 +67,17 @@ class Alerts:
                         fields = {"level": each.level, "id": each.id, "limit": each.limit, "share": each.share}
                         log.warning("tokens.limit_near", extra=fields)
             self._near_at |= dict.fromkeys(near, now_s)
-            if over := [limit for limit, seen_s in self._near_at.items() if now_s - seen_s > WINDOW_S]:
+            old = [limit for limit, near_s in self._near_at.items() if now_s - near_s > WINDOW_S]
+            # Nothing is known of a task that rests; of anybody else, there is no such limit any more.
+            resting = [limit for limit in old if limit[0] == "task" and limit not in seen]
+            if over := [limit for limit in old if limit[0] != "task" or limit in seen]:
                 await self._book.alerts_over(over)
-                for limit in over:
-                    del self._near_at[limit]
+                self._forget(over)
+            if resting and now_s - self._looked_s > WINDOW_S:
+                self._forget(await self._book.alerts_of_ended([id_ for _, id_, _ in resting]))
+                self._looked_s = now_s
+
+    def _forget(self, over: Iterable[Limit]) -> None:
+        for limit in over:
+            if self._near_at is not None:
+                self._near_at.pop(limit, None)

@@ -69,7 +69,9 @@ class CallAccounts:
     ) -> None:
         self._books, self._user, self._clock = books, user, clock
         self.counted: dict[str, Counted] = {}
-        """By the ids under which they are counted."""
+        """The calls, by their ids."""
+        self._promised: dict[str, Counted] = {}
+        """Room that is kept for calls, by their subtasks: nobody has asked an endpoint for it yet."""
         self.keys: dict[str, CallAccount] = {}
         self.tasks: dict[str, CallAccount] = {}
         self._models = {name: CallAccount(quota) for name, quota in models.items()}
@@ -88,33 +90,31 @@ class CallAccounts:
             found = [
                 each and replace(each, retry_in_s=min(each.retry_in_s or careful_s, careful_s)) for each in careful
             ]
-        provider = self._providers.get(reservation.model)
-        found.append(None if provider is None else provider.refusal(asked, now_s=now_s))
+        if (provider := self._providers.get(reservation.model)) is not None:
+            promised = [each.amount for each in self._promised.values() if each.reservation.model == reservation.model]
+            found.append(provider.refusal(asked, promised=promised, now_s=now_s))
         return max(filter(None, found), key=_weight, default=None)
 
     def count(self, id_: str, reservation: Reservation) -> None:
         """Reserve it everywhere."""
-        now_s, amount = self._clock(), amount_of(reservation)
-        self.counted[id_] = Counted(reservation, now_s)
-        if (user := self._user(reservation.payer.user_id)) is not None:
-            user.usage = user.usage.holding(amount)
-        for account in self._others(reservation.payer, reservation.model):
-            account.usage, account.seen_s = account.usage.started(now_s=now_s).holding(amount), now_s
+        self.counted[id_] = self._hold(reservation)
         if (provider := self._providers.get(reservation.model)) is not None:
-            self._providers[reservation.model] = provider.called(amount)
+            self._providers[reservation.model] = provider.called(amount_of(reservation))
 
-    def uncount(self, id_: str, *, was_made: bool) -> bool:
+    def uncount(self, id_: str, *, was_made: bool) -> None:
         """Give back what was reserved, where it still is. ``was_made``: the call may have been made: it is no news."""
-        held = self.counted.pop(id_, None)
-        if held is None:
-            return False
-        payer, model = held.reservation.payer, held.reservation.model
-        if (user := self._user(payer.user_id)) is not None:
-            user.usage = user.usage.without(held.amount)
-        for account in self._others(payer, model):
-            usage = account.usage.freed() if was_made else account.usage.returned(started_s=held.since_s)
-            account.usage = usage.without(held.amount)
-        return True
+        if (held := self.counted.pop(id_, None)) is not None:
+            self._free(held, was_made=was_made)
+
+    def promise(self, sub_task_id: str, reservation: Reservation) -> None:
+        """Keep room for a call of a subtask, as if it were reserved."""
+        self.unpromise(sub_task_id)
+        self._promised[sub_task_id] = self._hold(reservation)
+
+    def unpromise(self, sub_task_id: str) -> None:
+        """Give back the room that was kept for a subtask, where some was."""
+        if (held := self._promised.pop(sub_task_id, None)) is not None:
+            self._free(held, was_made=False)
 
     def quotas(self, reservation: Reservation) -> Iterator[Quota]:
         """The limits that a call counts against."""
@@ -133,8 +133,8 @@ class CallAccounts:
         self._providers[model] = self._providers.get(model, Provider()).told(limits, now_s=self._clock())
 
     def reserved(self, level: Level, id_: str) -> tuple[int, Amount]:
-        """How many calls of somebody are counted, and what is reserved for them."""
-        mine = [held.amount for held in self.counted.values() if _owner(level, held.reservation) == id_]
+        """How many calls of somebody are counted, and what is reserved or kept for them."""
+        mine = [held.amount for held in self._held() if _owner(level, held.reservation) == id_]
         return len(mine), sum(mine, NOTHING)
 
     def limited(self) -> Iterator[tuple[Level, str, CallAccount]]:
@@ -183,10 +183,31 @@ class CallAccounts:
         """Keys and tasks anew: an admin, a retry or a tool may have changed what is known of them."""
         await self.read_keys()
         now_s = self._clock()
-        busy = {held.reservation.payer.task_id for held in self.counted.values()}
+        busy = {held.reservation.payer.task_id for held in self._held()}
         for id_ in [id_ for id_, each in self.tasks.items() if id_ not in busy and now_s - each.seen_s > IDLE_S]:
             del self.tasks[id_]
         await self.read_tasks(list(self.tasks))
+
+    def _held(self) -> Iterator[Counted]:
+        yield from self.counted.values()
+        yield from self._promised.values()
+
+    def _hold(self, reservation: Reservation) -> Counted:
+        held = Counted(reservation, self._clock())
+        if (user := self._user(reservation.payer.user_id)) is not None:
+            user.usage = user.usage.holding(held.amount)
+        for account in self._others(reservation.payer, reservation.model):
+            usage = account.usage.started(now_s=held.since_s)
+            account.usage, account.seen_s = usage.holding(held.amount), held.since_s
+        return held
+
+    def _free(self, held: Counted, *, was_made: bool) -> None:
+        payer, model = held.reservation.payer, held.reservation.model
+        if (user := self._user(payer.user_id)) is not None:
+            user.usage = user.usage.without(held.amount)
+        for account in self._others(payer, model):
+            usage = account.usage.freed() if was_made else account.usage.returned(started_s=held.since_s)
+            account.usage = usage.without(held.amount)
 
     def _limits(self, payer: Payer, model: str) -> Iterator[tuple[Level, Quota, Usage]]:
         if (user := self._user(payer.user_id)) is not None:

@@ -61,12 +61,12 @@ class Promises:
         reservation = self._denied.pop(sub_task_id, None)
         if reservation is not None:
             self._promised[sub_task_id] = self._clock() + PROMISE_S
-            self._accounts.count(_id_of(sub_task_id), reservation)
+            self._accounts.promise(sub_task_id, reservation)
 
     def keep(self, sub_task_id: str) -> None:
         """It has come for what was promised, or will not come any more."""
         if self._promised.pop(sub_task_id, None) is not None:
-            self._accounts.uncount(_id_of(sub_task_id), was_made=False)
+            self._accounts.unpromise(sub_task_id)
 
     def forget_old(self) -> None:
         """Give back what was promised too long ago."""
@@ -75,14 +75,5 @@ class Promises:
             self.keep(sub_task_id)
 
 
-def is_promise(id_: str) -> bool:
-    """Whether what is counted under this id is no call, but room that is kept for one."""
-    return id_.startswith(_id_of(""))
-
-
 def _ends(denied: Denied) -> bool:
     return denied.level == "task" and denied.retry_in_s is None
-
-
-def _id_of(sub_task_id: str) -> str:
-    return f"~{sub_task_id}"

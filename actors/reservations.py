@@ -10,34 +10,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Protocol
 from uuid import UUID
 
 from rayloom.actors.ahead import Ahead, AheadBook
 from rayloom.actors.alerts import AlertBook, Alerts
 from rayloom.actors.call_accounts import Books, CallAccounts
+from rayloom.actors.call_figures import CallFigures
+from rayloom.actors.comparison import ComparedBook, Comparison
 from rayloom.actors.group_commit import GroupCommit
-from rayloom.actors.promises import Promises, is_promise
+from rayloom.actors.promises import Promises
 from rayloom.actors.user_accounts import UserAccounts
 from rayloom.dag.amount import Amount
 from rayloom.dag.limits import Usage
 from rayloom.dag.model import Denied, ModelUse, Payer, ProviderLimits, Reservation
 from rayloom.dag.reservations import LEASE_S, shares
-from rayloom.dag.token_port import Level, Quota, Share, TokenFigures, Used
+from rayloom.dag.token_port import Level, Quota, Share, TokenFigures
 from rayloom.db.ledger import Released
 from rayloom.db.ledger_rows import check_reservation
 
 log = logging.getLogger(__name__)
 
 LEFT_AT_ONCE: Final = 1000
-SHARES_SHOWN: Final = 200
 RESERVING_LANES: Final = 2
 
 
-class LedgerPort(Books, AheadBook, Protocol):
+class LedgerPort(Books, AheadBook, ComparedBook, Protocol):
     """What is asked of the record here; `rayloom.db.ledger.Ledger`."""
 
     async def reserve(self, reservations: Sequence[Reservation]) -> Mapping[str, str]:
@@ -57,14 +57,6 @@ class LedgerPort(Books, AheadBook, Protocol):
 
     async def write_key_quota(self, key_id: str, quota: Quota) -> str:
         """Change the limits of a key."""
-
-
-@dataclass(slots=True)
-class _Sum:
-    calls: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    cost_usd: float = 0.0
 
 
 class Reservations:
@@ -94,13 +86,14 @@ class Reservations:
         self._settling = GroupCommit(self._write_settled)
         self._reading = GroupCommit(self._read_tasks)
         self._writing: dict[str, asyncio.Future[None]] = {}
-        self._used: dict[tuple[str, str], _Sum] = {}
-        self._denials: Counter[tuple[Level, str]] = Counter()
+        self._comparison = Comparison(ledger, accounts, is_unwritten=self._is_unwritten, clock=clock)
+        self._figures = CallFigures(warn_share=warn_share)
 
     async def rebuild(self) -> None:
         """Take over from an earlier controller. To be called once, at first. Raises Transient."""
-        await self._ahead.begin()
         await self._accounts.rebuild()
+        # At last: nobody is heard before.
+        await self._ahead.begin()
         self._heard_from = self._clock()
 
     async def reserve(self, reservation: Reservation) -> Denied | None:
@@ -132,10 +125,8 @@ class Reservations:
         """See `AccountPort`. Raises Bug for what can't be written down, and Transient."""
         reservation = _checked(reservation)
         if reservation.id not in self._accounts.counted:
-            # The call is made, whatever the limits say by now.
-            await self._know(reservation.payer)
-            if reservation.id not in self._accounts.counted:
-                self._accounts.count(reservation.id, reservation)
+            # The call is made, whatever the limits say by now. Who is read later is read with what is counted here.
+            self._accounts.count(reservation.id, reservation)
         await self._reserving.put(reservation)
 
     async def settle(self, reservation: Reservation, use: ModelUse) -> None:
@@ -151,42 +142,24 @@ class Reservations:
         for each in self._ahead.unwritten():
             if each.id not in self._writing:
                 self._write(each)
+        self._ahead.rest()
         async with self._totals:
             await self._release()
+            await self._compare()
             await self._accounts.read_again()
         self.promises.forget_old()
         await self._alerts.step(self._limited())
 
     def figures(self, user_id: str = "") -> TokenFigures:
         """What is counted here, for monitoring; with the shares of one user alone, where one is named."""
-        counted = [held.amount for id_, held in self._accounts.counted.items() if not is_promise(id_)]
-        reserved, now_s = sum(counted, Amount()), self._clock()
-        full = [
+        now_s = self._clock()
+        full = (
             Share(level=level, id=id_, limit=limit, share=share)
             for level, id_, quota, usage in self._limited()
             if not user_id or (level, id_) == ("user", user_id)
             for limit, share in shares(quota, usage, now_s=now_s)
-        ]
-        full.sort(key=lambda each: -each.share)
-        return TokenFigures(
-            used=tuple(
-                Used(
-                    model=model,
-                    purpose=purpose,
-                    calls=each.calls,
-                    tokens_in=each.tokens_in,
-                    tokens_out=each.tokens_out,
-                    cost_usd=each.cost_usd,
-                )
-                for (model, purpose), each in self._used.items()
-            ),
-            denied=tuple((level, limit, count) for (level, limit), count in self._denials.items()),
-            reserved_calls=len(counted),
-            reserved_tokens=reserved.tokens,
-            reserved_cost_usd=reserved.cost_usd,
-            shares=tuple(full[:SHARES_SHOWN]),
-            warn_share=self._alerts.warn_share,
         )
+        return self._figures.told((held.amount for held in self._accounts.counted.values()), full)
 
     async def _know(self, payer: Payer) -> None:
         """Read what is not known yet of whose limits a call counts against."""
@@ -203,7 +176,7 @@ class Reservations:
 
     def _deny(self, reservation: Reservation, denied: Denied) -> Denied:
         payer = reservation.payer
-        self._denials[denied.level, denied.limit] += 1
+        self._figures.denied(denied)
         self.promises.deny(reservation, denied)
         fields = {"level": denied.level, "limit": denied.limit, "retry_in_s": denied.retry_in_s}
         log.info("tokens.denied", extra={**fields, "task_id": payer.task_id, "sub_task_id": payer.sub_task_id})
@@ -219,7 +192,7 @@ class Reservations:
             over = await self._ledger.reserve(batch)
         except BaseException:
             # Renewals, too: nobody is heard who can't be written down.
-            self._heard_from = self._clock()
+            self._unheard()
             for each in batch:
                 # What somebody waits to hear of is not granted; what is under way already is.
                 if each.id in self._writing and each.id not in self._ahead:
@@ -233,6 +206,10 @@ class Reservations:
             # One that was settled before it was asked for again, or released, is not reserved anew.
             if each.id in over:
                 self._accounts.uncount(each.id, was_made=True)
+
+    def _unheard(self) -> None:
+        self._heard_from = self._clock()
+        self._ahead.unheard()
 
     async def _release(self) -> None:
         """Give back what dead callers had reserved. With the totals held."""
@@ -253,6 +230,30 @@ class Reservations:
         if released:
             log.warning("tokens.reservations_released", extra={"count": len(released)})
 
+    async def _compare(self) -> None:
+        """Mend what is counted and the ledger has otherwise. With the totals held."""
+        found = await self._comparison.differences()
+        for each in found:
+            reservation = each.held.reservation
+            if (recorded := each.recorded) is None:
+                continue
+            self._accounts.uncount(reservation.id, was_made=True)
+            used = Amount.of(recorded.use.tokens, recorded.use.cost_usd)
+            if recorded.status == "settled":
+                self._count_used(reservation, recorded.use, used)
+            else:
+                self._accounts.spend(reservation.payer, reservation.model, used)
+            # Of the user it may have been read already.
+            self._users.mistrust({reservation.payer.user_id})
+        if lost := [replace(each.held.reservation, lease_s=LEASE_S) for each in found if each.recorded is None]:
+            # As if they were renewed: of those whose callers are dead it is for the last time.
+            await self._write_reserved(lost)
+        if found:
+            log.warning("tokens.differences_mended", extra={"count": len(found), "unrecorded": len(lost)})
+
+    def _is_unwritten(self, id_: str) -> bool:
+        return id_ in self._writing or id_ in self._ahead
+
     async def _write_settled(self, batch: Sequence[tuple[Reservation, ModelUse]]) -> None:
         first = {reservation.id: (reservation, use) for reservation, use in reversed(batch)}
         async with self._totals:
@@ -260,6 +261,7 @@ class Reservations:
                 news = await self._ledger.settle(list(first.values()))
             except BaseException:
                 # Nobody knows whether it was written.
+                self._unheard()
                 self._users.mistrust({given.payer.user_id for given, _ in batch})
                 raise
             for id_, (given, use) in first.items():
@@ -275,11 +277,7 @@ class Reservations:
 
     def _count_used(self, reservation: Reservation, use: ModelUse, added: Amount) -> None:
         self._accounts.spend(reservation.payer, reservation.model, added)
-        total = self._used.setdefault((reservation.model, reservation.purpose), _Sum())
-        total.calls += 1
-        total.tokens_in += use.tokens_in
-        total.tokens_out += use.tokens_out
-        total.cost_usd += use.cost_usd
+        self._figures.used(reservation.model, reservation.purpose, use)
 
     def _limited(self) -> Iterator[tuple[Level, str, Quota, Usage]]:
         for id_, quota, usage in self._users.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -77,6 +78,8 @@ class Worker:
         self._current: asyncio.Task[Outcome] | None = None
         self._order: AttemptOrder | None = None
         self._snapshot = ToolSnapshot(version=-1, tools={})
+        self._ends_at = math.inf
+        """When the time of the attempt is over, by the monotonic clock."""
         self._die_at: float | None = None
         self._over = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="rayloom-watch", daemon=True)
@@ -94,7 +97,8 @@ class Worker:
             self._listen()
         if self._heard:
             self._forget_stops()
-        self._die_at = time.monotonic() + order.timeout_s + self.settings.engine.timeout_grace_s
+        self._ends_at = time.monotonic() + order.timeout_s
+        self._die_at = self._ends_at + self.settings.engine.timeout_grace_s
         try:
             return self._loop.run_until_complete(self._attempt(order, ray_task_id))
         finally:
@@ -191,8 +195,9 @@ class Worker:
         return self._snapshot
 
     def models(self, order: AttemptOrder, on_call: Callable[[ModelCallTold], None]) -> ModelPort:
-        """The models, on the account of whose attempt it is."""
+        """The models, on the account of whose attempt it is. In the time of the attempt that runs now."""
         from rayloom.tools.models.metered import MeteredModels
+        from rayloom.tools.models.patience import Patience
 
         if self._clients is None:
             self._clients = ModelClients(self.settings.models)
@@ -204,7 +209,9 @@ class Worker:
             sub_task_id=order.sub_task_id,
             attempt=order.attempt,
         )
-        return MeteredModels(self._clients, self._accounts, payer, on_call=on_call)
+        ends_at = self._ends_at
+        patience = Patience(left_s=lambda: ends_at - time.monotonic())
+        return MeteredModels(self._clients, self._accounts, payer, on_call=on_call, patience=patience)
 
     async def report(self, call: Call) -> None:
         """Tell the registry how a call went that a model made by itself. What it does not take is dropped."""

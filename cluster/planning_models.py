@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from rayloom.actors.callers import RayAccounts
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.model import ModelPort, Payer
 from rayloom.serve.parser import ModelsFor
 from rayloom.tools.models.clients import ModelClients
 from rayloom.tools.models.metered import MeteredModels
+from rayloom.tools.models.patience import Patience
 from rayloom.tools.models.settings import ModelsSettings
+
+KEPT_S: Final = 5.0
+"""What was paid for to plan a task is kept with it, and gone on from: nobody has to wait for room in the parser."""
 
 
 def planning_models(settings: ModelsSettings, engine: EngineSettings) -> ModelsFor:
@@ -16,6 +22,8 @@ def planning_models(settings: ModelsSettings, engine: EngineSettings) -> ModelsF
     clients, account = ModelClients(settings), RayAccounts(engine)
 
     def on_account_of(payer: Payer) -> ModelPort:
-        return MeteredModels(clients, account, payer)
+        # Who plans without running has no task, and would have to pay for all of it again.
+        patience = Patience(paid_s=KEPT_S) if payer.task_id else Patience()
+        return MeteredModels(clients, account, payer, patience=patience)
 
     return on_account_of

@@ -6,7 +6,7 @@ Values alone, as in `limits`; the time is handed in, as seconds of any clock tha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -158,12 +158,16 @@ class Provider:
             tokens_left=None if self.tokens_left is None else self.tokens_left - amount.tokens,
         )
 
-    def refusal(self, asked: Amount, *, now_s: float) -> Denied | None:
-        """Whether it would refuse a call of so many tokens now; None: it may take it."""
+    def refusal(self, asked: Amount, *, promised: Sequence[Amount] = (), now_s: float) -> Denied | None:
+        """Whether it would refuse a call of so many tokens now; None: it may take it.
+
+        ``promised``: the calls that others will make first.
+        """
+        requests, tokens = 1 + len(promised), asked.tokens + sum(each.tokens for each in promised)
         said, open_at = "it said to wait", self.closed_until
-        if self.requests_left is not None and self.requests_left < 1 and self.requests_reset_at > open_at:
+        if self.requests_left is not None and self.requests_left < requests and self.requests_reset_at > open_at:
             said, open_at = "it takes no more requests for now", self.requests_reset_at
-        if self.tokens_left is not None and self.tokens_left < asked.tokens and self.tokens_reset_at > open_at:
+        if self.tokens_left is not None and self.tokens_left < tokens and self.tokens_reset_at > open_at:
             said, open_at = f"it takes no {asked.tokens:,} tokens for now", self.tokens_reset_at
         if open_at <= now_s:
             return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
+import asyncpg
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -25,6 +26,12 @@ _OPEN: Final = "SELECT level, owner_id, limit_name FROM limit_alerts WHERE over_
 _OVER: Final = """
     UPDATE limit_alerts a SET over_at = now() FROM unnest($1::text[], $2::uuid[], $3::text[]) AS g (level, owner, name)
     WHERE a.level = g.level AND a.owner_id = g.owner AND a.limit_name = g.name AND a.over_at IS NULL
+"""
+_OVER_WITH_TASKS: Final = """
+    UPDATE limit_alerts a SET over_at = now() FROM tasks t
+    WHERE a.level = 'task' AND a.owner_id = ANY ($1::uuid[]) AND a.over_at IS NULL
+        AND t.id = a.owner_id AND t.finished_at IS NOT NULL
+    RETURNING a.level, a.owner_id, a.limit_name
 """
 
 
@@ -50,7 +57,7 @@ class AlertStore:
         """The limits that are known to be nearly used up."""
         async with driver(self._engine) as connection:
             rows = await connection.fetch(_OPEN, timeout=QUERY_TIMEOUT_S)
-        return frozenset((row["level"], str(row["owner_id"]), row["limit_name"]) for row in rows)
+        return _limits(rows)
 
     async def alert(self, near: Sequence[Share]) -> frozenset[Limit]:
         """Write down limits that are nearly used up, and of tasks into their logs; answers what was not known yet."""
@@ -63,7 +70,7 @@ class AlertStore:
         async with driver(self._engine) as connection, connection.transaction():
             sql = "SELECT * FROM alert_limits($1::text[], $2::uuid[], $3::text[], $4::float8[])"
             rows = await connection.fetch(sql, *columns, timeout=QUERY_TIMEOUT_S)
-            new = frozenset((row["level"], str(row["owner_id"]), row["limit_name"]) for row in rows)
+            new = _limits(rows)
             told = [each for each in near if each.level == "task" and (each.level, each.id, each.limit) in new]
             await append_in(connection, [_line(each) for each in told])
         return new
@@ -73,6 +80,16 @@ class AlertStore:
         levels, owners, names = ([each[place] for each in limits] for place in range(3))
         async with driver(self._engine) as connection:
             await connection.execute(_OVER, levels, owners, names, timeout=QUERY_TIMEOUT_S)
+
+    async def alerts_of_ended(self, tasks: Collection[str]) -> frozenset[Limit]:
+        """Which limits are those of tasks that have ended; they are over."""
+        async with driver(self._engine) as connection:
+            rows = await connection.fetch(_OVER_WITH_TASKS, list(tasks), timeout=QUERY_TIMEOUT_S)
+        return _limits(rows)
+
+
+def _limits(rows: Iterable[asyncpg.Record]) -> frozenset[Limit]:
+    return frozenset((row["level"], str(row["owner_id"]), row["limit_name"]) for row in rows)
 
 
 def _line(near: Share) -> LogLine:

@@ -25,6 +25,7 @@ from rayloom.db.ledger_rows import (
     difference_of,
     reservation_of,
     text_of,
+    use_of,
     used_of,
 )
 from rayloom.db.quotas import LIMITS, QUERY_TIMEOUT_S, checked, quota_of, uuid_or_none
@@ -37,14 +38,14 @@ _SETTLE: Final = (
     "SELECT * FROM settle_calls($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::integer[], "
     "$7::text[], $8::text[], $9::bigint[], $10::float8[], $11::bigint[], $12::bigint[], $13::float8[], $14::boolean[])"
 )
-_GRANT_AHEAD: Final = """
-    INSERT INTO granting_ahead (until_at) VALUES (clock_timestamp() + make_interval(secs => $1))
-    ON CONFLICT (is_row) DO UPDATE SET until_at = excluded.until_at
-"""
+_GRANT_AHEAD: Final = "INSERT INTO granting_ahead DEFAULT VALUES ON CONFLICT (is_row) DO NOTHING"
 _OPEN: Final = """
     SELECT id, user_id, key_id, task_id, sub_task_id, attempt, model, purpose, reserved_tokens, reserved_usd,
         extract(epoch FROM expires_at - now())::float8 AS lease_s
     FROM model_calls WHERE status = 'reserved'
+"""
+_RECORDED: Final = """
+    SELECT id, status, tokens_in, tokens_out, cost_usd, is_estimated FROM model_calls WHERE id = ANY ($1::uuid[])
 """
 # What was made within the window is open still, or was settled within the window, too.
 _RECENT: Final = """
@@ -99,6 +100,19 @@ class Released:
 
     user_id: str
     used: Amount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A call as it is written down. ``use``: nothing while its status is ``reserved``."""
+
+    status: str
+    use: ModelUse
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is reserved, and neither settled nor released."""
+        return self.status == "reserved"
 
 
 class Ledger:
@@ -172,23 +186,30 @@ class Ledger:
             rows = await connection.fetch("SELECT * FROM release_calls($1::uuid[])", list(ids), timeout=QUERY_TIMEOUT_S)
         return {str(row["id"]): Released(user_id=str(row["user_id"]), used=difference_of(row)) for row in rows}
 
-    async def granting_ahead_s(self) -> float | None:
-        """For how many seconds yet reservations may be granted ahead; None: they never were."""
+    async def is_granted_ahead(self) -> bool:
+        """Whether reservations may have been granted that are not written down."""
         async with driver(self._engine) as connection:
-            sql = "SELECT extract(epoch FROM until_at - now())::float8 FROM granting_ahead"
-            left_s: float | None = await connection.fetchval(sql, timeout=QUERY_TIMEOUT_S)
-        return left_s
+            sql = "SELECT EXISTS (SELECT FROM granting_ahead)"
+            found: bool = await connection.fetchval(sql, timeout=QUERY_TIMEOUT_S)
+        return found
 
-    async def grant_ahead(self, seconds: float) -> None:
-        """Reservations may be granted ahead for so many seconds from now."""
+    async def grant_ahead(self, is_ahead: bool) -> None:
+        """Reservations may be granted before they are written down from now on, or are not, and all are written."""
         async with driver(self._engine) as connection:
-            await connection.execute(_GRANT_AHEAD, seconds, timeout=QUERY_TIMEOUT_S)
+            sql = _GRANT_AHEAD if is_ahead else "DELETE FROM granting_ahead"
+            await connection.execute(sql, timeout=QUERY_TIMEOUT_S)
 
     async def open_calls(self) -> list[Reservation]:
         """What is reserved now; ``lease_s`` is how long it is so yet."""
         async with driver(self._engine) as connection:
             rows = await connection.fetch(_OPEN, timeout=QUERY_TIMEOUT_S)
         return [reservation_of(row) for row in rows]
+
+    async def recorded(self, ids: Sequence[str]) -> dict[str, Recorded]:
+        """Those of these calls that are written down."""
+        async with driver(self._engine) as connection:
+            rows = await connection.fetch(_RECORDED, list(ids), timeout=QUERY_TIMEOUT_S)
+        return {str(row["id"]): Recorded(status=row["status"], use=use_of(row)) for row in rows}
 
     async def recent(self, *, window_s: float) -> list[Recent]:
         """The calls of the last ``window_s`` seconds."""

@@ -11,7 +11,7 @@ import asyncpg
 
 from rayloom.dag.amount import Amount, nano
 from rayloom.dag.errors import Bug
-from rayloom.dag.model import Payer, Reservation
+from rayloom.dag.model import ModelUse, Payer, Reservation
 from rayloom.dag.output import clean_text
 from rayloom.dag.token_port import Quota
 
@@ -94,6 +94,16 @@ def text_of(id_: UUID | None) -> str:
 def used_of(row: asyncpg.Record) -> Amount:
     """What a row of totals says."""
     return Amount.of(row["tokens_used"], row["cost_usd"])
+
+
+def use_of(row: asyncpg.Record) -> ModelUse:
+    """What a row of ``model_calls`` says that the call used."""
+    return ModelUse(
+        tokens_in=row["tokens_in"],
+        tokens_out=row["tokens_out"],
+        cost_usd=row["cost_usd"],
+        is_estimated=row["is_estimated"],
+    )
 
 
 def difference_of(row: asyncpg.Record) -> Amount:

@@ -90,7 +90,7 @@ granting_ahead = Table(
     "granting_ahead",
     metadata,
     Column("is_row", Boolean, primary_key=True, server_default=text("true")),
-    at_column("until_at", nullable=False),
+    at_column("began_at", nullable=False, default="now()"),
 )
 
 key_totals = Table(

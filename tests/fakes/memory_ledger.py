@@ -12,7 +12,7 @@ from rayloom.dag.errors import Transient, UserError
 from rayloom.dag.model import ModelUse, Reservation
 from rayloom.dag.token_port import Level, Quota, Share
 from rayloom.db.alerts import Limit
-from rayloom.db.ledger import Recent, Released, Standing
+from rayloom.db.ledger import Recent, Recorded, Released, Standing
 
 
 @dataclass
@@ -44,11 +44,12 @@ class MemoryLedger:
         """Of the limits that are nearly used up now."""
         self.alerted: list[tuple[Limit, float]] = []
         self.ended: set[str] = set()
-        """Subtasks whose attempts have ended."""
-        self.ahead_until: float | None = None
+        """Subtasks whose attempts have ended, and tasks that have."""
+        self.is_ahead = False
         self.away = False
         self.loses_answers = False
         self.batches: list[int] = []
+        self.compared: list[int] = []
         self.readings = 0
 
     async def reserve(self, reservations: Sequence[Reservation]) -> Mapping[str, str]:
@@ -93,17 +94,23 @@ class MemoryLedger:
         self._lose()
         return released
 
-    async def granting_ahead_s(self) -> float | None:
+    async def is_granted_ahead(self) -> bool:
         self._answer()
-        return None if self.ahead_until is None else self.ahead_until - self.clock()
+        return self.is_ahead
 
-    async def grant_ahead(self, seconds: float) -> None:
+    async def grant_ahead(self, is_ahead: bool) -> None:
         self._answer()
-        self.ahead_until = self.clock() + seconds
+        self.is_ahead = is_ahead
 
     async def open_calls(self) -> Sequence[Reservation]:
         self._answer()
         return [row.reservation for row in self.rows.values() if row.status == "reserved"]
+
+    async def recorded(self, ids: Sequence[str]) -> Mapping[str, Recorded]:
+        self._answer()
+        self.compared.append(len(ids))
+        found = {id_: self.rows[id_] for id_ in ids if id_ in self.rows}
+        return {id_: Recorded(status=row.status, use=row.use) for id_, row in found.items()}
 
     async def recent(self, *, window_s: float) -> Sequence[Recent]:
         self._answer()
@@ -156,6 +163,12 @@ class MemoryLedger:
         self._answer()
         for limit in limits:
             del self.alerts[limit]
+
+    async def alerts_of_ended(self, tasks: Collection[str]) -> frozenset[Limit]:
+        self._answer()
+        over = frozenset(limit for limit in self.alerts if limit[1] in tasks and limit[1] in self.ended)
+        await self.alerts_over(over)
+        return over
 
     async def key_quota(self, key_id: str) -> Quota:
         self._answer()

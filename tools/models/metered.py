@@ -29,6 +29,7 @@ from rayloom.dag.model import (
 from rayloom.dag.reservations import LEASE_S, RENEW_EVERY_S
 from rayloom.tools.models.call_record import CallRecord, OnCall
 from rayloom.tools.models.clients import ModelClients
+from rayloom.tools.models.patience import Patience, Waiting
 from rayloom.tools.models.tokens import count
 
 if TYPE_CHECKING:
@@ -38,11 +39,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-WAIT_MAX_S: Final = 5.0
-"""Who has to wait longer for room is told so, and does not hold a worker meanwhile."""
-WAIT_TOTAL_MAX_S: Final = 15.0
-WAIT_PAID_MAX_S: Final = 75.0
-"""Who has paid for calls already, which would have to be made again, rather waits until a window has gone by."""
+PATIENT: Final = Patience()
 RELEASE_S: Final = 5.0
 """Within which a reservation is given back of which nobody knows whether it was granted; else its lease ends it."""
 _ASK_AGAIN_S: Final = 0.5
@@ -50,7 +47,10 @@ _SETTLE_TRIES: Final = 6
 
 
 class MeteredModels:
-    """A `ModelPort` on somebody's account. ``use``: what all of its calls together have used."""
+    """A `ModelPort` on somebody's account. ``use``: what all of its calls together have used.
+
+    ``patience``: how long its calls wait for room.
+    """
 
     def __init__(
         self,
@@ -59,13 +59,14 @@ class MeteredModels:
         payer: Payer,
         *,
         on_call: OnCall | None = None,
+        patience: Patience = PATIENT,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.use = ModelUse()
         self._clients = clients
         self._account = account
         self._payer = payer
-        self._on_call = on_call
+        self._on_call, self._patience = on_call, patience
         self._clock = clock
         self._under_way = 0
 
@@ -135,12 +136,12 @@ class MeteredModels:
 
     async def _reserve(self, reservation: Reservation) -> None:
         """Raises `_Denied` once there is no more time to wait for room, and Transient where nobody could be asked."""
-        waited_s = 0.0
+        waiting = Waiting(self._patience)
         while True:
             may_end_it = False
             problem: Exception
             try:
-                denied = await self._account.reserve(reservation)
+                denied = await self._asked(reservation, within_s=waiting.asking_s)
             except Transient as error:
                 problem, wait_s = error, _ASK_AGAIN_S if error.retry_after_s is None else error.retry_after_s
             else:
@@ -154,14 +155,18 @@ class MeteredModels:
                 may_end_it = self._under_way > 0
             # Anew each time: another call may have been paid for since.
             has_paid = self.use.tokens > 0 or self._under_way > 0
-            longest_s = WAIT_PAID_MAX_S if has_paid else WAIT_MAX_S
-            total_s = WAIT_PAID_MAX_S if has_paid else WAIT_TOTAL_MAX_S
-            if not may_end_it and (wait_s > longest_s or waited_s + wait_s > total_s):
+            pause_s = waiting.pause_s(wait_s, has_paid=has_paid, may_end_it=may_end_it)
+            if pause_s is None:
                 raise problem
-            # Never none: an account that says "now", and again no, is not to be asked without a pause.
-            pause_s = min(max(wait_s, 0.05), WAIT_MAX_S)
-            waited_s += 0.0 if may_end_it else pause_s
             await asyncio.sleep(pause_s)
+
+    async def _asked(self, reservation: Reservation, *, within_s: float | None) -> Denied | None:
+        """What the account says. Raises Transient where it does not answer within so many seconds."""
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._account.reserve(reservation)
+        except TimeoutError:
+            raise Transient("ACTOR_UNAVAILABLE", "the token controller does not answer in the time left") from None
 
     async def _renew(self, call: ModelCall, reservation: Reservation) -> None:
         """Say now and then that the call is still under way, and what it has used so far."""
@@ -172,8 +177,10 @@ class MeteredModels:
 
     async def _give_back(self, reservation: Reservation) -> None:
         """Release what may be reserved for a call that is not made. If nobody hears that, its lease does it."""
+        left_s = self._patience.left_s()
         with suppress(RayloomError, TimeoutError):
-            async with asyncio.timeout(RELEASE_S):
+            # In time, or when that is over: who is stopped has a moment to clean up.
+            async with asyncio.timeout(min(RELEASE_S, left_s / 2) if left_s > 0 else RELEASE_S):
                 await self._account.settle(reservation, ModelUse())
 
     async def _close(self, call: ModelCall, reservation: Reservation, learning: _Learning, end: _End) -> None:

@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
-from rayloom.actors.ahead import AHEAD_S
 from rayloom.actors.tokens import TokenController
 from rayloom.dag.amount import Amount
 from rayloom.dag.errors import UserError
@@ -23,7 +22,7 @@ from rayloom.dag.token_port import Quota, Share
 from rayloom.db import keys
 from rayloom.db.alerts import Alert, AlertStore, Limit, read_alerts
 from rayloom.db.engine import driver
-from rayloom.db.ledger import Ledger, Released
+from rayloom.db.ledger import Ledger, Recorded, Released
 from rayloom.db.quotas import QuotaStore
 from tests.integration.actors.rows import Rows
 
@@ -152,6 +151,22 @@ async def test_what_a_dead_caller_reserved_is_released_and_counts_for_what_it_us
     assert set((await _sums(engine, payer)).values()) == {(7, 0.0)}
 
 
+async def test_what_is_written_down_of_calls_is_told(engine: AsyncEngine, ledger: Ledger, rows: Rows) -> None:
+    payer = await _payer(rows)
+    least = ModelUse(tokens_in=30, cost_usd=0.1)
+    under_way, settled, released = _ask(payer), _ask(payer), _ask(payer, least=least)
+    await ledger.reserve([under_way, settled, released])
+    use = ModelUse(tokens_in=10, tokens_out=5, cost_usd=0.25)
+    await ledger.settle([(settled, use)])
+    await ledger.release([released.id])
+    ids = [each.id for each in (under_way, settled, released)]
+    assert await ledger.recorded([*ids, str(uuid7())]) == {
+        under_way.id: Recorded(status="reserved", use=NOTHING_YET),
+        settled.id: Recorded(status="settled", use=use),
+        released.id: Recorded(status="released", use=replace(least, is_estimated=True)),
+    }
+
+
 async def test_a_renewal_lengthens_the_lease_and_says_what_was_used_so_far(
     engine: AsyncEngine, ledger: Ledger, rows: Rows
 ) -> None:
@@ -235,19 +250,21 @@ async def test_that_reservations_are_granted_ahead_is_known_to_the_next_controll
     engine: AsyncEngine, ledger: Ledger, rows: Rows, new_life: NewLife
 ) -> None:
     payer = await _payer(rows)
-    assert await ledger.granting_ahead_s() is None
+    assert not await ledger.is_granted_ahead()
     first = await new_life()
     await first.set_quota(payer.user_id, Quota(max_tokens=TOKENS * 20))
     assert await first.reserve(_ask(payer)) is None
     await first.reconcile()
-    assert 0 < (await ledger.granting_ahead_s() or 0) <= AHEAD_S
+    assert await ledger.is_granted_ahead()
     # What it has granted since and not written down: nothing, here. But who follows it can't know that.
     second = await new_life()
     assert await second.reserve(_ask(payer, tokens=TOKENS * 18)) is None
     denied = await second.reserve(_ask(payer))
     assert denied is not None
     assert 0 < (denied.retry_in_s or 0) <= LEASE_S
-    await _fetch(engine, "UPDATE granting_ahead SET until_at = now() - make_interval(secs => $1)", LEASE_S + 1)
+    for is_ahead in (True, False, False):
+        await ledger.grant_ahead(is_ahead)
+    assert not await ledger.is_granted_ahead()
     assert await (await new_life()).reserve(_ask(payer)) is None
 
 
@@ -303,10 +320,25 @@ async def test_what_is_nearly_used_up_stands_in_the_log_of_the_task(
     (alert,) = await _alerts(engine, payer)
     assert (alert.level, str(alert.id), alert.limit, alert.share) == ("task", payer.task_id, "max_tokens", 0.85)
     assert alert.over_at is None
+    assert await AlertStore(engine).alerts_of_ended([payer.task_id]) == frozenset()
     await AlertStore(engine).alerts_over([("task", payer.task_id, "max_tokens")])
     (alert,) = await _alerts(engine, payer)
     assert alert.over_at is not None
     assert await AlertStore(engine).open_alerts() == frozenset()
+
+
+async def test_alerts_of_a_task_are_over_when_it_has_ended(engine: AsyncEngine, rows: Rows) -> None:
+    payer, other = await _payer(rows), await _payer(rows)
+    store = AlertStore(engine)
+    near = [Share(level="task", id=each.task_id, limit="max_tokens", share=0.9) for each in (payer, other)]
+    await store.alert(near)
+    for each in (payer, other):
+        ended = "status = 'CANCELLED', finished_at = now()"
+        await _fetch(engine, f"UPDATE tasks SET {ended} WHERE id = $1", each.task_id)
+    limit: Limit = ("task", payer.task_id, "max_tokens")
+    assert await store.alerts_of_ended([payer.task_id]) == {limit}
+    assert await store.alerts_of_ended([payer.task_id]) == frozenset()
+    assert await store.open_alerts() == {("task", other.task_id, "max_tokens")}
 
 
 async def test_alerts_are_those_of_a_user_and_of_its_keys_and_tasks(engine: AsyncEngine, rows: Rows) -> None:

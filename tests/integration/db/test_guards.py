@@ -207,7 +207,7 @@ SENSELESS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ck_model_calls_least": ("model_calls", "", {"least_in": -1}),
     "ck_model_calls_least usd": ("model_calls", "", {"least_usd": -0.1}),
     "ck_limit_alerts_level": ("limit_alerts", "", {"level": "model"}),
-    "ck_granting_ahead_row": ("granting_ahead", "", {"is_row": False, "until_at": "now"}),
+    "ck_granting_ahead_row": ("granting_ahead", "", {"is_row": False}),
     "ck_model_calls_payer": ("model_calls", "", {"sub_task_id": uuid7()}),
     "ck_log_lines_stream": ("log_lines", "", {"stream": "river"}),
     "ck_log_lines_level": ("log_lines", "", {"level": "LOUD"}),

@@ -13,9 +13,11 @@ from rayloom.dag.errors import AnswerInvalid, RayloomError, Refused, Transient, 
 from rayloom.dag.model import Denied, ModelPort, ModelUse, Payer, ProviderLimits, Reservation
 from rayloom.dag.reservations import LEASE_S
 from rayloom.tools.models import client, metered
+from rayloom.tools.models import patience as patience_module
 from rayloom.tools.models.call_record import CallRecord
 from rayloom.tools.models.clients import ModelClients
-from rayloom.tools.models.metered import MeteredModels
+from rayloom.tools.models.metered import PATIENT, MeteredModels
+from rayloom.tools.models.patience import Patience
 from rayloom.tools.models.settings import ModelSettings, ModelsSettings
 from rayloom.tools.models.tokens import count
 from rayloom.tools.models.wire import prompt_tokens
@@ -83,12 +85,15 @@ async def setting() -> AsyncIterator[Setting]:
     """Makes metered models of an endpoint."""
     made: list[ModelClients] = []
 
-    def make(endpoint: Endpoint, account: Account | None = None, **settings: Any) -> Bench:
+    def make(
+        endpoint: Endpoint, account: Account | None = None, *, patience: Patience = PATIENT, **settings: Any
+    ) -> Bench:
         given: dict[str, Any] = {"name": "big", "model": "scripted", "price_in": 1, "price_out": 10} | settings
         clients = ModelClients(ModelsSettings(models=(ModelSettings(base_url=endpoint.url, **given),)))
         made.append(clients)
         account, records = account or Account(), list[CallRecord]()
-        return Bench(MeteredModels(clients, account, PAYER, on_call=records.append), account, records)
+        models = MeteredModels(clients, account, PAYER, on_call=records.append, patience=patience)
+        return Bench(models, account, records)
 
     yield make
     for each in made:
@@ -194,16 +199,17 @@ async def test_who_is_cancelled_while_it_reserves_releases(serve: Serve, setting
 async def test_who_could_not_be_told_whether_it_was_granted_releases(
     serve: Serve, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metered, "WAIT_TOTAL_MAX_S", 0.0)
+    patience = Patience(total_s=0.0)
     # The answer was lost: whether it was granted nobody knows.
-    bench = setting(serve(), Account(answers=[Transient("ACTOR_UNAVAILABLE", "away", retry_after_s=1.0)]))
+    away = Transient("ACTOR_UNAVAILABLE", "away", retry_after_s=1.0)
+    bench = setting(serve(), Account(answers=[away]), patience=patience)
     with pytest.raises(Transient):
         await bench.models.complete(question())
     assert bench.account.settled == [(bench.account.asked[0], ModelUse())]
     # Nor is it waited for long that anybody hears it: the lease ends what may be reserved.
     monkeypatch.setattr(metered, "RELEASE_S", 0.05)
     silent = Account(answers=[Transient("ACTOR_UNAVAILABLE", "away")], settle_gate=asyncio.Event())
-    bench = setting(serve(), silent)
+    bench = setting(serve(), silent, patience=patience)
     with pytest.raises(Transient) as error:
         await bench.models.complete(question())
     assert error.value.code == "ACTOR_UNAVAILABLE"
@@ -255,7 +261,7 @@ async def test_a_call_that_lasts_says_that_it_lives_and_what_it_has_used_so_far(
 async def test_who_has_paid_already_waits_for_a_window_in_its_place(
     serve: Serve, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metered, "WAIT_MAX_S", 0.01)
+    monkeypatch.setattr(patience_module, "AGAIN_MAX_S", 0.01)
     answers: list[Denied | Transient] = [denied("user", 60.0)]
     bench = setting(serve(), Account(answers=answers))
     with pytest.raises(Transient):
@@ -323,11 +329,10 @@ async def test_a_short_wait_for_room_is_waited(serve: Serve, setting: Setting) -
     assert len(bench.account.asked) == 4
 
 
-async def test_waiting_for_room_has_an_end(serve: Serve, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metered, "WAIT_TOTAL_MAX_S", 0.2)
+async def test_waiting_for_room_has_an_end(serve: Serve, setting: Setting) -> None:
     away = Transient("ACTOR_UNAVAILABLE", "away", retry_after_s=0.01)
     for answer, code in ((denied("user", 0.01), "QUOTA_EXCEEDED"), (away, "ACTOR_UNAVAILABLE")):
-        bench = setting(serve(), Account(answers=[answer] * 1_000))
+        bench = setting(serve(), Account(answers=[answer] * 1_000), patience=Patience(total_s=0.2))
         with pytest.raises(Transient) as error:
             await bench.models.complete(question())
         assert error.value.code == code
@@ -351,10 +356,9 @@ async def test_an_account_that_is_away_is_told_again(
 async def test_room_that_a_call_of_the_same_attempt_takes_is_waited_for(
     serve: Serve, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("WAIT_MAX_S", 0.01), ("WAIT_TOTAL_MAX_S", 0.0), ("WAIT_PAID_MAX_S", 0.0)):
-        monkeypatch.setattr(metered, name, value)
+    monkeypatch.setattr(patience_module, "AGAIN_MAX_S", 0.01)
     account = Account(settle_gate=asyncio.Event())
-    bench = setting(serve(lambda _: Reply()), account)
+    bench = setting(serve(lambda _: Reply()), account, patience=Patience(once_s=0.0, total_s=0.0, paid_s=0.0))
     first = asyncio.ensure_future(bench.models.complete(question()))
     async with asyncio.timeout(PATIENCE_S):
         await account.settling.wait()
@@ -369,3 +373,21 @@ async def test_room_that_a_call_of_the_same_attempt_takes_is_waited_for(
     account.answers = [denied("model", 2.0)]
     with pytest.raises(Transient):
         await bench.models.complete(question())
+
+
+async def test_waiting_for_room_is_not_what_the_time_runs_out_for(serve: Serve, setting: Setting) -> None:
+    left_s = 4.0
+    bench = setting(serve(), patience=Patience(left_s=lambda: left_s))
+    await bench.models.complete(question())
+    # So long it would wait for a window, with the time to do so; and for what another call of its own takes.
+    bench.account.answers = [denied("user", 2.1)]
+    with pytest.raises(Transient) as error:
+        await bench.models.complete(question())
+    assert error.value.code == "QUOTA_EXCEEDED"
+    bench.account.answers = [denied("user", 0.01)]
+    assert (await bench.models.complete(question())).text == "Good."
+    # Nor is it waited until then that anybody answers at all.
+    bench.account.gate, left_s = asyncio.Event(), 0.2
+    with pytest.raises(Transient) as error:
+        await asyncio.wait_for(bench.models.complete(question()), PATIENCE_S)
+    assert error.value.code == "ACTOR_UNAVAILABLE"

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
+from rayloom.actors.settings import EngineSettings
+from rayloom.cluster import planning_models
 from rayloom.dag.errors import NeedsClarification, Transient, UserError
 from rayloom.dag.model import Denied, ModelUse, Payer, ProviderLimits, Reservation
 from rayloom.dag.plan import parse_plan
 from rayloom.dag.planned import Planned, PlanRequest
 from rayloom.dag.verify import verify
 from rayloom.serve.parser import Parser
+from rayloom.tools.models import patience
 from rayloom.tools.models.clients import ModelClients
 from rayloom.tools.models.metered import MeteredModels
 from rayloom.tools.models.settings import ModelSettings, ModelsSettings
@@ -42,10 +45,12 @@ NO_TOOL = said([{**STEPS[0], "tool": "browser.open"}, STEPS[1]])
 class Account:
     """Grants everything, and keeps what was reserved and settled."""
 
+    asked: list[str] = field(default_factory=list)
     reserved: dict[str, Reservation] = field(default_factory=dict)
     settled: dict[str, ModelUse] = field(default_factory=dict)
 
     async def reserve(self, reservation: Reservation) -> Denied | None:
+        self.asked.append(reservation.id)
         self.reserved[reservation.id] = reservation
         return None
 
@@ -68,19 +73,25 @@ def account() -> Account:
 
 
 @pytest.fixture
-async def parser(account: Account) -> AsyncIterator[Make]:
-    """Makes parsers that plan with an endpoint's model, on the account."""
+async def closing() -> AsyncIterator[list[ModelClients]]:
+    """What is put here is closed."""
     made: list[ModelClients] = []
+    yield made
+    for clients in made:
+        await clients.aclose()
+
+
+@pytest.fixture
+def parser(account: Account, closing: list[ModelClients]) -> Make:
+    """Makes parsers that plan with an endpoint's model, on the account."""
 
     def make(endpoint: Endpoint, **settings: Any) -> Parser:
         model = ModelSettings(base_url=endpoint.url, model="scripted", **settings)
         clients = ModelClients(ModelsSettings(models=(model,)))
-        made.append(clients)
+        closing.append(clients)
         return Parser(lambda payer: MeteredModels(clients, account, payer))
 
-    yield make
-    for clients in made:
-        await clients.aclose()
+    return make
 
 
 def request(prompt: str = "Sum the example page up") -> PlanRequest:
@@ -179,3 +190,37 @@ async def test_questions_come_back(serve: Serve, parser: Make) -> None:
     with pytest.raises(NeedsClarification) as asked:
         await parser(endpoint).plan(request("Do it"))
     assert asked.value.questions == ("Which page?",)
+
+
+@pytest.mark.parametrize("task_id", ["t", ""], ids=["kept", "of no task"])
+async def test_who_plans_a_task_waits_no_window_for_a_repair(
+    serve: Serve, closing: list[ModelClients], monkeypatch: pytest.MonkeyPatch, task_id: str
+) -> None:
+    class Full(Account):
+        async def reserve(self, reservation: Reservation) -> Denied | None:
+            await Account.reserve(self, reservation)
+            # After the plan, and once.
+            if len(self.asked) != 2:
+                return None
+            return Denied(level="user", limit="tokens_per_min", detail="spent", retry_in_s=6.0)
+
+    account = Full()
+    monkeypatch.setattr(patience, "AGAIN_MAX_S", 0.01)
+    monkeypatch.setattr(planning_models, "RayAccounts", lambda engine: account)
+    model = ModelSettings(base_url=serve([Reply(text=CYCLE), Reply(text=GOOD)]).url, model="scripted")
+    clients = ModelClients(ModelsSettings(models=(model,)))
+    closing.append(clients)
+    monkeypatch.setattr(planning_models, "ModelClients", lambda settings: clients)
+    parser = Parser(planning_models.planning_models(ModelsSettings(), EngineSettings()))
+    asked = replace(request(), payer=Payer(user_id="u", task_id=task_id))
+    if not task_id:
+        # It would have to be paid for again: nobody keeps it.
+        assert (await parser.plan(asked)).repairs == 1
+        return
+    with pytest.raises(Transient) as failed:
+        await parser.plan(asked)
+    assert failed.value.code == "QUOTA_EXCEEDED"
+    assert failed.value.tried is not None
+    # Who tries again goes on from it.
+    found = await parser.plan(replace(asked, tried=failed.value.tried))
+    assert (found.repairs, [call.purpose for call in found.calls]) == (1, ["split", "repair"])

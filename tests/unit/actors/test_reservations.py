@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from rayloom.actors.accounts import GRACE_S
+from rayloom.actors.ahead import REST_S
 from rayloom.actors.call_accounts import IDLE_S
 from rayloom.actors.promises import PROMISE_S
 from rayloom.dag.amount import Amount
@@ -280,7 +281,7 @@ async def _ahead(quota: Quota) -> Controlled:
     """A controller that grants ahead by now."""
     world = await _world(quota)
     await world.controller.settle(_granted(await world.reserve(1)), ModelUse())
-    assert world.ledger.ahead_until is not None
+    assert await world.ledger.is_granted_ahead()
     return world
 
 
@@ -348,12 +349,84 @@ async def test_nothing_is_overspent_by_what_a_killed_controller_had_not_written_
     _granted(await world.reserve(30))
 
 
+async def test_a_controller_that_could_not_read_the_ledger_for_long_has_heard_nobody_meanwhile() -> None:
+    world = await _ahead(Quota(max_tokens=1000))
+    world.ledger.away = True
+    unknown = _granted(await world.reserve(50))
+    world.anew()
+    with pytest.raises(Transient):
+        await world.controller.reconcile()
+    world.clock.now_s += 2 * LEASE_S + REST_S
+    world.ledger.away = False
+    await world.controller.reconcile()
+    assert _denied(await world.reserve(951)) == ("user", "max_tokens", LEASE_S)
+    # A ledger that is away once more keeps others from being heard.
+    world.clock.now_s += LEASE_S - 1
+    world.ledger.away = True
+    with pytest.raises(Transient):
+        await world.controller.settle(unknown, ModelUse(tokens_in=40))
+    world.ledger.away = False
+    world.clock.now_s += LEASE_S - 1
+    assert _denied(await world.reserve(951)) == ("user", "max_tokens", 1.0)
+    # It still lives, though it can't be written down: that is known now.
+    world.ledger.away = True
+    with pytest.raises(Transient):
+        await world.controller.renew(unknown)
+    world.ledger.away = False
+    world.clock.now_s += LEASE_S
+    assert _denied(await world.reserve(951)) == ("user", "max_tokens", 1.0)
+    assert world.ledger.used("user", ANN) == Amount()
+
+
+async def test_who_follows_a_controller_that_has_rested_withholds_nothing() -> None:
+    world = await _ahead(Quota(max_tokens=1000))
+    first = _granted(await world.reserve(50))
+    await world.controller.settle(first, ModelUse())
+    world.clock.now_s += REST_S - 1
+    await world.controller.reconcile()
+    await asyncio.sleep(0)
+    assert await world.ledger.is_granted_ahead()
+    world.clock.now_s += 2
+    await world.controller.reconcile()
+    await asyncio.sleep(0)
+    assert not await world.ledger.is_granted_ahead()
+    # It says so anew before it does so again.
+    world.ledger.away = True
+    with pytest.raises(Transient):
+        await world.reserve(50)
+    world.ledger.away = False
+    await world.anew().reconcile()
+    _granted(await world.reserve(1000))
+
+
+async def test_what_is_not_written_down_yet_is_no_rest() -> None:
+    world = await _ahead(Quota(max_tokens=1000))
+    await asyncio.sleep(0)
+    reserve, world.ledger.reserve = world.ledger.reserve, _no_writing  # type: ignore[method-assign]
+    _granted(await world.reserve(50))
+    for _ in range(2):
+        world.clock.now_s += REST_S
+        await world.controller.reconcile()
+        await asyncio.sleep(0)
+        assert await world.ledger.is_granted_ahead()
+    world.ledger.reserve = reserve  # type: ignore[method-assign]
+    for _ in range(3):
+        await world.controller.reconcile()
+        await asyncio.sleep(0)
+    assert not await world.ledger.is_granted_ahead()
+    assert world.ledger.reserved("user", ANN) == Amount(tokens=50)
+
+
+async def _no_writing(reservations: Sequence[Reservation]) -> Mapping[str, str]:
+    raise Transient("DATABASE_UNAVAILABLE", "away")
+
+
 async def test_a_new_life_of_the_controller_counts_what_the_last_one_reserved() -> None:
     world = await _world(Quota(max_tokens=100), models={"m": Quota(requests_per_min=3, max_concurrent=3)})
     await world.controller.set_key_quota(KEY, Quota(tokens_per_min=200))
     first, second = _granted(await world.reserve(40)), _granted(await world.reserve(40))
     await world.controller.settle(first, ModelUse(tokens_in=30))
-    world.ledger.ahead_until = None
+    world.ledger.is_ahead = False
     await world.anew().reconcile()
     assert _denied(await world.reserve(31)) == ("user", "max_tokens", 1.0)
     third = _granted(await world.reserve(30))
@@ -413,6 +486,23 @@ async def test_a_subtask_that_was_denied_is_not_admitted_before_there_is_room_fo
     assert _denied(await world.reserve(40, payer=Payer(user_id=ANN))) == ("user", "max_tokens", 1.0)
     _granted(await world.reserve(50))
     assert (await world.controller.figures()).reserved_tokens == 50
+
+
+async def test_room_that_is_kept_counts_once_against_what_an_endpoint_has_left() -> None:
+    world = await _world()
+    told = ProviderLimits(retry_after_s=5.0, requests_left=3, requests_reset_s=30.0, tokens_left=100)
+    await world.controller.learn("m", told)
+    assert _denied(await world.reserve(40)) == ("model", "provider", 5.0)
+    world.clock.now_s += 5
+    assert await _held(world, SUBTASK) == []
+    others = Payer(user_id=ANN)
+    # 40 of 100 are kept: by then nobody has called for them.
+    assert _denied(await world.reserve(61, payer=others))[:2] == ("model", "provider")
+    _granted(await world.reserve(40))
+    _granted(await world.reserve(60, payer=others))
+    await world.controller.learn("m", ProviderLimits(tokens_left=1000))
+    _granted(await world.reserve(1, payer=others))
+    assert _denied(await world.reserve(1, payer=others)) == ("model", "provider", 25.0)
 
 
 async def test_who_waited_for_room_and_got_it_is_held_no_more() -> None:
@@ -516,6 +606,41 @@ async def test_a_window_is_told_of_once_until_it_has_been_far_from_its_limit_for
     assert world.ledger.alerts == {}
     await use(90)
     assert world.ledger.alerted == [told, told]
+
+
+async def test_a_task_that_rests_is_told_of_no_second_time_before_its_budget_is_raised_or_it_has_ended() -> None:
+    world = await _world()
+    world.ledger.budgets[TASK] = Quota(max_tokens=100)
+    limit = ("task", TASK, "max_tokens")
+
+    async def use(tokens: int) -> None:
+        await world.controller.settle(_granted(await world.reserve(tokens)), ModelUse(tokens_in=tokens))
+        await world.controller.reconcile()
+
+    async def rest() -> None:
+        for _ in range(3):
+            world.clock.now_s += IDLE_S + 1
+            await world.controller.reconcile()
+
+    await use(80)
+    await rest()
+    await use(1)
+    # Nor where another controller has it from the record alone.
+    await world.anew().reconcile()
+    await rest()
+    await use(1)
+    assert world.ledger.alerted == [(limit, 0.8)]
+    await rest()
+    world.ledger.budgets[TASK] = Quota(max_tokens=1000)
+    await use(1)
+    assert world.ledger.alerts == {}
+    await use(800)
+    assert [each for each, _ in world.ledger.alerted] == [limit, limit]
+    await rest()
+    assert set(world.ledger.alerts) == {limit}
+    world.ledger.ended.add(TASK)
+    await rest()
+    assert world.ledger.alerts == {}
 
 
 async def test_what_could_not_be_written_is_told_later() -> None:

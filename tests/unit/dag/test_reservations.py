@@ -123,6 +123,15 @@ def test_what_an_endpoint_has_left_is_shared_until_it_begins_anew() -> None:
     limits = ProviderLimits(requests_left=2, requests_reset_s=20.0, tokens_left=100)
     provider = Provider().told(limits, now_s=0.0).called(_tokens(60))
     assert provider.refusal(_tokens(40), now_s=1.0) is None
+    # What others will call for first is theirs, tokens and requests.
+    assert provider.refusal(_tokens(20), promised=[_tokens(21)], now_s=1.0) is not None
+    assert provider.refusal(_tokens(20), promised=[_tokens(1)], now_s=1.0) is not None
+    assert (
+        provider.told(ProviderLimits(requests_left=2), now_s=0.0).refusal(
+            _tokens(20), promised=[_tokens(20)], now_s=1.0
+        )
+        is None
+    )
     short = provider.refusal(_tokens(41), now_s=1.0)
     assert short is not None
     # It did not say when: in a minute.
