@@ -211,8 +211,9 @@ class Splitting:
                 task_id=task.task_id, user_id=task.user_id, key_id=task.key_id, prompt=task.prompt,
                 context=task.context, options=task.options, p50_s=await self._p50_s(), begun=beginning.begun,
             )  # fmt: skip
-            planned = await beginning.planned(self._parser, replace(request, tried=tries.tried))
-            whole, begun = joined(planned.plan, beginning.begun), beginning.begun
+            request = replace(request, tried=tries.tried, begun=beginning.usable)
+            planned, begun = await beginning.planned(self._parser, request), beginning.begun
+            whole = joined(planned.plan, begun, beginning.lost)
             planned = replace(planned, joiner=whole.renamed.get(planned.joiner, planned.joiner))
             plan = held_back(whole.plan, begun) if begun and planned.over_budget else whole.plan
             verified = await asyncio.to_thread(self._judge.verify, plan, task.options, done=beginning.ids)
