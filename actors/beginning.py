@@ -36,7 +36,7 @@ _META: Final[JsonObject] = {"source": "model"}
 
 
 class Beginning:
-    """``begun``: what runs already, in its order, as it was accepted."""
+    """``begun``: what runs already, in its order, as it was accepted. ``lost``: ids of what was ended before."""
 
     def __init__(
         self,
@@ -50,12 +50,18 @@ class Beginning:
         self._engine, self._blobs, self._backlog, self._judge = engine, blobs, backlog, judge
         self._task, self._incarnation = task, incarnation
         self.begun: tuple[JsonObject, ...] = task.begun
+        self.lost = task.lost
         self._waiting: tuple[JsonObject, ...] = ()
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Those of what runs already."""
         return ids_of(self.begun)
+
+    @property
+    def usable(self) -> tuple[JsonObject, ...]:
+        """What may be part of the whole plan."""
+        return tuple(each for each in self.begun if each["id"] not in self.lost)
 
     async def planned(self, parser: PlannerPort, request: PlanRequest) -> Planned:
         """What the parser says; what of it may begin before it has said all does.

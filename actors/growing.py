@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.jobs import Jobs
 from rayloom.actors.judge import Judge
-from rayloom.actors.splitting import AGAIN_S, BROKEN_MAX, WAITED_FOR, WAITING_MAX, Away, planning_lines
+from rayloom.actors.splitting import AGAIN_S, BROKEN_MAX, WAITED_FOR, WAITING_MAX, Away
+from rayloom.actors.tries import Tries, planning_lines
 from rayloom.dag.decision import BUDGET_EXCEEDED
 from rayloom.dag.errors import ErrorInfo, RayloomError, Stale, Transient
 from rayloom.dag.plan import subtasks_of
@@ -25,7 +26,7 @@ from rayloom.dag.planned import Planned
 from rayloom.dag.planning.written import ids_of
 from rayloom.dag.ports import PARSER_BROKE
 from rayloom.dag.replan import PlannerPort, Reached, ReplanRequest
-from rayloom.dag.tried import NOTHING_TRIED, Tried, calls_meta
+from rayloom.dag.tried import Tried, calls_meta
 from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.db import growth, incarnations, retries, task_moves
@@ -48,6 +49,14 @@ class _More:
     planned: Planned
     verified: VerifiedPlan | None
     blocked: frozenset[str]
+
+
+@dataclass(slots=True)
+class _GivenUp:
+    """That nothing is added, and why. ``is_told``: the log tells so."""
+
+    error: Exception
+    is_told: bool = False
 
 
 class Growing:
@@ -96,16 +105,19 @@ class Growing:
 
     async def _grow(self, task: GrowingTask, incarnation: UUID) -> None:
         broken, away = 0, Away()
-        more: _More | None = None
-        tried = NOTHING_TRIED
+        more: _More | _GivenUp | None = None
+        tries = Tries(self._engine, task.task_id, incarnation, task.kept)
         while True:
-            pause_s: float | None = AGAIN_S
+            pause_s, is_over = AGAIN_S, False
             try:
-                # What the parser has made once is kept: only to store it is tried again.
+                # What came of it is kept, be it something or nothing: only to write it down is tried again.
                 if more is None:
-                    more = await self._asked(task, tried)
+                    more = await self._asked(task, tries.tried)
                 self._jobs.settle(task.task_id)
-                await self._store(task, more, incarnation)
+                if isinstance(more, _GivenUp):
+                    await self._give_up(task, incarnation, more, tries)
+                else:
+                    await self._store(task, more, incarnation, tries)
                 return
             except Stale:
                 # It was ended, or another sees to it.
@@ -113,20 +125,21 @@ class Growing:
             except Transient as error:
                 _log.warning("growth.again", extra={"task_id": str(task.task_id), "error": error.message})
                 broken += error.code == PARSER_BROKE
-                tried = error.tried or tried
+                await tries.heard(error)
                 if error.code.startswith(WAITED_FOR):
-                    pause_s = away.pause_s(error, asyncio.get_running_loop().time())
-                if pause_s is not None and away.is_to_be_told:
+                    wanted_s = away.pause_s(error, asyncio.get_running_loop().time())
+                    is_over, pause_s = wanted_s is None, AGAIN_S if wanted_s is None else wanted_s
+                if more is None and not is_over and away.is_to_be_told:
                     note = f"not planned on yet: {error.message}; tried again in {pause_s:.0f} s"
                     await append_if_taken(self._engine, planning_lines(task.task_id, (note,), ()))
                 failure: Exception = error
             except Exception as error:  # noqa: BLE001 - what breaks us must end this growth, and nothing else
                 if not isinstance(error, RayloomError):
                     _log.exception("growth.failed", extra={"task_id": str(task.task_id)})
-                broken, failure = BROKEN_MAX, error
-            if broken >= BROKEN_MAX or pause_s is None:
-                await self._give_up(task, incarnation, failure, tried)
-                return
+                is_over, failure = True, error
+            if not isinstance(more, _GivenUp) and (is_over or broken >= BROKEN_MAX):
+                more = _GivenUp(failure)
+                continue
             await self._jobs.pause(task.task_id, pause_s)
 
     async def _asked(self, task: GrowingTask, tried: Tried) -> _More:
@@ -149,7 +162,7 @@ class Growing:
         verified = await asyncio.to_thread(self._verify, planned, task, done)
         return _More(planned, verified, frozenset(each.key for each in blocked))
 
-    async def _store(self, task: GrowingTask, more: _More, incarnation: UUID) -> None:
+    async def _store(self, task: GrowingTask, more: _More, incarnation: UUID, tries: Tries) -> None:
         planned, verified = more.planned, more.verified
         known = ids_of(subtasks_of(task.plan))
         committed: Committed | None = None
@@ -163,7 +176,8 @@ class Growing:
             except Stale as error:
                 if error.code != growth.NOT_BLOCKED:
                     raise
-        await self._tell(task, planned)
+        # What is committed by then is not committed again: nothing of what follows may be left out for a line.
+        await tries.tell(planned.notes, planned.calls, planned.source)
         if committed is None:
             await self._stop(task, incarnation)
         else:
@@ -179,14 +193,18 @@ class Growing:
         known = frozenset(ids_of(before))
         return self._judge.verify(whole, task.options, done=known, unusable=known - done)
 
-    async def _give_up(self, task: GrowingTask, incarnation: UUID, error: Exception, tried: Tried) -> None:
-        why = error.message if isinstance(error, RayloomError) else type(error).__name__
-        tried = (error.tried if isinstance(error, RayloomError) else None) or tried
-        lines = planning_lines(task.task_id, tried.notes, tried.calls)
-        lines += planning_lines(task.task_id, (f"no other plan could be made: {why}",), (), level="WARNING")
-        await append_if_taken(self._engine, lines)
+    async def _give_up(self, task: GrowingTask, incarnation: UUID, given_up: _GivenUp, tries: Tries) -> None:
+        error = given_up.error
+        tried = (error.tried if isinstance(error, RayloomError) else None) or tries.tried
+        if not given_up.is_told:
+            why = error.message if isinstance(error, RayloomError) else type(error).__name__
+            await tries.tell(tried.notes, tried.calls)
+            line = planning_lines(task.task_id, (f"no other plan could be made: {why}",), (), level="WARNING")
+            await append_if_taken(self._engine, line)
+            given_up.is_told = True
         if isinstance(error, RayloomError) and error.code == BUDGET_EXCEEDED:
             # With a higher one it goes on from here.
+            await tries.keep(tried)
             info = ErrorInfo.from_exception(error)
             await self._tell_others(await retries.refuse_growth(self._engine, task.task_id, incarnation, info))
         else:
@@ -199,11 +217,6 @@ class Growing:
         await self._backlog.add(committed.queued, tasks=committed.touched)
         if committed.closed:
             self._on_closed()
-
-    async def _tell(self, task: GrowingTask, planned: Planned) -> None:
-        # What is committed by then is not committed again: nothing of what follows may be left out for a line.
-        lines = planning_lines(task.task_id, planned.notes, planned.calls, planned.source)
-        await append_if_taken(self._engine, lines)
 
 
 def _reached(subtask: Grown) -> Reached:

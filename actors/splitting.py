@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,14 +17,15 @@ from rayloom.actors.backlog import Backlog
 from rayloom.actors.beginning import Beginning
 from rayloom.actors.jobs import Jobs
 from rayloom.actors.judge import Judge
+from rayloom.actors.tries import Tries
 from rayloom.dag.decision import QUOTA_EXCEEDED
-from rayloom.dag.errors import Bug, ErrorInfo, InvalidPlan, RayloomError, Stale, Transient
+from rayloom.dag.errors import Bug, ErrorInfo, InvalidPlan, RayloomError, Refused, Stale, Transient
 from rayloom.dag.log_line import LogLine
 from rayloom.dag.planned import Planned
 from rayloom.dag.planning.beginning import held_back, joined
 from rayloom.dag.ports import PARSER_BROKE
 from rayloom.dag.replan import PlannerPort
-from rayloom.dag.tried import NOTHING_TRIED, PlanCall, Tried
+from rayloom.dag.tried import Kept, Tried
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.db import growth, incarnations, task_moves
@@ -63,6 +64,15 @@ class _Made:
     replans: int
     dropped: tuple[str, ...]
     """What has begun, and is no part of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """That there is no plan: why, and what was tried for one. ``goes_on``: who retries the task goes on from that."""
+
+    error: Exception
+    tried: Tried
+    goes_on: bool = False
 
 
 class Splitting:
@@ -139,33 +149,34 @@ class Splitting:
         broken: list[Exception] = []
         away = Away()
         beginning = Beginning(self._engine, self._blobs, self._backlog, self._judge, task, incarnation)
-        made: _Made | None = None
-        tried = NOTHING_TRIED
+        made: _Made | _Failed | None = None
+        tries = Tries(self._engine, task.task_id, incarnation, task.kept)
         while True:
+            if len(broken) >= BROKEN_MAX:
+                made = _Failed(broken[-1], tries.tried)
             try:
-                if len(broken) >= BROKEN_MAX:
-                    await self._fail(task, incarnation, broken[-1], tried)
-                    return
                 # What was with the parser when it broke goes alone from then on: the one that breaks it shall not
                 # take the others with it.
                 if made is None:
                     async with self._suspected if broken else nullcontext():
-                        made = await self._plan(task, incarnation, beginning, tried)
-                # What the parser has made once is kept: only to store it is tried again.
-                if made is not None:
-                    # What is stored goes to the queue, though by then it is split no longer.
-                    self._jobs.settle(task.task_id)
+                        made = await self._plan(task, beginning, tries)
+                # What came of it is kept, be it a plan or none: only to write it down is tried again.
+                # What is stored goes to the queue, though by then it is split no longer.
+                self._jobs.settle(task.task_id)
+                if isinstance(made, _Failed):
+                    await self._fail(task, incarnation, made, tries)
+                else:
                     await self._store(task, made, incarnation, beginning)
                 return
             except Transient as error:
                 _log.warning("split.again", extra={"task_id": str(task.task_id), "error": error.message})
                 # What is paid for is gone on from. A parser that broke says nothing of it.
-                tried = error.tried or tried
+                await tries.heard(error)
                 if error.code.startswith(WAITED_FOR):
                     pause_s = away.pause_s(error, asyncio.get_running_loop().time())
                     if pause_s is None:
-                        await self._fail(task, incarnation, error, tried)
-                        return
+                        made = _Failed(error, tries.tried, goes_on=True)
+                        continue
                     await self._wait(task, error, pause_s, is_told=away.is_to_be_told)
                     continue
                 if error.code == PARSER_BROKE:
@@ -191,8 +202,8 @@ class Splitting:
             await append_if_taken(self._engine, [line])
         await self._jobs.pause(task.task_id, pause_s)
 
-    async def _plan(self, task: TaskToSplit, incarnation: UUID, beginning: Beginning, tried: Tried) -> _Made | None:
-        """What the parser and the rules make of it; None where the task has ended over that."""
+    async def _plan(self, task: TaskToSplit, beginning: Beginning, tries: Tries) -> _Made | _Failed:
+        """What the parser and the rules make of it."""
         await self._backlog.add((), tasks=[str(task.task_id)])
         planned: Planned | None = None
         try:
@@ -200,22 +211,21 @@ class Splitting:
                 task_id=task.task_id, user_id=task.user_id, key_id=task.key_id, prompt=task.prompt,
                 context=task.context, options=task.options, p50_s=await self._p50_s(), begun=beginning.begun,
             )  # fmt: skip
-            planned = await beginning.planned(self._parser, replace(request, tried=tried))
-            whole, begun = joined(planned.plan, beginning.begun), beginning.begun
+            request = replace(request, tried=tries.tried, begun=beginning.usable)
+            planned, begun = await beginning.planned(self._parser, request), beginning.begun
+            whole = joined(planned.plan, begun, beginning.lost)
             planned = replace(planned, joiner=whole.renamed.get(planned.joiner, planned.joiner))
             plan = held_back(whole.plan, begun) if begun and planned.over_budget else whole.plan
             verified = await asyncio.to_thread(self._judge.verify, plan, task.options, done=beginning.ids)
         except (Transient, Stale):
             raise
         except RayloomError as error:
-            if planned is not None:
-                tried = Tried(notes=planned.notes, calls=planned.calls)
-            await self._fail(task, incarnation, error, error.tried or tried)
-            return None
+            tried = tries.tried if planned is None else Tried(notes=planned.notes, calls=planned.calls)
+            return _Failed(error, error.tried or tried, goes_on=isinstance(error, Refused))
         hold = "over budget: " + "; ".join(planned.over_budget) if planned.over_budget else ""
         notes = (*planned.notes, *whole.notes, *((f"{hold}: the rest waits for approval",) if begun and hold else ()))
         # They are with the plan, too: a model is not asked again for a line of the log.
-        await append_if_taken(self._engine, planning_lines(task.task_id, notes, planned.calls, planned.source))
+        await tries.tell(notes, planned.calls, planned.source)
         # What its author laid out is not second-guessed; what a model made may be.
         replans = self._replans if planned.source == "model" else 0
         return _Made(verified, planned.meta(), hold, replans, whole.dropped)
@@ -247,11 +257,11 @@ class Splitting:
         )
         await self._backlog.add(queued, tasks=[str(task.task_id)])
 
-    async def _fail(self, task: TaskToSplit, incarnation: UUID, error: Exception, tried: Tried) -> None:
-        """End a task that there is no plan for. Its record tells all the same what was ``tried`` for one."""
-        self._jobs.settle(task.task_id)
-        info = ErrorInfo.from_exception(error)
-        if isinstance(error, InvalidPlan):
+    async def _fail(self, task: TaskToSplit, incarnation: UUID, failed: _Failed, tries: Tries) -> None:
+        """End a task that there is no plan for. Its record tells all the same what was tried for one."""
+        tried, info = failed.tried, ErrorInfo.from_exception(failed.error)
+        kept = Kept(tried=tried, told=tried).meta() if failed.goes_on else {}
+        if isinstance(failed.error, InvalidPlan):
             info = ErrorInfo(
                 code="PLAN_REFUSED", error_class="user", message=f"the plan of this prompt is refused: {info.message}",
                 retryable=False,
@@ -259,18 +269,9 @@ class Splitting:
         # Another may have taken the task over, and be running it by now: then what we found is of no interest.
         await task_moves.end_task(
             self._engine, task.task_id, status="FAILED", error=info, reason=info.message, splitter=incarnation,
-            meta=tried.meta(), lines=planning_lines(task.task_id, tried.notes, tried.calls),
+            meta=tried.meta() | kept, lines=tries.lines(tried.notes, tried.calls),
         )  # fmt: skip
         await self._backlog.add((), tasks=[str(task.task_id)])
-
-
-def planning_lines(
-    task_id: UUID, notes: Sequence[str], calls: Sequence[PlanCall], source: str = "model", *, level: str = "INFO"
-) -> list[LogLine]:
-    """What the log of a task says of its planning: each call of a model, and each note."""
-    at, id_, fields = datetime.now(UTC), str(task_id), JsonObject(source=source)
-    told = [LogLine(at=at, task_id=id_, message=call.line, stream="model", fields=call.as_json()) for call in calls]
-    return told + [LogLine(at=at, task_id=id_, message=note, level=level, fields=fields) for note in notes]
 
 
 @dataclass(slots=True)

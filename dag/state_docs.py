@@ -52,7 +52,7 @@ TASK_WHO: Final[Mapping[TaskEvent, tuple[str, str]]] = {
         "one to go on without, or the deadline has passed",
     ),
     TaskEvent.CANCEL: ("API", "somebody cancels the task"),
-    TaskEvent.RETRIED: ("API", "somebody retries what is BLOCKED, or what its budget kept from being planned"),
+    TaskEvent.RETRIED: ("API", "somebody retries what is BLOCKED, or what a budget or a model kept from being planned"),
     TaskEvent.REPLANNED: ("API", "somebody retries a task without a plan: a budget, or a model, did not allow one"),
 }
 

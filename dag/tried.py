@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Final
 
 from rayloom.dag.model import ModelUse
-from rayloom.dag.values import JsonObject
+from rayloom.dag.values import Json, JsonObject
+
+TRIED: Final = "tried"
+"""Where the record of a plan (`plan_meta`) has what its planning goes on from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,19 @@ class PlanCall:
             "faults": self.fault_count,
         }
 
+    @classmethod
+    def of_json(cls, stored: Any) -> PlanCall:
+        """The call that was stored so."""
+        use = ModelUse(**{name: stored[name] for name in ("tokens_in", "tokens_out", "cost_usd", "is_estimated")})
+        return cls(
+            purpose=stored["purpose"],
+            model=stored["model"],
+            use=use,
+            began_s=stored["began_s"],
+            duration_s=stored["duration_s"],
+            fault_count=stored["faults"],
+        )
+
     @property
     def line(self) -> str:
         """What the log says of it, in the stream ``model``."""
@@ -63,6 +80,42 @@ class Tried:
 
 
 NOTHING_TRIED = Tried()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What the record keeps for whoever plans next: the next life of a scheduler, or a retry.
+
+    ``told``: of the notes and calls of ``tried`` the first ones, which the log tells of already.
+    """
+
+    tried: Tried = NOTHING_TRIED
+    told: Tried = NOTHING_TRIED
+
+    def meta(self) -> JsonObject:
+        """As it is stored; nothing where there is no answer to go on from."""
+        tried, told = self.tried, self.told
+        if not tried.text:
+            return {}
+        calls: list[Json] = [call.as_json() for call in tried.calls]
+        kept: JsonObject = {"notes": list(tried.notes), "calls": calls, "text": tried.text}
+        return {TRIED: kept | {"told": [len(told.notes), len(told.calls)]}}
+
+    @classmethod
+    def of_meta(cls, meta: JsonObject | None) -> Kept:
+        """What was stored with the record of a plan."""
+        stored: Any = (meta or {}).get(TRIED)
+        if stored is None:
+            return NOTHING_KEPT
+        notes, calls = tuple(stored["notes"]), tuple(map(PlanCall.of_json, stored["calls"]))
+        notes_told, calls_told = stored["told"]
+        return cls(
+            tried=Tried(notes=notes, calls=calls, text=stored["text"]),
+            told=Tried(notes=notes[:notes_told], calls=calls[:calls_told]),
+        )
+
+
+NOTHING_KEPT = Kept()
 
 
 def calls_meta(calls: tuple[PlanCall, ...]) -> JsonObject:

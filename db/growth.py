@@ -21,6 +21,7 @@ from rayloom.dag.order import queue_score
 from rayloom.dag.plan import subtasks_of
 from rayloom.dag.planned import WHOLE
 from rayloom.dag.states import SubtaskStatus
+from rayloom.dag.tried import TRIED, Kept
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.db.attempts import INLINE_BYTES, Committed, committed_of
@@ -45,7 +46,10 @@ _DEAD = (SubtaskStatus.BLOCKED, SubtaskStatus.SKIPPED, SubtaskStatus.CANCELLED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrowingTask:
-    """A task that this incarnation sees to. ``replans_left``: so often it may grow again after this."""
+    """A task that this incarnation sees to. ``replans_left``: so often it may grow again after this.
+
+    ``superseded``: where its plan is not whole, the ids of what can't be part of it any more.
+    """
 
     task_id: UUID
     user_id: UUID
@@ -56,13 +60,19 @@ class GrowingTask:
     meta: JsonObject
     replans_left: int
     api_key_id: UUID | None
+    superseded: frozenset[str] = frozenset()
 
     def to_split(self) -> TaskToSplit:
         """The same for whoever has the rest of its plan made."""
         return TaskToSplit(
             task_id=self.task_id, user_id=self.user_id, prompt=self.prompt, context=self.context, options=self.options,
-            key_id=self.api_key_id, begun=tuple(subtasks_of(self.plan)),
+            key_id=self.api_key_id, begun=tuple(subtasks_of(self.plan)), lost=self.superseded, kept=self.kept,
         )  # fmt: skip
+
+    @property
+    def kept(self) -> Kept:
+        """What was tried before for what is to be added."""
+        return Kept.of_meta(self.meta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +107,14 @@ async def claim_growths(
             "SELECT * FROM claim_growths($1, $2, $3::uuid[], $4::uuid[], $5)",
             limit, incarnation, list(dead), list(busy), partial,
         )  # fmt: skip
+        superseded: dict[UUID, list[str]] = {}
+        if partial and rows:
+            of = await connection.fetch(
+                "SELECT parent_id, array_agg(key) AS keys FROM sub_tasks WHERE parent_id = ANY ($1) AND superseded "
+                "GROUP BY parent_id",
+                [row["id"] for row in rows],
+            )
+            superseded = {row["parent_id"]: row["keys"] for row in of}
     return tuple(
         GrowingTask(
             task_id=row["id"],
@@ -108,6 +126,7 @@ async def claim_growths(
             meta=row["plan_meta"],
             replans_left=row["replans_left"],
             api_key_id=row["api_key_id"],
+            superseded=frozenset(superseded.get(row["id"], ())),
         )
         for row in rows
     )
@@ -209,10 +228,10 @@ async def extend_plan(
         still_open = sum(new.status is not SubtaskStatus.SKIPPED for new in rows)
         await connection.execute(
             "UPDATE tasks SET plan = $2, subtask_count = subtask_count + $4, open_count = open_count + $5, "
-            "plan_meta = (plan_meta || $3::jsonb) - CASE WHEN $6 THEN 'partial' ELSE '' END, "
+            "plan_meta = (plan_meta || $3::jsonb) - CASE WHEN $6 THEN ARRAY['partial', $8] ELSE '{}' END, "
             "replans_left = coalesce($7, replans_left) WHERE id = $1",
             task_id, dump(plan.plan.model_dump(mode="json", exclude_unset=True)), dump(meta | shape_of_plan(plan)),
-            len(rows), still_open, is_last, replans,
+            len(rows), still_open, is_last, replans, TRIED,
         )  # fmt: skip
         said = f"{len(rows)} more subtasks, width {plan.width}"
         said = f"{WHOLE}: {said}" if is_last and not goes_around else said

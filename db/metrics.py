@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import and_, func, literal, select, union_all
+from sqlalchemy import Integer, and_, cast, func, literal, select, union_all
 
 from rayloom.dag.states import TaskStatus
 from rayloom.db.reader import ReadSource, reading
@@ -27,9 +27,9 @@ class Counts:
 
 async def read_counts(source: ReadSource) -> Counts:
     """Everything counted now. Raises Transient when the database is away."""
-    by_status = select(
-        tasks.c.status, func.count(), func.coalesce(func.sum(tasks.c.subtask_count - tasks.c.open_count), 0)
-    ).group_by(tasks.c.status)
+    # A plan that grows is one more that is open.
+    settled = tasks.c.subtask_count - tasks.c.open_count + cast(tasks.c.growth.is_not(None), Integer)
+    by_status = select(tasks.c.status, func.count(), func.coalesce(func.sum(settled), 0)).group_by(tasks.c.status)
     # Each condition is that of a partial index: the settled rows, which are nearly all, are never looked at.
     waiting = and_(sub_tasks.c.status == "QUEUED", sub_tasks.c.incarnation.is_(None))
     handed_over = and_(sub_tasks.c.status == "QUEUED", sub_tasks.c.incarnation.is_not(None))

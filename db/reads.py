@@ -61,6 +61,7 @@ async def list_tasks(
     columns = (
         tasks.c.id, tasks.c.user_id, tasks.c.title, tasks.c.status, tasks.c.priority, tasks.c.labels, tasks.c.error,
         tasks.c.subtask_count, tasks.c.open_count, tasks.c.created_at, tasks.c.started_at, tasks.c.finished_at,
+        tasks.c.growth, tasks.c.plan_meta["partial"].is_not(None).label("is_partial"),
     )  # fmt: skip
     statement = select(*columns).where(tasks.c.user_id == user_id, *_conditions(wanted))
     if after is not None:
@@ -116,6 +117,11 @@ class TaskDetails:
     subtasks: Sequence[Record]
     missing: Sequence[str]
     told: Record | None
+
+    @property
+    def plan_is_open(self) -> bool:
+        """Whether more subtasks may come: the plan is still being written, or added to, or never became whole."""
+        return self.task.growth is not None or (self.task.plan_meta or {}).get("partial") is True
 
 
 async def task_details(engine: AsyncEngine, task_id: UUID, user_id: UUID, *, limit: int) -> TaskDetails | None:

@@ -148,7 +148,8 @@ async def refuse_growth(engine: AsyncEngine, task_id: UUID, incarnation: UUID, e
 async def plan_again(engine: AsyncEngine, task_id: UUID, *, budget: JsonObject | None, reason: str) -> str | None:
     """Have a task planned again that failed over that, with another budget; its status, or None where it can't be.
 
-    Either there is no plan yet, or its budget refused what it was to grow by.
+    Either there is no plan yet, or only the beginning of one, of which what is done stays; or its budget refused what
+    it was to grow by.
     """
     try:
         async with driver(engine) as connection, connection.transaction():

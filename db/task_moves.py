@@ -14,6 +14,7 @@ from rayloom.dag.errors import ErrorInfo, Stale
 from rayloom.dag.log_line import LogLine
 from rayloom.dag.output import clean_text, sanitise
 from rayloom.dag.states import TaskEvent
+from rayloom.dag.tried import NOTHING_KEPT, TRIED, Kept
 from rayloom.dag.values import JsonObject
 from rayloom.db import halt as halts
 from rayloom.db.engine import driver, dump, dump_error
@@ -48,6 +49,10 @@ class TaskToSplit:
     """The API key that it came with; None where there was none."""
     begun: tuple[JsonObject, ...] = ()
     """What of its plan has begun already, while that never became whole."""
+    lost: frozenset[str] = frozenset()
+    """The ids of what has begun that can't be part of any plan: it was ended, and its task retried."""
+    kept: Kept = NOTHING_KEPT
+    """What was tried for its plan before."""
 
 
 async def end_task(
@@ -64,8 +69,8 @@ async def end_task(
     """End a task from outside: cancelled by its user, or failed by its deadline or its splitting.
 
     ``splitter``: end it only while this incarnation is splitting it, whether or not its plan has begun. Raises Stale
-    (``TASK_MOVED_ON``) when it is not. ``meta``: what was done for a plan, where there is none, or none that is whole;
-    ``lines``: what its log says of that.
+    (``TASK_MOVED_ON``) when it is not. ``meta``: what was done for a plan, where there is none, or none that is whole
+    (what was kept of it before goes); ``lines``: what its log says of that.
     """
     event = TaskEvent.CANCEL if status == "CANCELLED" else TaskEvent.GAVE_UP
     async with driver(engine) as connection, connection.transaction():
@@ -74,8 +79,8 @@ async def end_task(
         if meta:
             # Its notes may quote anything: what PostgreSQL refuses in them must keep no task from ending.
             await connection.execute(
-                "UPDATE tasks SET plan_meta = coalesce(plan_meta, '{}') || $2::jsonb WHERE id = $1",
-                task_id, dump(sanitise(meta)),
+                "UPDATE tasks SET plan_meta = coalesce(plan_meta, '{}') - $3::text || $2::jsonb WHERE id = $1",
+                task_id, dump(sanitise(meta)), TRIED,
             )  # fmt: skip
         await connection.execute("SELECT FROM tasks WHERE id = $1 FOR NO KEY UPDATE", task_id)
         halt = await halts.look(connection, task_id)
@@ -125,6 +130,16 @@ async def must_be_splitting(
     return row
 
 
+async def keep_tried(engine: AsyncEngine, task_id: UUID, incarnation: UUID, kept: Kept) -> None:
+    """Keep in the record of a plan what its planning goes on from. Nothing where another sees to it by now."""
+    async with driver(engine) as connection:
+        await connection.execute(
+            "UPDATE tasks SET plan_meta = coalesce(plan_meta, '{}') - $4::text || $3::jsonb "
+            "WHERE id = $1 AND incarnation = $2",
+            task_id, incarnation, dump(sanitise(kept.meta())), TRIED,
+        )  # fmt: skip
+
+
 async def moved_on(engine: AsyncEngine, tasks: Sequence[UUID], *, incarnation: UUID) -> frozenset[UUID]:
     """Those of ``tasks`` that this incarnation no longer sees to, whether it split them or had their plans grow."""
     async with driver(engine) as connection:
@@ -164,7 +179,7 @@ async def claim_tasks(
     """
     async with driver(engine) as connection:
         rows = await connection.fetch(
-            "SELECT id, user_id, original_prompt, context, options, api_key_id "
+            "SELECT id, user_id, original_prompt, context, options, api_key_id, plan_meta "
             "FROM claim_tasks($1, $2, $3, $4::uuid[], $5::uuid[])",
             limit,
             incarnation,
@@ -180,6 +195,7 @@ async def claim_tasks(
             context=row["context"],
             options=row["options"],
             key_id=row["api_key_id"],
+            kept=Kept.of_meta(row["plan_meta"]),
         )
         for row in rows
     )

@@ -24,8 +24,11 @@ def output_url(task_id: object, key: str) -> str:
     return f"/api/v1/tasks/{task_id}/subtasks/{quote(key, safe='')}/output"
 
 
-def progress(by_status: Mapping[str, int]) -> Shown:
-    """Subtasks counted by status, and the share that is COMPLETED."""
+def progress(by_status: Mapping[str, int], *, plan_is_open: bool = False) -> Shown:
+    """Subtasks counted by status, and the share that is COMPLETED.
+
+    A plan that is open counts in that share like one more that is not: what it will still have nobody knows.
+    """
     total = sum(by_status.values())
     completed = by_status.get(SubtaskStatus.COMPLETED, 0)
     counts = {status.lower(): by_status.get(status, 0) for status in SubtaskStatus}
@@ -33,7 +36,7 @@ def progress(by_status: Mapping[str, int]) -> Shown:
     for name in ("completed", "running", "queued", "ready", "pending", "awaiting_approval", "failed", "blocked",
                  "skipped", "cancelled"):  # fmt: skip
         shown[name] = counts[name]
-    shown["percent"] = round(100 * completed / total, 1) if total else 0.0
+    shown["percent"] = round(100 * completed / (total + plan_is_open), 1) if total else 0.0
     return shown
 
 
@@ -53,7 +56,8 @@ def details(found: TaskDetails, result: object, kept: Mapping[str, bytes]) -> Sh
         "finished_at": task.finished_at,
         "deadline_at": task.deadline_at,
         "forked_from": task.options.get("forked_from"),
-        "progress": progress(by_status),
+        "plan_open": found.plan_is_open,
+        "progress": progress(by_status, plan_is_open=found.plan_is_open),
         "usage": {"tokens": task.tokens_used, "cost_usd": task.cost_usd},
         "subtasks": [subtask(task.id, row, kept) for row in subtasks],
         "subtasks_next_cursor": subtask_cursor(subtasks[-1]) if len(subtasks) < total and subtasks else None,
@@ -90,7 +94,8 @@ def cancelled(task_id: object, halt: Halt) -> Shown:
 
 def task_item(row: Record) -> Shown:
     """A task in a list."""
-    settled = row.subtask_count - row.open_count
+    # A plan that grows is one more that is open.
+    settled = row.subtask_count - row.open_count + (row.growth is not None)
     return {
         "task_id": row.id,
         "user_id": row.user_id,
@@ -101,6 +106,7 @@ def task_item(row: Record) -> Shown:
         "created_at": row.created_at,
         "started_at": row.started_at,
         "finished_at": row.finished_at,
+        "plan_open": row.growth is not None or row.is_partial,
         "subtasks": {"total": row.subtask_count, "settled": settled},
         "error": row.error,
     }

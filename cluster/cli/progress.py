@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from rayloom.dag.values import JsonObject
 
+PLAN_OPEN = "the plan is not whole"
 FINAL = frozenset({"COMPLETED", "CANCELLED"})
 SETTLED = frozenset({"COMPLETED", "BLOCKED", "SKIPPED", "CANCELLED"})
 
@@ -31,12 +32,16 @@ class WatchedSubtask:
 
 @dataclass(slots=True, kw_only=True)
 class WatchedTask:
-    """The whole task. ``stale`` says that its details must be read again: its plan has appeared."""
+    """The whole task. ``plan_open``: more subtasks may come.
+
+    ``stale`` says that its details must be read again: its plan has appeared.
+    """
 
     task_id: str
     title: str = ""
     status: str = "PENDING"
     total: int = 0
+    plan_open: bool = False
     subtasks: dict[str, WatchedSubtask] = field(default_factory=dict)
     stale: bool = False
     clock: Callable[[], float] = time.monotonic
@@ -53,6 +58,7 @@ class WatchedTask:
             if isinstance(row, dict):
                 subtask = self._subtask(row)
                 subtasks[subtask.id] = subtask
+        self.plan_open = details.get("plan_open") is True
         self.total = total if isinstance(total, int) else len(subtasks)
         self.subtasks = subtasks
         self.stale = False

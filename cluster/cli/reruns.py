@@ -26,7 +26,7 @@ def retry(
 ) -> None:
     """Run again what is BLOCKED of a task, and what was SKIPPED for it; what has completed is kept.
 
-    A task that failed before it had a plan is planned again.
+    A task that failed before it had a whole plan is planned again.
     """
     body: JsonObject = {}
     if subtask:

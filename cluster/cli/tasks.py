@@ -22,6 +22,7 @@ from rayloom.cluster.cli.options import (
     tell_more,
 )
 from rayloom.cluster.cli.output import Output, items_of, one_line, seconds
+from rayloom.cluster.cli.progress import PLAN_OPEN
 from rayloom.cluster.cli.subtasks import show_subtask
 from rayloom.cluster.cli.watching import show_end, watch_task
 from rayloom.dag.values import Json, JsonObject
@@ -198,6 +199,7 @@ def _tools(allow: list[str] | None, deny: list[str] | None) -> JsonObject:
 def _row(item: JsonObject) -> tuple[object, ...]:
     subtasks = item.get("subtasks")
     shown = f"{subtasks.get('settled')}/{subtasks.get('total')}" if isinstance(subtasks, dict) else ""
+    shown += "+" if item.get("plan_open") is True else ""
     title = one_line(item.get("title") or item.get("prompt"))
     return (item.get("task_id"), item.get("status"), item.get("priority"), item.get("created_at"), shown, title[:80])
 
@@ -207,6 +209,7 @@ def _progress(task: JsonObject) -> str:
     if not isinstance(progress, dict):
         return ""
     counts = [f"{count} {name.replace('_', ' ')}" for name, count in progress.items() if name != "percent" and count]
+    counts += [PLAN_OPEN] if task.get("plan_open") is True else []
     return f"{progress.get('percent', 0)} % ({', '.join(counts)})"
 
 

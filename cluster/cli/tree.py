@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayloom.cluster.cli.output import STATUS_STYLES, one_line, seconds
-from rayloom.cluster.cli.progress import SETTLED, WatchedSubtask, WatchedTask
+from rayloom.cluster.cli.progress import PLAN_OPEN, SETTLED, WatchedSubtask, WatchedTask
 
 MARKS = {
     "COMPLETED": "✔",
@@ -101,6 +101,8 @@ class TaskPicture:
         said = f"{settled}/{total}" + "".join(
             f"  {counts[status]} {status.lower().replace('_', ' ')}" for status in _INTEREST if counts[status]
         )
+        if self._task.plan_open:
+            said, total = f"{said}  {PLAN_OPEN}", total + 1
         grid.add_row(ProgressBar(total=max(total, 1), completed=settled, width=max(10, min(40, width // 3))), said)
         return grid
 

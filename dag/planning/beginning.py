@@ -8,7 +8,7 @@ otherwise, is dropped: it only reads, so nothing has to be undone.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -99,8 +99,8 @@ class Joined:
     renamed: Mapping[str, str] = field(default_factory=dict)
 
 
-def joined(plan: JsonObject, begun: Sequence[JsonObject]) -> Joined:
-    """What a plan is with what has begun before it was whole."""
+def joined(plan: JsonObject, begun: Sequence[JsonObject], lost: Collection[str] = ()) -> Joined:
+    """What a plan is with what has begun before it was whole. ``lost``: ids of what was ended before it was done."""
     if not begun:
         return Joined(plan=plan)
     planned, first = by_id(subtasks_of(plan)), by_id(begun)
@@ -108,14 +108,15 @@ def joined(plan: JsonObject, begun: Sequence[JsonObject]) -> Joined:
     kept: set[str] = set()
     for id_, subtask in first.items():
         earlier = above(id_, needed)
-        is_same = id_ in planned and _work(planned[id_]) == _work(subtask)
+        is_same = id_ not in lost and id_ in planned and _work(planned[id_]) == _work(subtask)
         if is_same and earlier <= kept and above(id_, needs) == earlier:
             kept.add(id_)
     names = {id_: id_ for id_ in planned}
     notes: list[str] = []
     for id_ in [each for each in planned if each in first and each not in kept]:
         names[id_] = numbered(id_, {*names.values(), *first})
-        notes.append(f"`{id_}` had begun as something else: what the plan has by that id is `{names[id_]}`")
+        how = "and was ended before it was done" if id_ in lost else "as something else"
+        notes.append(f"`{id_}` had begun {how}: what the plan has by that id is `{names[id_]}`")
     dropped = tuple(id_ for id_ in first if id_ not in kept)
     if dropped:
         notes.append(f"had begun, and is no part of the plan any more: {', '.join(dropped)}")

@@ -58,11 +58,11 @@ def judge_more(text: str, request: ReplanRequest, *, language: str) -> Verdict:
     before = subtasks_of(request.plan)
     known = ids_of(before)
     told = told_to_all(asked.prompt, asked.context)
-    reading = read_plan(subtasks, asked.tools, before=before, told=told)
+    done = frozenset(each.key for each in request.reached if each.is_done)
+    reading = read_plan(subtasks, asked.tools, before=before, given_up=set(known) - done, told=told)
     notes = found.notes + reading.notes
     if reading.faults:
         return Verdict(brief=brief, notes=notes, faults=reading.faults)
-    done = frozenset(each.key for each in request.reached if each.is_done)
 
     def verified_with(added: Sequence[JsonObject]) -> VerifiedPlan:
         return verify(

@@ -8,16 +8,18 @@ a fault here.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from rayloom.dag.errors import Fault
 from rayloom.dag.json_text import faults_of
 from rayloom.dag.kinds import CODE_TOOL
+from rayloom.dag.planning.ids import Ids, said_of
 from rayloom.dag.planning.inputs import InputMender
-from rayloom.dag.planning.names import clean_id, meant_tool, numbered, one_off, sound_of
+from rayloom.dag.planning.names import meant_tool, one_off, sound_of
 from rayloom.dag.planning.passed import result_of
+from rayloom.dag.planning.written import ids_of
 from rayloom.dag.references import REF, scan
 from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import Json, JsonObject
@@ -57,21 +59,25 @@ class Reading:
 
 
 def read_plan(
-    raw: Json, tools: Mapping[str, ToolView], *, before: Sequence[JsonObject] = (), told: JsonObject | None = None
+    raw: Json,
+    tools: Mapping[str, ToolView],
+    *,
+    before: Sequence[JsonObject] = (),
+    given_up: Collection[str] = (),
+    told: JsonObject | None = None,
 ) -> Reading:
     """The plan in the list of subtasks that a model gave. Never raises, whatever ``raw`` is.
 
-    ``before``: subtasks that there are already; these are added to them. ``told``: what the input of everything that a
-    model does has besides.
+    ``before``: subtasks that there are already; these are added to them. ``given_up``: ids of those of them that gave
+    nothing. ``told``: what the input of everything that a model does has besides.
     """
-    reader = PlanReader(tools, before=before, told=told)
     if not isinstance(raw, list) or not raw:
-        return Reading(
-            plan={"subtasks": []}, notes=(), faults=(Fault("/subtasks", "is empty: plan at least one"),), places=()
-        )
+        return _unread("is empty: plan at least one")
     if len(raw) > MAX_PLANNED:
         said = f"has {len(raw):,} subtasks, at most {MAX_PLANNED} are planned at once: do more in each"
-        return Reading(plan={"subtasks": []}, notes=(), faults=(Fault("/subtasks", said),), places=())
+        return _unread(said)
+    ids = Ids(ids_of(before), given_up=given_up, ahead=raw if before else ())
+    reader = PlanReader(tools, ids, before=before, told=told)
     for item in raw:
         reader.add(item)
     return reader.finish()
@@ -83,15 +89,15 @@ class PlanReader:
     def __init__(
         self,
         tools: Mapping[str, ToolView],
+        ids: Ids | None = None,
         *,
         before: Sequence[JsonObject] = (),
         told: JsonObject | None = None,
     ) -> None:
-        self._tools, self._told = tools, told or {}
-        self._ids: dict[str, str] = {str(each["id"]): str(each["id"]) for each in before}
+        self._tools, self._told, self._named = tools, told or {}, ids or Ids()
+        self._ids = self._named.meant
         self._results: dict[str, str] = {str(each["id"]): result_of(each) for each in before}
         self._taken: dict[str, JsonObject] = {}
-        self._raws: list[JsonObject] = []
         self._read: list[tuple[int, str, JsonObject]] = []
         self._notes: list[str] = []
         self._faults: list[Fault] = []
@@ -105,24 +111,13 @@ class PlanReader:
             self._faults.append(Fault(where, "is no object: give {id, tool, input, do, after}"))
             return None
         fields = self._fields(raw, where)
-        written = fields.get("id")
-        said = (
-            written
-            if isinstance(written, str)
-            else ""
-            if written is None or isinstance(written, bool)
-            else str(written)
-        )
+        said = said_of(fields)
         if said and self._taken.get(said) == fields:
             self._note(f"`{said}` was given twice, the same: one is left out")
             return None
-        id_ = numbered(clean_id(said) or f"s{place + 1}", self._ids.values())
+        id_ = self._named.add(said, place)
         if id_ != said:
             self._note(f"the id `{said}` of subtask {place + 1} is written `{id_}`")
-        # The first that has an id is the one that others mean by it.
-        if said and said not in self._ids:
-            self._ids[said] = id_
-        self._ids.setdefault(id_, id_)
         self._taken.setdefault(said, fields)
         self._read.append((place, id_, fields))
         return self._subtask(place, id_, fields, is_last=False)
@@ -135,6 +130,8 @@ class PlanReader:
     def finish(self) -> Reading:
         """The whole plan: what depends on later subtasks is known now."""
         subtasks = [self._subtask(place, id_, fields, is_last=True) for place, id_, fields in self._read]
+        for (place, _, _), subtask in zip(self._read, subtasks, strict=True):
+            self._faults += [Fault(f"/subtasks/{place}", doubt) for doubt in self._named.doubts(subtask)]
         return Reading(
             plan={"subtasks": list(subtasks)},
             notes=tuple(dict.fromkeys(self._notes))[:_MAX_NOTES],
@@ -288,6 +285,10 @@ class PlanReader:
         if not scan(given, known).references:
             seen |= {name: {REF: f"{name}.output{self._results.get(name, '')}"} for name in after if name in known}
         return {**seen, **given}
+
+
+def _unread(said: str) -> Reading:
+    return Reading(plan={"subtasks": []}, notes=(), faults=(Fault("/subtasks", said),), places=())
 
 
 def _type_of(tool: str, view: ToolView | None) -> str:

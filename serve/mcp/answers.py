@@ -23,7 +23,7 @@ class Error(Told):
 
 
 class Progress(Told):
-    """Subtasks counted by status, and the share that is COMPLETED."""
+    """Subtasks counted by status, and the share that is COMPLETED; a plan that is open counts in it like one more."""
 
     total: int
     completed: int
@@ -63,6 +63,7 @@ class Task(Told):
     started_at: str | None
     finished_at: str | None
     deadline_at: str | None
+    plan_open: bool = Field(description="more subtasks may come: the plan is still being made, or never became whole")
     progress: Progress
     subtasks: list[Subtask] = Field(description="the first of them, without their outputs")
     subtasks_next_cursor: str | None = Field(description="where `list_subtasks` goes on; null: these are all")

@@ -227,4 +227,7 @@ class _Progress:
         settled, total = sum(counts[name] for name in _SETTLED), counts["total"]
         if settled > self._told:
             self._told = settled
-            await self._tell(settled, total or None, f"{found.task.status}: {settled} of {total} subtasks")
+            # A plan that is open is one more that is not settled.
+            await self._tell(
+                settled, (total + found.plan_is_open) or None, f"{found.task.status}: {settled} of {total} subtasks"
+            )

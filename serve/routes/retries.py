@@ -55,7 +55,7 @@ class ForkBody(Body):
 async def retry(request: Request, task_id: str, user: Owner) -> Response:
     """Run again what is BLOCKED of a task, and what was SKIPPED for it; what has completed is kept.
 
-    A task that failed before it had a plan, and not over its prompt, is planned again.
+    A task that failed before it had a whole plan, and not over its prompt, is planned again.
     """
     body = await read_optional(request, RetryBody)
     call_of(request).allow(BULK_TIMEOUT_S)

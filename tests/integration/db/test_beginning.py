@@ -22,7 +22,7 @@ from rayloom.dag.ports import PARSER_BROKE, ToolSnapshot
 from rayloom.dag.replan import ReplanRequest
 from rayloom.dag.tried import Tried
 from rayloom.dag.values import JsonObject
-from rayloom.db import growth
+from rayloom.db import growth, retries
 from rayloom.db.incarnations import begin_incarnation, end_incarnation
 from rayloom.db.submit import NewTask, accept_plan, submit_task
 from rayloom.db.task_moves import end_task
@@ -453,3 +453,100 @@ async def test_two_prompts_begin_side_by_side(spine: Spine) -> None:
     await bench.through()
     for task_id in tasks:
         assert (await finished(spine, task_id))["status"] == "COMPLETED"
+
+
+AWAY = Transient("MODEL_UNAVAILABLE", "away")
+
+
+async def _ended(spine: Spine, monkeypatch: pytest.MonkeyPatch, *steps: Step) -> tuple[Bench, UUID]:
+    """A task that has begun with A and B, and failed as its model was away too long."""
+    monkeypatch.setattr(splitting, "AWAY_MAX_S", -1.0)
+    bench = Bench(spine, [A, B, *steps, AWAY])
+    task_id = await bench.submit()
+    await bench.through()
+    assert ((await spine.task(task_id))["status"], bench.parser.answers) == ("FAILED", [])
+    return bench, task_id
+
+
+async def _again(spine: Spine, task_id: UUID) -> str | None:
+    return await retries.plan_again(spine.engine, task_id, budget=None, reason="retried")
+
+
+async def test_a_retry_plans_on_and_what_is_done_is_never_done_again(
+    spine: Spine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        (task,) = await spine.rows("SELECT id FROM tasks WHERE user_id = $1", spine.user_id)
+        await spine.succeed((await spine.claim(task["id"]))["a"], output=1)
+
+    bench, task_id = await _ended(spine, monkeypatch, run)
+    assert await spine.statuses(task_id) == {"a": "COMPLETED", "b": "CANCELLED"}
+    assert await _again(spine, task_id) == "PROCESSING"
+    assert await _again(spine, task_id) is None
+    row = await spine.task(task_id)
+    assert (row["growth"], row["open_count"], row["error"], row["finished_at"]) == ("due", 1, None, None)
+    await spine.audit()
+    bench.parser.answers = [[AWAY]]
+    await bench.through()
+    # It failed over the same once more.
+    assert (await spine.task(task_id))["status"] == "FAILED"
+    assert await _again(spine, task_id) == "PROCESSING"
+    bench.parser.answers = [[planned(A, B, WRITE)]]
+    await bench.through()
+    assert [(how, asked.begun, asked.may_begin) for how, asked in bench.parser.asked[1:]] == [("plan", (A,), False)] * 2
+    assert await spine.statuses(task_id) == {"a": "COMPLETED", "b": "CANCELLED", "b_2": "QUEUED", "w": "READY"}
+    assert "`b` had begun and was ended before it was done" in (await spine.notes(task_id))[None]  # type: ignore[index]
+    task = await finished(spine, task_id)
+    assert (task["status"], task["result"]) == ("COMPLETED", "x")
+    assert (await spine.subtask(task_id, "a"))["attempt"] == 1
+    assert (await spine.subtask(task_id, "w"))["dependencies"] == ["b_2"]
+    assert await spine.events(task_id) == [
+        (None, "PENDING"), ("PENDING", "SPLITTING"), ("SPLITTING", "READY"), ("READY", "PROCESSING"),
+        ("PROCESSING", "FAILED"), ("FAILED", "PROCESSING"), ("PROCESSING", "FAILED"), ("FAILED", "PROCESSING"),
+        ("PROCESSING", "COMPLETED"),
+    ]  # fmt: skip
+
+
+async def test_of_a_retried_beginning_nothing_that_failed_is_in_the_way(
+    spine: Spine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def block() -> None:
+        (task,) = await spine.rows("SELECT id FROM tasks WHERE user_id = $1", spine.user_id)
+        await spine.fail((await spine.claim(task["id"]))["a"])
+
+    bench, task_id = await _ended(spine, monkeypatch, block)
+    assert await spine.statuses(task_id) == {"a": "BLOCKED", "b": "SKIPPED"}
+    assert await _again(spine, task_id) == "PROCESSING"
+    await spine.audit()
+    # It begins once: what is whole of the next answer waits for all of it, though nothing of the first is left.
+    bench.parser.answers = [[planned(A)]]
+    await bench.through()
+    ((how, request),) = bench.parser.asked[1:]
+    assert (how, request.begun, request.may_begin) == ("plan", (), False)
+    assert await spine.statuses(task_id) == {"a": "BLOCKED", "b": "SKIPPED", "a_2": "QUEUED"}
+    task = await finished(spine, task_id, output=7)
+    assert (task["status"], task["result"]) == ("COMPLETED", 7)
+
+
+async def test_a_retried_beginning_goes_on_from_the_answer_that_was_paid_for(
+    spine: Spine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = Transient("MODEL_UNAVAILABLE", "away")
+    away.tried = Tried(notes=("what was wrong",), text="{}")
+    monkeypatch.setattr(splitting, "AWAY_MAX_S", -1.0)
+    bench = Bench(spine, [A, away], [planned(A, B)])
+    task_id = await bench.submit()
+    await bench.through()
+    assert await _again(spine, task_id) == "PROCESSING"
+    await bench.through()
+    assert [request.tried for _, request in bench.parser.asked] == [Tried(), away.tried]
+    assert (await finished(spine, task_id))["status"] == "COMPLETED"
+
+
+@pytest.mark.parametrize("error", [NeedsClarification(["Which?"]), UserError("PLAN_FAILED", "no plan")])
+async def test_a_beginning_whose_prompt_can_not_be_planned_is_not_planned_again(spine: Spine, error: Exception) -> None:
+    bench = Bench(spine, [A, error])
+    task_id = await bench.submit()
+    await bench.through()
+    assert await _again(spine, task_id) is None
+    assert (await spine.task(task_id))["status"] == "FAILED"

@@ -121,6 +121,24 @@ async def test_a_task_that_has_no_plan_is_planned_again_with_the_budget_that_is_
     assert (await me.http.post(path)).status_code == 409
 
 
+async def test_a_task_whose_plan_had_begun_is_planned_on_and_keeps_what_is_done(world: World) -> None:
+    me = await world.user()
+    task_id = await me.submit({"prompt": "do it"})
+    # As its splitter does it.
+    await world.claimed(task_id)
+    life, id_, blobs = world.incarnation, UUID(task_id), world.deps.backends.blobs
+    await claim_tasks(world.engine, incarnation=life, dead=(), limit=1_000, busy=())
+    await accept_plan(world.engine, blobs, id_, _planned("a", "b"), meta={}, incarnation=life, grows=True)
+    done, _ = await world.claimed(task_id)
+    await world.end([done], lambda item: item.key)
+    error = ErrorInfo(code="MODEL_UNAVAILABLE", error_class="transient", message="away", retryable=True)
+    await end_task(world.engine, id_, status="FAILED", error=error, reason="away", splitter=life)
+    answer = await me.http.post(f"/api/v1/tasks/{task_id}/retry")
+    assert (answer.status_code, answer.json()) == (202, {"task_id": task_id, "status": "PROCESSING", "retried": []})
+    assert sorted((await statuses(me, task_id)).values()) == ["CANCELLED", "COMPLETED"]
+    assert (await me.http.post(f"/api/v1/tasks/{task_id}/retry")).status_code == 409
+
+
 async def test_retries_of_a_task_at_once_run_it_once(world: World) -> None:
     me = await world.user()
     task_id = await stuck(world, me, "b", "c")

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import UUID
 
 import pytest
 from uuid_utils.compat import uuid7
 
+from rayloom.dag.plan import parse_plan
+from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import JsonObject
+from rayloom.dag.verify import verify
 from rayloom.db.attempts import report_phase
 from rayloom.db.engine import driver
+from rayloom.db.growth import extend_plan
+from rayloom.db.submit import accept_plan
+from rayloom.db.task_moves import claim_tasks
 from tests.integration.serve.world import DIAMOND, World, one
 
 
@@ -256,3 +263,28 @@ async def test_a_failed_task_says_why(world: World) -> None:
     assert shown["error"]["code"] == "SUBTASKS_BLOCKED"
     assert shown["progress"]["blocked"] == 1
     assert shown["progress"]["skipped"] == 3
+
+
+async def test_a_plan_that_is_not_whole_is_never_all_done(world: World) -> None:
+    me = await world.user()
+    task_id = await me.submit({"prompt": "do it"})
+    assert (await me.get(f"/tasks/{task_id}"))["plan_open"] is False
+    # As its splitter does it.
+    await world.claimed(task_id)
+    life, id_, blobs = world.incarnation, UUID(task_id), world.deps.backends.blobs
+    await claim_tasks(world.engine, incarnation=life, dead=(), limit=1_000, busy=())
+    plan = parse_plan({"subtasks": [{"id": "a", "type": "TOOL", "tool": "core.noop"}]})
+    begun = verify(plan, tools={"core.noop": ToolView(name="core.noop", schema={}, resources={})}, nodes=())
+    await accept_plan(world.engine, blobs, id_, begun, meta={}, incarnation=life, grows=True)
+
+    async def shown() -> tuple[bool, float, JsonObject, bool]:
+        details, (item,) = await me.get(f"/tasks/{task_id}"), (await me.get("/tasks"))["items"]
+        return details["plan_open"], details["progress"]["percent"], item["subtasks"], item["plan_open"]
+
+    assert await shown() == (True, 0.0, {"total": 1, "settled": 0}, True)
+    await world.end(await world.claimed(task_id), lambda _: "done")
+    assert await shown() == (True, 50.0, {"total": 1, "settled": 1}, True)
+    await extend_plan(
+        world.engine, blobs, id_, begun, known=("a",), incarnation=life, meta={}, is_last=True
+    )  # fmt: skip
+    assert await shown() == (False, 100.0, {"total": 1, "settled": 1}, False)

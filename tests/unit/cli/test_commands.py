@@ -101,6 +101,17 @@ def test_show_is_for_reading(rayloom: Rayloom, api: FakeApi, capsys: Capture) ->
     assert "join\tCOMPLETED\ttext.template\t1\t12 ms" in shown
 
 
+def test_a_plan_that_is_not_whole_is_said_to_be_none(rayloom: Rayloom, api: FakeApi, capsys: Capture) -> None:
+    task_id = api.add({"title": "tea"})
+    details = api.tasks[task_id].details
+    details |= {"plan_open": True, "progress": {"total": 1, "completed": 1, "percent": 50.0}}
+    assert rayloom("show", task_id) == 0
+    assert "progress\t50.0 % (1 total, 1 completed, the plan is not whole)" in capsys.readouterr().out
+    details["subtasks"] = {"total": 1, "settled": 1}
+    assert rayloom("list") == 0
+    assert "\t1/1+\t" in capsys.readouterr().out
+
+
 def test_logs_are_lines_also_while_they_come(rayloom: Rayloom, api: FakeApi, capsys: Capture) -> None:
     task_id = api.add({"title": "tea"})
     where = {"at": "2026-01-01T00:00:00.5Z", "level": "INFO", "stream": "stdout", "subtask": "join", "attempt": 2}

@@ -52,6 +52,19 @@ def test_the_picture_tells_states_durations_and_progress() -> None:
     assert "    · Join  core.echo  READY  + left" in drawn
 
 
+def test_a_plan_that_is_not_whole_is_never_drawn_as_done() -> None:
+    task = WatchedTask(task_id="t")
+    rows: list[Any] = [{"id": "a", "status": "COMPLETED", "depends_on": []}]
+    details: dict[str, Any] = {"status": "PROCESSING", "progress": {"total": 1}, "subtasks": rows}
+    task.load({**details, "plan_open": True})
+    beginning = _drawn(task)
+    assert "1/1  the plan is not whole" in beginning
+    task.load(details)
+    whole = _drawn(task)
+    assert "the plan is not whole" not in whole
+    assert 0 < beginning.count("━") < whole.count("━")
+
+
 def test_events_move_it() -> None:
     task = _task(start="COMPLETED")
     move: dict[str, Any] = {"subtask": "left", "to": "RUNNING", "phase": "EXECUTING", "attempt": 2, "reason": None}

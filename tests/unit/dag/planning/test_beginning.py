@@ -171,3 +171,11 @@ def test_an_approval_is_wanted_of_what_comes_first_of_the_rest() -> None:
     plan = held_back({"subtasks": [EARLY_A, EARLY_B, *rest]}, [EARLY_A, EARLY_B])
     verified = verify(parse_plan(plan), tools=VIEWS, nodes=())
     assert [each.needs_approval for each in verified.subtasks] == [False, False, True, False]
+
+
+def test_what_was_ended_is_done_anew_and_what_is_done_stays() -> None:
+    found = joined({"subtasks": [EARLY_A, EARLY_B, LATE]}, [EARLY_A, EARLY_B], lost={"b"})
+    assert (found.dropped, dict(found.renamed)) == (("b",), {"b": "b_2"})
+    assert ids_of(subtasks_of(found.plan)) == ("a", "b", "b_2", "s")
+    assert subtasks_of(found.plan)[-1] == LATE | {"input": {"to": ["x"], "body": "${a.output} ${b_2.output}"}}
+    assert found.notes[0].startswith("`b` had begun and was ended before it was done")

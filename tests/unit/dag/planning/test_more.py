@@ -75,6 +75,30 @@ def test_an_id_that_is_taken_is_numbered() -> None:
     assert added["id"] not in ("a", "b", "c")
 
 
+def test_who_names_what_gave_nothing_means_the_new_one_of_that_id() -> None:
+    verdict = judged(
+        {"id": "e", "tool": "any", "input": {"x": "${b.output.y}", "z": {"$ref": "c.output"}}, "after": ["b", "a"]},
+        {"id": "b", "tool": "any", "after": ["b"]},
+        {"id": "c!", "tool": "any"},
+        # That is its own id, and so nobody else's.
+        {"id": "b_2", "tool": "any", "after": ["b"]},
+    )
+    assert verdict.faults == ()
+    assert verdict.plan is not None
+    e, b, c, other = subtasks_of(verdict.plan)
+    assert (e["id"], b["id"], c["id"], other["id"]) == ("e", "b_3", "c_2", "b_2")
+    assert e["input"] == {"x": "${b_3.output.y}", "z": {"$ref": "c_2.output"}}
+    assert (b.get("depends_on", []), other["depends_on"]) == ([], ["b_3"])
+    assert "the id `b` of subtask 2 is written `b_3`" in verdict.notes
+
+
+@pytest.mark.parametrize("more", [{"after": ["a"]}, {"input": {"x": "${a.output}"}}])
+def test_who_may_mean_what_is_done_or_a_new_one_is_asked(more: JsonObject) -> None:
+    assert judged({"id": "a", "tool": "any"}, {"id": "d", "tool": "any"}).faults == ()
+    (fault,) = judged({"id": "a", "tool": "any"}, {"id": "d", "tool": "any", **more}).faults
+    assert (fault.pointer, fault.message[:24]) == ("/subtasks/1", "`a` is done, and a new s")
+
+
 @pytest.mark.parametrize(
     ("subtask", "pointer", "said"),
     [
