@@ -36,7 +36,9 @@ def progress(by_status: Mapping[str, int], *, plan_is_open: bool = False) -> Sho
     for name in ("completed", "running", "queued", "ready", "pending", "awaiting_approval", "failed", "blocked",
                  "skipped", "cancelled"):  # fmt: skip
         shown[name] = counts[name]
-    shown["percent"] = round(100 * completed / (total + plan_is_open), 1) if total else 0.0
+    whole = total + plan_is_open
+    # 100 is said of what is done, and of nothing else.
+    shown["percent"] = min(round(100 * completed / whole, 1), 100.0 if completed == whole else 99.9) if total else 0.0
     return shown
 
 
