@@ -98,7 +98,11 @@ async def test_an_mcp_server_is_registered_changed_and_removed(world: World) -> 
         ({"url": "http://gone/"}, "/url"),
         ({"timeout_s": 0}, "/timeout_s"),
         ({"env": {"A": 1}}, "/env/A"),
-        ({"auth": {"type": "basic"}}, "/auth"),
+        ({"auth": {"type": "basic"}}, "/auth/type"),
+        ({"auth": {}}, "/auth/type"),
+        ({"auth": "x"}, "/auth"),
+        ({"auth": {"type": "bearer"}}, "/auth/token"),
+        ({"auth": {"type": "bearer", "token": "x", "bearer": 1}}, "/auth/bearer"),
         ({"comand": ["x"]}, "/comand"),
     ],
 )
@@ -109,7 +113,7 @@ async def test_what_is_wrong_with_an_mcp_server_is_told_with_a_pointer(
     body = {"type": "MCP", "name": "odd", "transport": "http", "url": "http://there/mcp", **change}
     answer = await admin.http.post("/api/v1/tools/register", json=body)
     assert answer.status_code == 422, answer.text
-    assert answer.json()["errors"][0]["pointer"] == pointer
+    assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
     assert world.fakes.mcp.servers == {}
 
 
