@@ -35,6 +35,10 @@ class Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class _Nothing(Body):
+    pass
+
+
 async def read_object(request: Request) -> JsonObject:
     """The JSON object of a request.
 
@@ -56,6 +60,11 @@ async def read_body(request: Request, model: type[M]) -> M:
 async def read_optional(request: Request, model: type[M]) -> M:
     """The same where no body at all says as much as an empty object."""
     return await read_body(request, model) if (await request.body()).strip() else validated({}, model)
+
+
+async def expect_no_body(request: Request) -> None:
+    """For routes that take nothing: no body at all or an empty object. Raises Problem as ``read_body`` does."""
+    await read_optional(request, _Nothing)
 
 
 async def off_loop(size: int, work: Callable[[], T], *, at_most: int = THREAD_BYTES) -> T:

@@ -22,7 +22,7 @@ from rayloom.db.task_moves import end_task
 from rayloom.serve import cursors, shapes
 from rayloom.serve.apart import inline_outputs, shown_result
 from rayloom.serve.auth import Me, Owner
-from rayloom.serve.bodies import PLAN_THREAD_BYTES, off_loop, read_object, schema_of
+from rayloom.serve.bodies import PLAN_THREAD_BYTES, expect_no_body, off_loop, read_object, schema_of
 from rayloom.serve.cursors import Cursor, Limit
 from rayloom.serve.deps import Deps, ask, deps_of
 from rayloom.serve.gate import call_of
@@ -217,6 +217,7 @@ async def cancel(request: Request, task_id: str, user: Owner) -> Response:
     `stopped`: the attempts that are stopped, and in which phase; `withdrawn`: how many waited, by status, and never
     begin; `completed`: what was done already, counted, and the first 100 named.
     """
+    await expect_no_body(request)
     return json_answer(await cancelled(deps_of(request), task_id, user), 202)
 
 

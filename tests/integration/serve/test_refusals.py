@@ -106,6 +106,28 @@ async def test_every_bad_submission_is_refused_with_its_pointer(world: World) ->
     assert (await me.get("/tasks"))["items"] == []
 
 
+async def test_routes_that_take_no_body_refuse_one(world: World) -> None:
+    admin = await world.user("admin")
+    task_id = await admin.submit()
+    (item,) = await world.claimed(task_id)
+    await world.fail(item)
+    (letter,) = (await admin.get("/dead-letters"))["items"]
+    other_id = await admin.submit()
+    await world.fakes.registry.register_native("put.away", "known")
+    key = (await admin.http.post("/api/v1/keys", json={"user": f"gone-{task_id}"})).json()
+    routes = (
+        ("POST", f"/tasks/{other_id}/cancel", 202, b"{}"), ("POST", f"/dead-letters/{letter['id']}/discard", 200, b" "),
+        ("DELETE", f"/keys/{key['id']}", 204, b""), ("DELETE", "/tools/put.away", 204, b"{ }"),
+    )  # fmt: skip
+    for method, path, status, nothing in routes:
+        for body, refused, pointers in ((b'{"zzz": 1}', 422, ["/zzz"]), (b"[]", 422, [""]), (b"{not json", 400, [])):
+            answer = await admin.http.request(method, f"/api/v1{path}", content=body, headers=JSON)
+            problem = _problem(answer, refused)
+            assert [error["pointer"] for error in problem.get("errors", [])] == pointers
+        answer = await admin.http.request(method, f"/api/v1{path}", content=nothing, headers=JSON)
+        assert answer.status_code == status, answer.text
+
+
 @pytest.mark.parametrize("path", ["/keys", "/tools/register", "/tools/core.noop/invoke", "/plans"])
 async def test_every_route_with_a_body_refuses_what_is_no_json_object(world: World, path: str) -> None:
     admin = await world.user("admin")
