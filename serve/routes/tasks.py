@@ -11,6 +11,7 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from rayloom.dag.errors import Fault, Transient
+from rayloom.dag.plan import MAX_FAULTS
 from rayloom.dag.states import TaskStatus
 from rayloom.dag.values import JsonObject
 from rayloom.db import reads
@@ -67,10 +68,14 @@ async def take(deps: Deps, me: Principal, document: JsonObject, *, size: int, ke
     earlier = await submitted_before(deps, me.user_id, key, print_)
     if earlier is not None:
         return Taken(task_id=earlier, replayed=True, secret=deps.callbacks.told(document, me.user_id))
-    submission = await off_loop(size, lambda: read_submission(document, deps.callbacks))
+    submission, faults = await off_loop(size, lambda: read_submission(document, deps.callbacks))
     judge = Judge(deps, me)
-    await judge.prepare()
     raw = document.get("plan")
+    if faults:
+        if raw is not None:
+            faults += await judge.faults(raw, submission.tools, size=size)
+        raise invalid(faults[:MAX_FAULTS])
+    await judge.prepare()
     plan = None
     if raw is not None:
         plan = await off_loop(size, lambda: judge.plan(raw, submission.tools), at_most=PLAN_THREAD_BYTES)

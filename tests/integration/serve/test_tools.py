@@ -183,6 +183,26 @@ async def test_a_bad_call_is_refused_with_a_pointer(world: World, body: dict[str
     assert (await me.get("/tasks"))["items"] == []
 
 
+@pytest.mark.parametrize(
+    ("body", "pointers"),
+    [
+        ({"input": {}, "timeout_s": 0}, ["/timeout_s", "/input/value"]),
+        ({"input": {}, "timeout_s": 1e9}, ["/timeout_s", "/input/value"]),
+        ({"timeout_s": 0, "zzz": 1}, ["/timeout_s", "/zzz", "/input/value"]),
+        ({"input": [], "zzz": 1}, ["/input", "/zzz"]),
+        ({"input": {"value": 1}, "timeout_s": 0}, ["/timeout_s"]),
+    ],
+)
+async def test_all_that_is_wrong_with_a_call_is_told_at_once(
+    world: World, body: dict[str, object], pointers: list[str]
+) -> None:
+    me = await world.user()
+    answer = await me.http.post("/api/v1/tools/core.echo/invoke", json=body)
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == pointers
+    assert answer.json()["type"] == "urn:rayloom:problem:invalid"
+
+
 class TestImpatience:
     """A replica that does not let calls wait."""
 
