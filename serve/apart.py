@@ -12,7 +12,7 @@ from typing import Final
 
 import orjson
 
-from rayloom.dag.errors import Bug, RayloomError, Transient
+from rayloom.dag.errors import Bug, ErrorInfo, RayloomError, Transient
 from rayloom.db import results
 from rayloom.db.attempts import INLINE_BYTES
 from rayloom.db.blobs import Blob
@@ -37,7 +37,7 @@ class ShownInput:
         """As fields of a document."""
         if self.error is None:
             return {"input": self.value}
-        return {"input": None, "input_error": {"code": self.error.code, "message": self.error.message}}
+        return {"input": None, "input_error": ErrorInfo.from_exception(self.error).as_json()}
 
 
 async def inline_outputs(deps: Deps, rows: Sequence[Record]) -> Mapping[str, bytes]:

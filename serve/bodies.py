@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from types import UnionType
+from typing import Any, Final, TypeVar, Union, get_args, get_origin
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from rayloom.dag.errors import Fault
 from rayloom.dag.json_text import pointer_to
@@ -33,6 +35,10 @@ class Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class _Nothing(Body):
+    pass
+
+
 async def read_object(request: Request) -> JsonObject:
     """The JSON object of a request.
 
@@ -56,6 +62,11 @@ async def read_optional(request: Request, model: type[M]) -> M:
     return await read_body(request, model) if (await request.body()).strip() else validated({}, model)
 
 
+async def expect_no_body(request: Request) -> None:
+    """For routes that take nothing: no body at all or an empty object. Raises Problem as ``read_body`` does."""
+    await read_optional(request, _Nothing)
+
+
 async def off_loop(size: int, work: Callable[[], T], *, at_most: int = THREAD_BYTES) -> T:
     """``work``, in a thread when ``size`` (bytes that it has to look at) says that it takes long."""
     return work() if size <= at_most else await asyncio.to_thread(work)
@@ -71,10 +82,29 @@ def validated(document: JsonObject, model: type[M]) -> M:
 
 
 def _fault(detail: Any, model: type[BaseModel]) -> Fault:
-    place = detail["loc"]
+    place: tuple[int | str, ...] = detail["loc"]
+    if detail["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        # pydantic tells it of the union as a whole.
+        known = detail["ctx"].get("expected_tags")
+        tag = (*place, detail["ctx"]["discriminator"].strip("'"))
+        return Fault(pointer_to("", tag), "is missing" if known is None else f"must be one of {known}")
+    place = _untagged(place, model)
     if detail["type"] == "extra_forbidden" and len(place) == 1:
         return Fault(pointer_to("", place), "is not a field here" + did_you_mean(str(place[0]), model.model_fields))
-    return fault_of(detail, "")
+    return fault_of(detail | {"loc": place}, "")
+
+
+def _untagged(place: tuple[int | str, ...], model: type[BaseModel]) -> tuple[int | str, ...]:
+    """A place as it is in the document: pydantic names the tag of a union as a step of its own."""
+    field = model.model_fields.get(str(place[0])) if len(place) > 1 else None
+    return (place[0], *place[2:]) if field is not None and _is_tagged(field.annotation) else place
+
+
+def _is_tagged(kind: Any) -> bool:
+    """Whether a field is a union that its members' tags tell apart, or may be one."""
+    if any(isinstance(each, FieldInfo) and each.discriminator for each in getattr(kind, "__metadata__", ())):
+        return True
+    return get_origin(kind) in (Union, UnionType) and any(map(_is_tagged, get_args(kind)))
 
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
@@ -19,6 +20,12 @@ from rayloom.serve.problems import Problem, invalid, not_found
 MAX_CURSOR_CHARS: Final = 1024
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+_TIME: Final = re.compile(
+    r"(?P<day>\d{4}-\d\d-\d\d)"
+    r"(?:[Tt ](?P<minute>\d\d:\d\d):(?P<second>\d\d)(?P<fraction>\.\d+)?(?P<offset>[Zz]|[+ -]\d\d:\d\d)?)?",
+    re.ASCII,
+)
+"""An RFC 3339 time; also a day alone, and a time without an offset. An unescaped "+" arrives as a space."""
 
 Limit = Annotated[int, Query(ge=1, le=500, description="items a page")]
 Cursor = Annotated[str | None, Query(max_length=MAX_CURSOR_CHARS, description="`next_cursor` of the page before")]
@@ -85,15 +92,30 @@ def uuid_in(pointer: str, text: str | None) -> UUID | None:
 
 
 def moment(name: str, text: str | None, *, under: str = "/query") -> datetime | None:
-    """An RFC 3339 time, in the query or ``under`` another pointer; UTC without an offset. Raises Problem (422)."""
+    """An RFC 3339 time, in the query or ``under`` another pointer. Raises Problem (422).
+
+    UTC without an offset; a day alone is its beginning.
+    """
     if text is None:
         return None
     try:
-        # An unescaped "+" of an offset arrives as a space.
-        at = datetime.fromisoformat(text.strip().replace(" ", "+") if "T" in text else text)
-        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+        return _time(text.strip())
     except (ValueError, OverflowError):
         raise invalid([Fault(f"{under}/{name}", "must be a time such as 2026-01-31T12:00:00Z (RFC 3339)")]) from None
+
+
+def _time(text: str) -> datetime:
+    """Raises ValueError, OverflowError."""
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise ValueError(text)
+    second = found["second"] or "00"
+    # Python has no leap seconds: it is the next one.
+    is_leap = second == "60"
+    clock = f"{found['minute'] or '00:00'}:{'59' if is_leap else second}{found['fraction'] or ''}"
+    offset = (found["offset"] or "Z").upper().replace(" ", "+")
+    at = datetime.fromisoformat(f"{found['day']}T{clock}{offset}").astimezone(UTC)
+    return at + timedelta(seconds=1) if is_leap else at
 
 
 def choices(name: str, given: Sequence[str] | None, known: Iterable[str]) -> tuple[str, ...]:

@@ -106,10 +106,9 @@ class Gate:
             await self._app(scope, receive, send)
             return
         call = Call(admission=self.admission, is_head=scope["method"] == "HEAD")
-        scope[CALL_KEY] = call
         method = scope["method"]
-        if call.is_head:
-            scope["method"] = "GET"
+        # A copy: whatever stands around us goes on with the scope that it gave.
+        scope = {**scope, CALL_KEY: call, "method": "GET" if call.is_head else method}
         started_at = perf_counter()
         sender = _sender(call, send)
         try:

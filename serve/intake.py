@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Annotated, Any, Final
 
 import orjson
 from pydantic import Field, StringConstraints
 
-from rayloom.dag.errors import Fault, InvalidPlan
-from rayloom.dag.plan import MAX_FAULTS, Budget, parse_plan
+from rayloom.dag.errors import Fault, InvalidPlan, Transient
+from rayloom.dag.plan import MAX_FAULTS, Budget, Plan, parse_plan
 from rayloom.dag.tool_scope import ALL_TOOLS
 from rayloom.dag.values import Json, JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.dag.verify import verify
 from rayloom.db.keys import Principal
 from rayloom.db.submit import Callback, NewTask
-from rayloom.serve.bodies import Body, validated
+from rayloom.serve.bodies import PLAN_THREAD_BYTES, Body, off_loop, validated
 from rayloom.serve.callbacks import Callbacks
 from rayloom.serve.deps import Deps
 from rayloom.serve.offered import may_use
 from rayloom.serve.problems import Problem, invalid
+from rayloom.serve.sound_part import sound_part
 
 MAX_PROMPT_CHARS: Final = 100_000
 MAX_TITLE_CHARS: Final = 300
@@ -58,33 +60,29 @@ class Submission(Body):
     labels: Annotated[dict[_LabelName, _LabelText], Field(max_length=MAX_LABELS)] = Field(default_factory=dict)
 
 
-def read_submission(document: JsonObject, callbacks: Callbacks) -> Submission:
-    """The submission that a body describes.
+def read_submission(document: JsonObject, callbacks: Callbacks) -> tuple[Submission, list[Fault]]:
+    """The submission that a body describes, and what is wrong with the body but for its plan.
 
-    Raises Problem (422): with the faults of a plan's shape, too, so that nobody mends them only to hear of more.
+    Where there are faults the submission is what else it says, so that nobody mends them only to hear of more.
     """
     # The plan, which may be large, is judged by its own reader.
-    plan = document.get("plan")
+    given = {**document, "plan": None if document.get("plan") is None else {}}
+    faults: list[Fault] = []
+    told: set[str] = set()
     try:
-        submission = validated({**document, "plan": None if plan is None else {}}, Submission)
-        faults = _faults_of(submission, document)
-        faults += callbacks.faults(submission.callback_url, submission.callback_secret)
+        submission = validated(given, Submission)
     except Problem as problem:
-        submission, faults = None, list(problem.errors)
-    if submission is not None and not faults:
-        return submission
-    if plan is not None:
-        faults += _shape_faults(plan)
-    raise invalid(faults[:MAX_FAULTS])
-
-
-def _shape_faults(raw: object) -> list[Fault]:
-    """What is wrong with the shape of a plan."""
-    try:
-        parse_plan(raw)
-    except InvalidPlan as error:
-        return list(error.faults)
-    return []
+        faults += problem.errors
+        if len(faults) >= MAX_FAULTS:
+            return Submission(), faults
+        told = {fault.pointer.split("/")[1] for fault in faults}
+        sound = {name: given[name] for name in Submission.model_fields if name in given and name not in told}
+        submission = validated(sound, Submission)
+    more = _faults_of(submission, document)
+    if "callback_url" not in told:
+        more += callbacks.faults(submission.callback_url, submission.callback_secret)
+    faults += [fault for fault in more if fault.pointer.split("/")[1] not in told]
+    return submission, faults
 
 
 def _faults_of(submission: Submission, document: JsonObject) -> list[Fault]:
@@ -155,8 +153,44 @@ class Judge:
 
         ``done``: ids whose outputs are there already.
         """
+        try:
+            plan = parse_plan(raw, pointer=pointer)
+        except InvalidPlan as error:
+            raise InvalidPlan(self._with_more(error.faults, raw, rules, pointer, done)) from None
+        return self._verified(plan, rules, pointer, done)
+
+    async def faults(self, raw: object, rules: ToolRules, *, size: int) -> list[Fault]:
+        """What is wrong with the plan in a body of ``size`` bytes that is refused anyway.
+
+        While nobody says which tools there are: what is wrong with it by itself.
+        """
+        judged: Callable[[], object] = partial(self.plan, raw, rules)
+        try:
+            await self.prepare()
+        except Transient:
+            judged = partial(parse_plan, raw)
+        try:
+            await off_loop(size, judged, at_most=PLAN_THREAD_BYTES)
+        except InvalidPlan as error:
+            return list(error.faults)
+        return []
+
+    def _with_more(
+        self, faults: Sequence[Fault], raw: object, rules: ToolRules, pointer: str, done: Collection[str]
+    ) -> list[Fault]:
+        """These faults of a plan's shape, and what is wrong with the rest of it."""
+        part = sound_part(raw, faults, pointer=pointer)
+        if part is None:
+            return list(faults)
+        try:
+            self._verified(parse_plan(part.plan, pointer=pointer), rules, pointer, part.aside.union(done))
+        except InvalidPlan as error:
+            return [*faults, *part.told(error.faults)][:MAX_FAULTS]
+        return list(faults)
+
+    def _verified(self, plan: Plan, rules: ToolRules, pointer: str, done: Collection[str]) -> VerifiedPlan:
         return verify(
-            parse_plan(raw, pointer=pointer),
+            plan,
             tools=self._views,
             nodes=self._nodes,
             allow=rules.allow,

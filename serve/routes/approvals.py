@@ -14,7 +14,7 @@ from rayloom.db import approvals, reads
 from rayloom.db.approvals import Decided
 from rayloom.serve import cursors
 from rayloom.serve.auth import Me, Owner
-from rayloom.serve.bodies import Body, read_body, schema_of
+from rayloom.serve.bodies import Body, read_body, read_optional, schema_of
 from rayloom.serve.deps import Deps, deps_of
 from rayloom.serve.json_answer import json_answer
 from rayloom.serve.problems import Problem, invalid, not_found
@@ -45,7 +45,7 @@ class RejectBody(Body):
 async def approve(request: Request, task_id: str, me: Me, user: Owner) -> Response:
     """Approve a subtask that waits; without `subtask`, the plan of a READY task, else every subtask that waits now."""
     deps = deps_of(request)
-    body = await read_body(request, ApproveBody) if await request.body() else ApproveBody()
+    body = await read_optional(request, ApproveBody)
     id_ = cursors.uuid_of(task_id, "this task")
     if await reads.task_status(deps.backends.primary, id_, user) is None:
         raise not_found("this task")

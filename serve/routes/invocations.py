@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from rayloom.dag.breaker import BREAKER_OPEN
 from rayloom.dag.errors import Fault, InvalidPlan
+from rayloom.dag.plan import MAX_FAULTS
 from rayloom.dag.states import TASK_TERMINAL, SubtaskStatus
 from rayloom.dag.values import JsonObject
 from rayloom.db import reads
@@ -22,7 +23,7 @@ from rayloom.db.task_moves import end_task
 from rayloom.serve import shapes
 from rayloom.serve.apart import inline_outputs
 from rayloom.serve.auth import Me
-from rayloom.serve.bodies import Body, read_body, schema_of
+from rayloom.serve.bodies import Body, read_object, schema_of, validated
 from rayloom.serve.deps import Deps, deps_of
 from rayloom.serve.gate import call_of
 from rayloom.serve.intake import Judge, ToolRules
@@ -54,14 +55,13 @@ async def invoke(request: Request, me: Me, name: str) -> Response:
     deps = deps_of(request)
     settings = deps.settings
     tool = await usable(deps, me, name)
-    body = await read_body(request, InvokeBody)
+    document = await read_object(request)
     if not tool.is_active:
         raise Problem(409, f"the tool {name} is switched off", code="TOOL_INACTIVE")
     if tool.permission_level in settings.approval_levels:
         message = f"the tool {name} wants approval: submit a task with it, and have that approved"
         raise Problem(409, message, code="APPROVAL_REQUIRED")
-    if (body.timeout_s or 0) > settings.invoke_timeout_max_s:
-        raise invalid([Fault("/timeout_s", f"must be at most {settings.invoke_timeout_max_s:g} seconds")])
+    body, faults = _read(document, settings.invoke_timeout_max_s)
     timeout_s = body.timeout_s or settings.invoke_timeout_s
     patience_s = timeout_s + settings.invoke_queue_s
     call_of(request).allow(patience_s + settings.request_timeout_s)
@@ -70,8 +70,11 @@ async def invoke(request: Request, me: Me, name: str) -> Response:
     try:
         plan = await asyncio.to_thread(judge.plan, _plan(name, body.input, timeout_s), ToolRules())
     except InvalidPlan as error:
-        faults = [Fault(fault.pointer.removeprefix(_INPUT), fault.message) for fault in error.faults]
-        raise invalid(faults, code="INPUT_INVALID") from error
+        of_input = [Fault(fault.pointer.removeprefix(_INPUT), fault.message) for fault in error.faults]
+        code = "INVALID" if faults else "INPUT_INVALID"
+        raise invalid([*faults, *of_input][:MAX_FAULTS], code=code) from error
+    if faults:
+        raise invalid(faults)
     shut_s = deps.offered.shut_for_s(name, scope=me.scope)
     if shut_s is not None:
         return _breaker_open(name, shut_s)
@@ -89,6 +92,23 @@ async def invoke(request: Request, me: Me, name: str) -> Response:
     if not await deps.backends.offer(submitted.queued, str(submitted.task_id)):
         await wake(deps)
     return await _answer(deps, name, submitted.task_id, me.user_id, patience_s)
+
+
+def _read(document: JsonObject, timeout_max_s: float) -> tuple[InvokeBody, list[Fault]]:
+    """The body, and what is wrong with it, but for what the tool says of its input; that is sound in any case.
+
+    Raises Problem (422) where the input is no object.
+    """
+    try:
+        body = validated(document, InvokeBody)
+    except Problem as problem:
+        given = document.get("input", {})
+        if not isinstance(given, dict):
+            raise
+        return InvokeBody(input=given), list(problem.errors)
+    if (body.timeout_s or 0) > timeout_max_s:
+        return InvokeBody(input=body.input), [Fault("/timeout_s", f"must be at most {timeout_max_s:g} seconds")]
+    return body, []
 
 
 def _plan(name: str, given: JsonObject, timeout_s: float) -> JsonObject:

@@ -18,7 +18,7 @@ from rayloom.db.reads import Record
 from rayloom.serve import cursors, letter_shapes
 from rayloom.serve.apart import shown_input
 from rayloom.serve.auth import Me, Owner
-from rayloom.serve.bodies import Body, read_body, read_optional, schema_of
+from rayloom.serve.bodies import Body, expect_no_body, read_body, read_optional, schema_of
 from rayloom.serve.cursors import Cursor, Limit
 from rayloom.serve.deps import Deps, deps_of
 from rayloom.serve.gate import call_of
@@ -223,6 +223,7 @@ async def retry_one(request: Request, letter_id: str, user: Owner, me: Me) -> Re
 @router.post("/{letter_id}/discard")
 async def discard_one(request: Request, letter_id: str, user: Owner) -> Response:
     """Put a letter away; its subtask stays BLOCKED."""
+    await expect_no_body(request)
     deps = deps_of(request)
     row = await _letter(deps, letter_id, user)
     if not await retries.discard_letters(deps.backends.primary, [row.id]):

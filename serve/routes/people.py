@@ -14,7 +14,7 @@ from rayloom.db import keys
 from rayloom.db.keys import KeyRow
 from rayloom.serve import cursors
 from rayloom.serve.auth import Admin, user_of
-from rayloom.serve.bodies import Body, read_body, schema_of
+from rayloom.serve.bodies import Body, expect_no_body, read_body, schema_of
 from rayloom.serve.cursors import Cursor, Limit
 from rayloom.serve.deps import deps_of
 from rayloom.serve.intake import ToolRules
@@ -84,6 +84,7 @@ async def create_key(request: Request, me: Admin) -> Response:
 @router.delete("/keys/{key_id}", status_code=204)
 async def revoke_key(request: Request, me: Admin, key_id: str) -> Response:
     """Shut a key out from now on."""
+    await expect_no_body(request)
     if not await keys.revoke_key(deps_of(request).backends.primary, cursors.uuid_of(key_id, "this key")):
         raise not_found("this key")
     return Response(status_code=204)

@@ -80,7 +80,7 @@ async def retried(deps: Deps, task_id: str, user: UUID, body: RetryBody) -> Show
     elif task.status == TaskStatus.FAILED:
         planned = await retries.plan_again(deps.backends.primary, id_, budget=budget, reason=REASON)
         if planned is not None:
-            if not await deps.backends.offer((), task_id):
+            if not await deps.backends.offer((), str(id_)):
                 await wake(deps)
             log.info("task.planned_again", extra={"task_id": task_id, "status": planned})
             return {"task_id": id_, "status": planned, "retried": []}

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from rayloom.dag.errors import Fault, Transient
+from rayloom.dag.plan import MAX_FAULTS
 from rayloom.dag.states import TaskStatus
 from rayloom.dag.values import JsonObject
 from rayloom.db import reads
@@ -22,7 +23,7 @@ from rayloom.db.task_moves import end_task
 from rayloom.serve import cursors, shapes
 from rayloom.serve.apart import inline_outputs, shown_result
 from rayloom.serve.auth import Me, Owner
-from rayloom.serve.bodies import PLAN_THREAD_BYTES, off_loop, read_object, schema_of
+from rayloom.serve.bodies import PLAN_THREAD_BYTES, expect_no_body, off_loop, read_object, schema_of
 from rayloom.serve.cursors import Cursor, Limit
 from rayloom.serve.deps import Deps, ask, deps_of
 from rayloom.serve.gate import call_of
@@ -67,10 +68,14 @@ async def take(deps: Deps, me: Principal, document: JsonObject, *, size: int, ke
     earlier = await submitted_before(deps, me.user_id, key, print_)
     if earlier is not None:
         return Taken(task_id=earlier, replayed=True, secret=deps.callbacks.told(document, me.user_id))
-    submission = await off_loop(size, lambda: read_submission(document, deps.callbacks))
+    submission, faults = await off_loop(size, lambda: read_submission(document, deps.callbacks))
     judge = Judge(deps, me)
-    await judge.prepare()
     raw = document.get("plan")
+    if faults:
+        if raw is not None:
+            faults += await judge.faults(raw, submission.tools, size=size)
+        raise invalid(faults[:MAX_FAULTS])
+    await judge.prepare()
     plan = None
     if raw is not None:
         plan = await off_loop(size, lambda: judge.plan(raw, submission.tools), at_most=PLAN_THREAD_BYTES)
@@ -217,6 +222,7 @@ async def cancel(request: Request, task_id: str, user: Owner) -> Response:
     `stopped`: the attempts that are stopped, and in which phase; `withdrawn`: how many waited, by status, and never
     begin; `completed`: what was done already, counted, and the first 100 named.
     """
+    await expect_no_body(request)
     return json_answer(await cancelled(deps_of(request), task_id, user), 202)
 
 

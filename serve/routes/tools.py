@@ -19,7 +19,7 @@ from rayloom.db.keys import Principal
 from rayloom.db.usage import ToolStats, tool_stats
 from rayloom.serve import cursors, skills
 from rayloom.serve.auth import Admin, Me
-from rayloom.serve.bodies import Body, read_body, read_object, schema_of, validated
+from rayloom.serve.bodies import Body, expect_no_body, read_body, read_object, schema_of, validated
 from rayloom.serve.cursors import Cursor, Limit
 from rayloom.serve.deps import Deps, ask, deps_of
 from rayloom.serve.gate import call_of
@@ -226,6 +226,7 @@ async def _with_alternative(registry: RegistryPort, name: str, alternative: str 
 @router.delete("/{name}", status_code=204)
 async def remove_tool(request: Request, me: Admin, name: str) -> Response:
     """Remove a tool that is not built in, or an MCP server with all its tools."""
+    await expect_no_body(request)
     deps = deps_of(request)
     if await _is_server(deps, me, name):
         await mcp_servers.remove(deps, name)

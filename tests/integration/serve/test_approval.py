@@ -70,14 +70,15 @@ async def test_a_subtask_waits_for_its_approval_and_the_record_says_whose_it_was
     assert any(line.startswith("approval of subtask b: approved by u-") for line in lines)
 
 
-async def test_a_plan_is_approved_as_a_whole_without_a_body(world: World) -> None:
+@pytest.mark.parametrize("body", [b"", b" \n", b"{}"])
+async def test_a_plan_is_approved_as_a_whole_without_a_body(world: World, body: bytes) -> None:
     me = await world.user()
     task_id = await me.submit({"plan": one(), "require_approval": True})
     shown = await me.get(f"/tasks/{task_id}")
     assert (shown["status"], shown["progress"]["pending"]) == ("READY", 1)
     assert not await world.claimed(task_id)
     assert "the plan waits" in _problem(await _post(me, task_id, "approve", {"subtask": "only"}), 409)["detail"]
-    answer = await me.http.post(f"/api/v1/tasks/{task_id}/approve")
+    answer = await me.http.post(f"/api/v1/tasks/{task_id}/approve", content=body)
     assert (answer.status_code, answer.json()["plan"], answer.json()["status"]) == (200, True, "PROCESSING")
     await world.run(task_id)
     assert (await me.get(f"/tasks/{task_id}"))["status"] == "COMPLETED"

@@ -226,6 +226,8 @@ async def test_an_input_that_is_gone_does_not_hide_why_its_subtask_failed(world:
     for path in (f"/dead-letters/{listed['id']}", f"/tasks/{task_id}/subtasks/a"):
         found = await me.get(path)
         assert (found["input"], found["input_error"]["code"]) == (None, "BLOB_CORRUPT")
+        assert found["input_error"].keys() == {"code", "class", "message", "retryable"}
+        assert (found["input_error"]["class"], found["input_error"]["retryable"]) == ("bug", False)
         assert found["error"] == listed["error"]
         assert found["error"]["code"]
 
@@ -249,6 +251,7 @@ async def test_without_s3_all_is_shown_but_what_is_there(
     found = await me.get(f"/tasks/{task_id}/subtasks/a")
     code = "BLOB_STORE_SLOW" if is_silent else "BLOB_STORE_UNAVAILABLE"
     assert (found["input"], found["input_error"]["code"]) == (None, code)
+    assert (found["input_error"]["class"], found["input_error"]["retryable"]) == ("transient", True)
     if not is_silent:
         assert (await me.http.get(f"/api/v1/tasks/{task_id}/result")).status_code == 503
         server.start()

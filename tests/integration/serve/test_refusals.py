@@ -10,7 +10,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from rayloom.dag.values import JsonObject
+from rayloom.dag.errors import Transient
+from rayloom.dag.values import Json, JsonObject
 from rayloom.db import keys
 from rayloom.serve.settings import ServeSettings
 from tests.integration.serve.world import Person, World, one, until
@@ -104,6 +105,99 @@ async def test_every_bad_submission_is_refused_with_its_pointer(world: World) ->
             wrong.append((body[:80], answer.status_code, pointers))
     assert wrong == []
     assert (await me.get("/tasks"))["items"] == []
+
+
+NOOP: JsonObject = {"type": "TOOL", "tool": "core.noop"}
+CYCLE: list[Json] = [{**NOOP, "id": "a", "depends_on": ["b"]}, {**NOOP, "id": "b", "depends_on": ["a"]}]
+CLOSED = "/plan/subtasks/0/depends_on/0"
+
+
+@pytest.mark.parametrize(
+    ("body", "pointers"),
+    [
+        # A body and its plan, by the rules of the body as far as they are sound.
+        (
+            {"priority": 0, "plan": {"subtasks": [*CYCLE, {**NOOP, "id": "c", "tool": "no.such"}]}},
+            ["/priority", "/plan/subtasks/2/tool", CLOSED],
+        ),
+        (
+            {"title": 1, "tools": {"deny": ["core.*"]}, "plan": one()},
+            ["/title", "/plan/subtasks/0/tool"],
+        ),
+        ({"tools": {"deny": 1}, "plan": one(tool="no.such")}, ["/tools/deny", "/plan/subtasks/0/tool"]),
+        ({"prompt": " ", "plan": {"subtasks": 1}}, ["/prompt", "/plan/subtasks"]),
+        ({"priority": 0, "plan": one()}, ["/priority"]),
+        # The shape of some subtasks, and what is said of the others.
+        (
+            {"plan": {"subtasks": [*CYCLE, {**NOOP, "id": "c", "tool": "no.such", "timeout_s": 0}], "x": 1}},
+            ["/plan/subtasks/2/timeout_s", "/plan/x", "/plan/subtasks/2/tool", CLOSED],
+        ),
+        # What waits for a subtask that is not known in full waits for something that is there.
+        (
+            {
+                "plan": {
+                    "subtasks": [
+                        {"id": "a", "type": "TOLL", "tool": "no.such"},
+                        {**NOOP, "id": "b", "depends_on": ["a", "z"]},
+                        {"id": "c", "type": "TOOL", "tool": "core.echo", "input": {"value": "${a.output} ${y.output}"}},
+                    ]
+                }
+            },
+            ["/plan/subtasks/0/type", "/plan/subtasks/1/depends_on/1", "/plan/subtasks/2/input/value"],
+        ),
+        # Who is meant by an id that nobody has can't be said while somebody has none.
+        ({"plan": {"subtasks": [NOOP, {**NOOP, "id": "b", "depends_on": ["a"]}]}}, ["/plan/subtasks/0/id"]),
+    ],
+)
+async def test_every_fault_of_a_submission_is_told_at_once(world: World, body: JsonObject, pointers: list[str]) -> None:
+    me = await world.user()
+    problem = _problem(await me.http.post("/api/v1/tasks", json=body), 422)
+    assert [error["pointer"] for error in problem["errors"]] == pointers
+
+
+async def test_no_more_than_a_hundred_faults_are_told(world: World) -> None:
+    me = await world.user()
+    subtasks: list[Json] = [{**NOOP, "id": f"s{number}", "tool": "no.such"} for number in range(200)]
+    for body in ({"priority": 0}, {"plan": {"x": 1}}):
+        plan = {**body.get("plan", {}), "subtasks": subtasks}  # type: ignore[dict-item]
+        problem = _problem(await me.http.post("/api/v1/tasks", json={**body, "plan": plan}), 422)
+        assert len(problem["errors"]) == 100
+
+
+async def test_while_nobody_knows_the_tools_the_faults_of_a_body_are_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unknown() -> None:
+        raise Transient("REGISTRY_UNAVAILABLE", "it does not answer")
+
+    monkeypatch.setattr(world.deps.offered, "all", unknown)
+    me = await world.user()
+    for plan, pointers in ((one(tool="no.such"), []), (one(timeout_s=0), ["/plan/subtasks/0/timeout_s"])):
+        problem = _problem(await me.http.post("/api/v1/tasks", json={"priority": 0, "plan": plan}), 422)
+        assert [error["pointer"] for error in problem["errors"]] == ["/priority", *pointers]
+    _problem(await me.http.post("/api/v1/tasks", json={"plan": one()}), 503)
+
+
+async def test_routes_that_take_no_body_refuse_one(world: World) -> None:
+    admin = await world.user("admin")
+    task_id = await admin.submit()
+    (item,) = await world.claimed(task_id)
+    await world.fail(item)
+    (letter,) = (await admin.get("/dead-letters"))["items"]
+    other_id = await admin.submit()
+    await world.fakes.registry.register_native("put.away", "known")
+    key = (await admin.http.post("/api/v1/keys", json={"user": f"gone-{task_id}"})).json()
+    routes = (
+        ("POST", f"/tasks/{other_id}/cancel", 202, b"{}"), ("POST", f"/dead-letters/{letter['id']}/discard", 200, b" "),
+        ("DELETE", f"/keys/{key['id']}", 204, b""), ("DELETE", "/tools/put.away", 204, b"{ }"),
+    )  # fmt: skip
+    for method, path, status, nothing in routes:
+        for body, refused, pointers in ((b'{"zzz": 1}', 422, ["/zzz"]), (b"[]", 422, [""]), (b"{not json", 400, [])):
+            answer = await admin.http.request(method, f"/api/v1{path}", content=body, headers=JSON)
+            problem = _problem(answer, refused)
+            assert [error["pointer"] for error in problem.get("errors", [])] == pointers
+        answer = await admin.http.request(method, f"/api/v1{path}", content=nothing, headers=JSON)
+        assert answer.status_code == status, answer.text
 
 
 @pytest.mark.parametrize("path", ["/keys", "/tools/register", "/tools/core.noop/invoke", "/plans"])

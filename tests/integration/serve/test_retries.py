@@ -15,6 +15,7 @@ from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verified import VerifiedPlan
 from rayloom.dag.verify import verify
+from rayloom.db.backends import Backends
 from rayloom.db.engine import driver
 from rayloom.db.files import TaskFiles
 from rayloom.db.growth import extend_plan
@@ -137,6 +138,26 @@ async def test_a_task_whose_plan_had_begun_is_planned_on_and_keeps_what_is_done(
     assert (answer.status_code, answer.json()) == (202, {"task_id": task_id, "status": "PROCESSING", "retried": []})
     assert sorted((await statuses(me, task_id)).values()) == ["CANCELLED", "COMPLETED"]
     assert (await me.http.post(f"/api/v1/tasks/{task_id}/retry")).status_code == 409
+
+
+async def test_who_follows_a_task_hears_of_its_retry_however_its_id_was_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me = await world.user()
+    task_id = await me.submit({"prompt": "look"})
+    error = ErrorInfo(code="BUDGET_EXCEEDED", error_class="refused", message="spent", retryable=False)
+    await end_task(world.engine, UUID(task_id), status="FAILED", error=error, reason="spent")
+    told: list[str] = []
+    offer = Backends.offer
+
+    async def overheard(backends: Backends, queued: Any, *touched: str) -> bool:
+        told.extend(touched)
+        return await offer(backends, queued, *touched)
+
+    monkeypatch.setattr(Backends, "offer", overheard)
+    answer = await me.http.post(f"/api/v1/tasks/{task_id.upper()}/retry", json={"budget": {"max_tokens": 9_000}})
+    assert (answer.status_code, answer.json()["retried"]) == (202, [])
+    assert told == [task_id]
 
 
 async def test_retries_of_a_task_at_once_run_it_once(world: World) -> None:

@@ -98,7 +98,11 @@ async def test_an_mcp_server_is_registered_changed_and_removed(world: World) -> 
         ({"url": "http://gone/"}, "/url"),
         ({"timeout_s": 0}, "/timeout_s"),
         ({"env": {"A": 1}}, "/env/A"),
-        ({"auth": {"type": "basic"}}, "/auth"),
+        ({"auth": {"type": "basic"}}, "/auth/type"),
+        ({"auth": {}}, "/auth/type"),
+        ({"auth": "x"}, "/auth"),
+        ({"auth": {"type": "bearer"}}, "/auth/token"),
+        ({"auth": {"type": "bearer", "token": "x", "bearer": 1}}, "/auth/bearer"),
         ({"comand": ["x"]}, "/comand"),
     ],
 )
@@ -109,7 +113,7 @@ async def test_what_is_wrong_with_an_mcp_server_is_told_with_a_pointer(
     body = {"type": "MCP", "name": "odd", "transport": "http", "url": "http://there/mcp", **change}
     answer = await admin.http.post("/api/v1/tools/register", json=body)
     assert answer.status_code == 422, answer.text
-    assert answer.json()["errors"][0]["pointer"] == pointer
+    assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
     assert world.fakes.mcp.servers == {}
 
 
@@ -177,6 +181,26 @@ async def test_a_bad_call_is_refused_with_a_pointer(world: World, body: dict[str
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["pointer"].startswith(pointer)
     assert (await me.get("/tasks"))["items"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "pointers"),
+    [
+        ({"input": {}, "timeout_s": 0}, ["/timeout_s", "/input/value"]),
+        ({"input": {}, "timeout_s": 1e9}, ["/timeout_s", "/input/value"]),
+        ({"timeout_s": 0, "zzz": 1}, ["/timeout_s", "/zzz", "/input/value"]),
+        ({"input": [], "zzz": 1}, ["/input", "/zzz"]),
+        ({"input": {"value": 1}, "timeout_s": 0}, ["/timeout_s"]),
+    ],
+)
+async def test_all_that_is_wrong_with_a_call_is_told_at_once(
+    world: World, body: dict[str, object], pointers: list[str]
+) -> None:
+    me = await world.user()
+    answer = await me.http.post("/api/v1/tools/core.echo/invoke", json=body)
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == pointers
+    assert answer.json()["type"] == "urn:rayloom:problem:invalid"
 
 
 class TestImpatience:

@@ -41,6 +41,11 @@ def test_a_cursor_of_another_list_is_refused() -> None:
     ("text", "hour"),
     [
         ("2026-01-31T12:00:00Z", 12),
+        ("2026-01-31t12:00:00z", 12),
+        ("2026-01-31 12:00:00Z", 12),
+        ("2026-01-31T12:00:00.0000000001Z", 12),
+        ("2026-01-31T11:59:60Z", 12),
+        ("2026-01-31T12:00:00-00:00", 12),
         ("2026-01-31T12:00:00", 12),
         ("2026-01-31T12:00:00+02:00", 10),
         ("2026-01-31T12:00:00 02:00", 10),
@@ -49,6 +54,19 @@ def test_a_cursor_of_another_list_is_refused() -> None:
 )
 def test_times_are_read_as_utc(text: str, hour: int) -> None:
     assert cursors.moment("since", text) == datetime(2026, 1, 31, hour, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "2026", "2026-01", "2026-W05", "2026-W05-6", "20260101", "20260101T000000Z", "2026-01-31T12", "2026-01-31T12Z",
+     "2026-01-31T12:00Z", "2026-01-31T12:00:00,5Z", "2026-01-31T12:00:00+02", "2026-01-31T12:00:00+0200",
+     "2026-01-31T12:00:00+24:00", "2026-01-31T24:00:00Z", "2026-01-31T12:00:61Z", "2026-02-30", "2026-01-31Z",
+     "2026-01-31x12:00:00Z", "0000-01-01", "0001-01-01T00:00:00+01:00", "２０２６-01-31"],
+)  # fmt: skip
+def test_what_is_no_time_of_rfc_3339_is_refused(text: str) -> None:
+    with pytest.raises(Problem) as caught:
+        cursors.moment("since", text)
+    assert [fault.pointer for fault in caught.value.errors] == ["/query/since"]
 
 
 def test_words_are_taken_in_any_case_and_once() -> None:
