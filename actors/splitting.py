@@ -136,7 +136,7 @@ class Splitting:
         return len(self._jobs.busy)
 
     async def _split(self, task: TaskToSplit, incarnation: UUID) -> None:
-        broken: list[Exception] = []
+        broken: list[BaseException] = []
         away = Away()
         beginning = Beginning(self._engine, self._blobs, self._backlog, self._judge, task, incarnation)
         made: _Made | None = None
@@ -178,7 +178,10 @@ class Splitting:
             except Stale:
                 # The task has moved on without us. Who refused has told so.
                 return
-            except Exception as error:  # noqa: BLE001 - a plan that breaks us must end its own task, and no other
+            except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
+                raise
+            # A panic of native code is no Exception.
+            except BaseException as error:  # noqa: BLE001 - a plan that breaks us must end its own task, and no other
                 _log.exception("split.failed", extra={"task_id": str(task.task_id)})
                 broken.append(error)
             await asyncio.sleep(AGAIN_S)
@@ -247,7 +250,7 @@ class Splitting:
         )
         await self._backlog.add(queued, tasks=[str(task.task_id)])
 
-    async def _fail(self, task: TaskToSplit, incarnation: UUID, error: Exception, tried: Tried) -> None:
+    async def _fail(self, task: TaskToSplit, incarnation: UUID, error: BaseException, tried: Tried) -> None:
         """End a task that there is no plan for. Its record tells all the same what was ``tried`` for one."""
         self._jobs.settle(task.task_id)
         info = ErrorInfo.from_exception(error)
