@@ -70,7 +70,7 @@ class _Made:
 class _Failed:
     """That there is no plan: why, and what was tried for one. ``goes_on``: who retries the task goes on from that."""
 
-    error: Exception
+    error: BaseException
     tried: Tried
     goes_on: bool = False
 
@@ -146,7 +146,7 @@ class Splitting:
         return len(self._jobs.busy)
 
     async def _split(self, task: TaskToSplit, incarnation: UUID) -> None:
-        broken: list[Exception] = []
+        broken: list[BaseException] = []
         away = Away()
         beginning = Beginning(self._engine, self._blobs, self._backlog, self._judge, task, incarnation)
         made: _Made | _Failed | None = None
@@ -189,7 +189,10 @@ class Splitting:
             except Stale:
                 # The task has moved on without us. Who refused has told so.
                 return
-            except Exception as error:  # noqa: BLE001 - a plan that breaks us must end its own task, and no other
+            except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
+                raise
+            # A panic of native code is no Exception.
+            except BaseException as error:  # noqa: BLE001 - a plan that breaks us must end its own task, and no other
                 _log.exception("split.failed", extra={"task_id": str(task.task_id)})
                 broken.append(error)
             await asyncio.sleep(AGAIN_S)

@@ -8,6 +8,9 @@ from typing import Final
 NANO: Final = 1_000_000_000
 """Money is counted in billionths of a dollar: a token of the cheapest models costs some twenty of them."""
 
+MAX_COST_USD: Final = 1e12
+"""No limit is above it: far more could not be counted in billionths any more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Amount:
@@ -37,5 +40,5 @@ NOTHING: Final = Amount()
 
 
 def nano(cost_usd: float) -> int:
-    """So many dollars in billionths of one."""
-    return round(cost_usd * NANO)
+    """So many dollars in billionths of one; what is above every limit is taken for that."""
+    return round(min(cost_usd, MAX_COST_USD) * NANO)

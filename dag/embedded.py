@@ -11,7 +11,8 @@ from typing import Final
 HEAD: Final = re.compile(r"([A-Za-z0-9_.\-]+)\.output(?![A-Za-z0-9_\-])")
 MAX_REFERENCE_CHARS: Final = 2_000
 """``${`` whose brace is farther away than this is plain text; a longer ``$ref`` is a fault."""
-_OPENING: Final = re.compile(r"\$?\$\{")
+# "$${" is an escape, whatever follows. What can't be a reference is no step of a loop: there may be millions of it.
+_OPENING: Final = re.compile(rf"(?<!\$)\$\{{(?={HEAD.pattern})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +28,16 @@ def pieces_of(text: str) -> Iterator[str | Embedded]:
     for opening in _OPENING.finditer(text):
         if opening.start() < start:
             continue  # inside a reference that was already taken
-        if opening.group() == "$${":
-            yield text[start : opening.start()]
-            yield "${"
-            start = opening.end()
-        elif HEAD.match(text, opening.end()):
-            end = _closing(text, opening.end())
-            if end is not None:
-                yield text[start : opening.start()]
-                yield Embedded(text[opening.end() : end])
-                start = end + 1
-    yield text[start:]
+        end = _closing(text, opening.end())
+        if end is not None:
+            yield _plain(text[start : opening.start()])
+            yield Embedded(text[opening.end() : end])
+            start = end + 1
+    yield _plain(text[start:])
+
+
+def _plain(text: str) -> str:
+    return text.replace("$${", "${")
 
 
 _QUOTED_OR_BRACE: Final = re.compile(r"""'(?:\\.|[^'\\])*'?|"(?:\\.|[^"\\])*"?|`(?:\\.|[^`\\])*`?|[{}]""", re.DOTALL)
@@ -53,6 +53,8 @@ def _closing(text: str, start: int) -> int | None:
     first = text.find("}", start, start + MAX_REFERENCE_CHARS)
     if first < 0:
         return None
+    if not _QUOTED_OR_BRACE.search(text, start, first):
+        return first
     depth = 1
     for token in _QUOTED_OR_BRACE.finditer(text, start, start + MAX_REFERENCE_CHARS):
         depth += {"{": 1, "}": -1}.get(token.group(), 0)

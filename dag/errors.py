@@ -25,6 +25,7 @@ from rayloom.dag.values import JsonObject
 
 ErrorClass = Literal["user", "refused", "transient", "stale", "bug"]
 MAX_MESSAGE_CHARS = 4_000
+MAX_SHOWN_CHARS = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,11 @@ class Fault:
     def as_json(self) -> dict[str, str]:
         """The shape of an item of a problem's ``errors``."""
         return {"pointer": self.pointer, "message": self.message}
+
+
+def shown(text: str) -> str:
+    """As much of a text of somebody's own as a message may hold."""
+    return text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + "…"
 
 
 class RayloomError(Exception):

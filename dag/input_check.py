@@ -7,8 +7,7 @@ only its type is known, and that is judged too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from jsonschema import Draft202012Validator
@@ -21,12 +20,10 @@ from rayloom.dag.errors import Fault
 from rayloom.dag.json_text import pointer_to
 from rayloom.dag.nearest import did_you_mean
 from rayloom.dag.references import LITERAL, REF, SECRET, plain_text
+from rayloom.dag.schema_depth import Keyword, TooDeep, bounded, errors_of
 from rayloom.dag.values import Json, JsonObject
 
 _MAX_MESSAGE_CHARS: Final = 300
-_MAX_FOLLOWED: Final = 100
-"""References of a schema inside one another; an input has 64 levels at most."""
-_Keyword = Callable[[Any, Any, Any, Any], "Iterator[ValidationError] | None"]
 
 
 class InputCheck:
@@ -48,12 +45,14 @@ class InputCheck:
     def _run(self, given: JsonObject, pointer: str, limit: int) -> list[Fault]:
         found: list[Fault] = []
         try:
-            for error in self._validator.iter_errors(_with_gaps(given)):
+            for error in errors_of(self._validator, _with_gaps(given)):
                 where = pointer_to(pointer, error.absolute_path)
                 found.append(Fault(where, message_of(error)[:_MAX_MESSAGE_CHARS]))
                 if len(found) == limit:
                     break
-        except (Unresolvable, _Circle) as error:
+        except TooDeep as error:
+            found.append(Fault(pointer, f"can't be checked: {error}"))
+        except Unresolvable as error:
             found.append(Fault(pointer, f"can't be checked, the tool's schema is unusable: {str(error)[:200]}"))
         return found
 
@@ -98,11 +97,16 @@ def _with_gaps(value: Json) -> Any:
 
 
 def _has_gap(value: Any) -> bool:
-    if isinstance(value, (_Gap, _TextGap)):
-        return True
-    if isinstance(value, dict):
-        return any(map(_has_gap, value.values()))
-    return isinstance(value, list) and any(map(_has_gap, value))
+    ahead = [value]
+    while ahead:
+        item = ahead.pop()
+        if isinstance(item, (_Gap, _TextGap)):
+            return True
+        if isinstance(item, dict):
+            ahead.extend(item.values())
+        elif isinstance(item, list):
+            ahead.extend(item)
+    return False
 
 
 # Keywords whose verdict on a container may turn when a gap inside it is filled. Their errors stand only without gaps.
@@ -113,16 +117,21 @@ _UNDECIDED_WITH_GAPS: Final = frozenset(
 _OF_CONTENT: Final = frozenset({"pattern", "minLength", "maxLength", "format"})
 
 
-def _around_gaps(name: str, keyword: _Keyword) -> _Keyword:
-    def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+def _around_gaps(name: str, keyword: Keyword) -> Keyword:
+    def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterable[ValidationError]:
         if isinstance(instance, _Gap) or (name in _OF_CONTENT and isinstance(instance, _TextGap)):
-            return
-        for error in keyword(validator, value, instance, schema) or ():
-            if name in _UNDECIDED_WITH_GAPS and _has_gap(instance):
-                return
-            yield error
+            return ()
+        errors = keyword(validator, value, instance, schema) or ()
+        return _sure(errors, instance) if name in _UNDECIDED_WITH_GAPS else errors
 
     return check
+
+
+def _sure(errors: Iterable[ValidationError], instance: Any) -> Iterator[ValidationError]:
+    for error in errors:
+        if _has_gap(instance):
+            return
+        yield error
 
 
 def _required(validator: Any, names: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
@@ -168,44 +177,15 @@ def _contains(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterat
             yield ValidationError(f"{instance!r} does not contain enough items that match the given schema")
 
 
-class _Circle(Exception):
-    """A schema's references lead round without end."""
-
-
-_depth: ContextVar[int] = ContextVar("_depth", default=0)
-
-
-def _following(name: str) -> _Keyword:
-    """``$ref`` and ``$dynamicRef``, followed a bounded number of times inside one another.
-
-    Left alone, a circle ends in a RecursionError, and where that strikes inside the registry's native code it can't
-    be caught.
-    """
-
-    def follow(validator: Any, target: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-        depth = _depth.get()
-        if depth >= _MAX_FOLLOWED:
-            raise _Circle("its references lead round in a circle, or too deep")
-        _depth.set(depth + 1)
-        try:
-            yield from _STANDARD[name](validator, target, instance, schema) or ()
-        finally:
-            _depth.set(depth)
-
-    return follow
-
-
-_STANDARD: Final[Mapping[str, _Keyword]] = dict(Draft202012Validator.VALIDATORS)
-_OWN: Final[Mapping[str, _Keyword]] = {
+_STANDARD: Final[Mapping[str, Keyword]] = dict(Draft202012Validator.VALIDATORS)
+_OWN: Final[Mapping[str, Keyword]] = {
     "required": _required,
     "additionalProperties": _additional_properties,
     "oneOf": _one_of,
     "if": _if,
     "contains": _contains,
-    "$ref": _following("$ref"),
-    "$dynamicRef": _following("$dynamicRef"),
 }
 _Lenient: Final[Any] = extend(  # type: ignore[no-untyped-call]  # the stubs leave it untyped
     Draft202012Validator,
-    {name: _around_gaps(name, _OWN.get(name, keyword)) for name, keyword in _STANDARD.items()},
+    bounded({name: _around_gaps(name, _OWN.get(name, keyword)) for name, keyword in _STANDARD.items()}),
 )

@@ -43,16 +43,11 @@ def kind_faults(subtask: Subtask, *, model_available: bool) -> Iterator[tuple[st
 
 
 def _policy_faults(subtask: Subtask) -> Iterator[tuple[str, str]]:
-    """What follows a failure needs what it follows with, and nothing else takes that."""
-    for policy in ("default", "fallback"):
-        is_given = policy in subtask.model_fields_set
-        # A default may be null; a fallback that is null is none.
-        if policy == "fallback":
-            is_given = subtask.fallback is not None
-        if is_given and subtask.on_failure != policy:
-            yield policy, f"is used only with `on_failure` `{policy}`: leave it out, or set that"
-        elif not is_given and subtask.on_failure == policy:
-            yield policy, f"is missing: `on_failure` `{policy}` needs it"
+    """What follows a failure needs what it follows with."""
+    # A default may be null; a fallback that is null is none.
+    is_given = {"default": "default" in subtask.model_fields_set, "fallback": subtask.fallback is not None}
+    if not is_given.get(subtask.on_failure, True):
+        yield subtask.on_failure, f"is missing: `on_failure` `{subtask.on_failure}` needs it"
 
 
 def needs_model(subtask: Subtask) -> bool:

@@ -10,9 +10,19 @@ import re
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetPydanticSchema, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic_core import ErrorDetails, core_schema
 
+from rayloom.dag.amount import MAX_COST_USD
 from rayloom.dag.errors import Fault, InvalidPlan
 from rayloom.dag.json_text import faults_of, pointer_to
 from rayloom.dag.nearest import did_you_mean
@@ -99,6 +109,11 @@ class Fallback(_Record):
     input: _JsonObjectField = Field(default_factory=dict)
 
 
+def _if_asked(value: object, info: ValidationInfo) -> object:
+    """What another policy has no use for is left out: it has no effect whatever."""
+    return value if info.data.get("on_failure") == info.field_name else None
+
+
 class Subtask(_Record):
     """One node of the plan."""
 
@@ -119,8 +134,9 @@ class Subtask(_Record):
     cacheable: _Flag = False
     skills: tuple[_ToolName, ...] = ()
     on_failure: Literal["block", "continue", "default", "fallback"] = "block"
-    default: _JsonField = None
-    fallback: Fallback | None = None
+    default: Annotated[_JsonField, AfterValidator(_if_asked)] = None
+    fallback: Annotated[Fallback | None, AfterValidator(_if_asked)] = None
+    """This and ``default`` are None under any policy but the one that needs them, whatever was written."""
     require_approval: _Flag = False
 
 
@@ -134,7 +150,7 @@ class Budget(_Record):
     """What a task may spend before the rest of it is stopped. ``None`` means no limit."""
 
     max_tokens: Annotated[int, Field(gt=0, strict=True, le=2**63 - 1)] | None = None
-    max_cost_usd: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] | None = None
+    max_cost_usd: Annotated[float, Field(gt=0, le=MAX_COST_USD, strict=True, allow_inf_nan=False)] | None = None
     deadline_s: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] | None = None
     """Seconds from the task's creation."""
 

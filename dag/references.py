@@ -23,7 +23,7 @@ from typing import Final
 import orjson
 
 from rayloom.dag.embedded import HEAD, MAX_REFERENCE_CHARS, Embedded, pieces_of
-from rayloom.dag.errors import Fault, InvalidPlan, UserError
+from rayloom.dag.errors import Fault, InvalidPlan, UserError, shown
 from rayloom.dag.json_text import escape
 from rayloom.dag.made_texts import TooLarge
 from rayloom.dag.nearest import Hints
@@ -40,7 +40,6 @@ MAX_RESOLVED_CHARS: Final = 256 * 1024 * 1024
 """All that references put into one value, written as JSON: an output that is used twice counts twice."""
 MAX_ID_CHARS: Final = 128
 """As ``plan`` has it: no id is looked for beyond."""
-_SHOWN_CHARS: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +83,7 @@ def scan(
     """
     hints = hints or Hints()
     references: list[Reference] = []
+    split: dict[str, tuple[str, str]] = {}
     secrets: list[tuple[str, str]] = []
     faults: list[Fault] = []
     for where, item in _special(value, pointer):
@@ -91,7 +91,8 @@ def scan(
             if isinstance(item, str):
                 for piece in pieces_of(item):
                     if isinstance(piece, Embedded):
-                        subtask, path = _split(piece.text, known, hints)
+                        # One text may use an output a hundred thousand times.
+                        subtask, path = split[piece.text] = split.get(piece.text) or _split(piece.text, known, hints)
                         references.append(Reference(pointer=where, subtask=subtask, path=path, whole=False))
                 continue
             marker, content = _marked(item)
@@ -194,21 +195,21 @@ def _marked(item: Mapping[str, Json]) -> tuple[str, str]:
 def _split(text: str, known: Collection[str], hints: Hints) -> tuple[str, str]:
     """Id and path of a reference. Raises ValueError where there is no such id or no such path."""
     if len(text) > MAX_REFERENCE_CHARS:
-        raise ValueError(f"`{_shown(text)}` is longer than {MAX_REFERENCE_CHARS:,} characters")
+        raise ValueError(f"`{shown(text)}` is longer than {MAX_REFERENCE_CHARS:,} characters")
     head = HEAD.match(text)
     if head is None:
-        raise ValueError(f"`{_shown(text)}` is not a reference: write `<id>.output` and a JMESPath")
+        raise ValueError(f"`{shown(text)}` is not a reference: write `<id>.output` and a JMESPath")
     end = min(head.end(), MAX_ID_CHARS + len(".output") + 1)
     candidates = [text[: found.start()] for found in _OUTPUT.finditer(text, 0, end)]
     subtask = next((name for name in reversed(candidates) if name in known), None)
     if subtask is None:
         name = _OUTPUT.split(text, maxsplit=1)[0]
         hint = hints(name, known)
-        raise ValueError(f"`{_shown(text)}` refers to `{_shown(name)}`, and there is no such subtask{hint}")
+        raise ValueError(f"`{shown(text)}` refers to `{shown(name)}`, and there is no such subtask{hint}")
     path = text[len(subtask) + len(".output") :]
     fault = path_fault(path)
     if fault is not None:
-        raise ValueError(f"`{_shown(text)}` has no valid JMESPath after `{_shown(subtask)}.output`: {fault}")
+        raise ValueError(f"`{shown(text)}` has no valid JMESPath after `{shown(subtask)}.output`: {fault}")
     return subtask, path
 
 
@@ -241,7 +242,7 @@ class _Resolution:
             found = self._look_up(content, pointer)
             self._count(text_of(found), content, pointer)
             return found
-        raise UserError("REFERENCE_INVALID", f"{pointer or '/'}: there is no secret `{content}`")
+        raise UserError("REFERENCE_INVALID", f"{pointer or '/'}: there is no secret `{shown(content)}`")
 
     def _text(self, text: str, pointer: str) -> str:
         pieces = []
@@ -264,18 +265,14 @@ class _Resolution:
         try:
             found = search(path, self._outputs[subtask])
         except TooLarge as error:
-            raise UserError("REFERENCE_TOO_LARGE", f"{pointer or '/'}: `{_shown(text)}`: {error}") from None
+            raise UserError("REFERENCE_TOO_LARGE", f"{pointer or '/'}: `{shown(text)}`: {error}") from None
         if isinstance(found, Missing):
-            message = f"{pointer or '/'}: `{_shown(text)}` leads nowhere in the output of `{subtask}`"
+            message = f"{pointer or '/'}: `{shown(text)}` leads nowhere in the output of `{subtask}`"
             raise UserError("REFERENCE_MISSING", message)
         return found
 
     def _count(self, found: str, text: str, pointer: str) -> None:
         self._chars_left -= len(found)
         if self._chars_left < 0:
-            message = f"`{_shown(text)}` is one too many: an input is given at most {MAX_RESOLVED_CHARS:,} characters"
+            message = f"`{shown(text)}` is one too many: an input is given at most {MAX_RESOLVED_CHARS:,} characters"
             raise UserError("REFERENCE_TOO_LARGE", f"{pointer or '/'}: {message} of outputs")
-
-
-def _shown(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"

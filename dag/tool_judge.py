@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
+from rayloom.dag.errors import shown
 from rayloom.dag.input_check import InputCheck
 from rayloom.dag.kinds import CODE_TOOL
 from rayloom.dag.nearest import Hints
@@ -53,7 +54,7 @@ class ToolJudge:
         tool = self._tools.get(name)
         if tool is None:
             active = sorted(known for known, view in self._tools.items() if view.is_active)
-            return f"there is no tool `{name}`{self._hints(name, active)}"
+            return f"there is no tool `{shown(name)}`{self._hints(name, active)}"
         if not tool.is_active:
             return f"the tool `{name}` is switched off"
         if name in self._beyond:
@@ -115,7 +116,7 @@ class ToolJudge:
 
     def _useless(self, glob: str) -> str:
         if any(mark in glob for mark in "*?["):
-            return f"there is no tool `{glob}` that a model may call for this task"
+            return f"there is no tool `{shown(glob)}` that a model may call for this task"
         return self.fault(glob) or f"the tool `{glob}` wants approval, so no model may call it by itself"
 
     def resources(self, tool: str, globs: tuple[str, ...]) -> Mapping[str, float]:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from rayloom.dag import graph
-from rayloom.dag.errors import Fault, InvalidPlan
+from rayloom.dag.errors import Fault, InvalidPlan, shown
 from rayloom.dag.kinds import kind_faults, needs_model, permitted_by, tool_of
 from rayloom.dag.nearest import Hints
 from rayloom.dag.plan import MAX_EDGES, MAX_FAULTS, MAX_SHAPES, NO_WISHES, Fallback, Plan, Subtask
@@ -125,7 +125,7 @@ class _Verification:
             needed = self.ordinals.get(name)
             if needed is None:
                 hint = self.hints(name, self.ordinals)
-                self._fault(f"{where}/depends_on/{place}", f"there is no subtask `{name}`{hint}")
+                self._fault(f"{where}/depends_on/{place}", f"there is no subtask `{shown(name)}`{hint}")
             elif name == subtask.id:
                 self._fault(f"{where}/depends_on/{place}", f"`{name}` can't depend on itself")
             else:
@@ -153,7 +153,7 @@ class _Verification:
         scanned = scan(given, self.ordinals, pointer=where, limit=left, hints=self.hints)
         self._add(scanned.faults)
         for pointer, name in scanned.secrets:
-            self._fault(pointer, f"there is no secret `{name}`: this version keeps no secrets")
+            self._fault(pointer, f"there is no secret `{shown(name)}`: this version keeps no secrets")
         for reference in scanned.references:
             if reference.subtask == subtask.id:
                 self._fault(reference.pointer, f"`{subtask.id}` can't use its own output")

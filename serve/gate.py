@@ -29,6 +29,9 @@ CALL_KEY: Final = "rayloom.call"
 UNGATED: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """Answered also when the house is full: whoever watches over us must see that we live."""
 
+_ENDS: Final = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
+"""What nobody must answer."""
+
 
 @dataclass(slots=True)
 class Admission:
@@ -136,6 +139,10 @@ class Gate:
             return unavailable("the request took too long", code="TIMED_OUT")
         except Exception as error:  # noqa: BLE001 - the last place that can still answer
             return problem_of(error) or self._unforeseen(scope)
+        except _ENDS:
+            raise
+        except BaseException:  # noqa: BLE001 - a panic of native code: none of ours, and the replica goes on
+            return self._unforeseen(scope)
         return None
 
     def _unforeseen(self, scope: Scope) -> Problem:

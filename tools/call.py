@@ -15,6 +15,7 @@ from referencing.exceptions import Unresolvable
 
 from rayloom.dag.errors import Bug, RayloomError, UserError
 from rayloom.dag.input_check import message_of
+from rayloom.dag.schema_depth import BoundedValidator, TooDeep, errors_of
 from rayloom.dag.values import Json
 from rayloom.tools.tool import Tool, ToolContext, ToolResult
 
@@ -47,8 +48,8 @@ def checked(tool: Tool, input: Json) -> dict[str, Json]:
 async def run_tool(tool: Tool, input: dict[str, Json], context: ToolContext) -> ToolResult:
     """Run a tool once with an input that fits.
 
-    Raises what the tool raises of ours, and Bug (``TOOL_CRASHED``, ``TOOL_OUTPUT_INVALID``, ``TOOL_SCHEMA_INVALID``)
-    for everything that only its author can mend.
+    Raises what the tool raises of ours, UserError (``OUTPUT_TOO_DEEP``) where the output can't be checked, and Bug
+    (``TOOL_CRASHED``, ``TOOL_OUTPUT_INVALID``, ``TOOL_SCHEMA_INVALID``) for everything that only its author can mend.
     """
     spec = tool.spec
     try:
@@ -60,7 +61,10 @@ async def run_tool(tool: Tool, input: dict[str, Json], context: ToolContext) -> 
     if not isinstance(result, ToolResult):
         raise Bug("TOOL_OUTPUT_INVALID", f"{spec.name} returned {type(result).__name__} in place of a ToolResult")
     if spec.output_schema is not None:
-        faults = schema_faults(spec.output_schema, result.output, of=spec.name)
+        try:
+            faults = _faults(spec.output_schema, result.output, spec.name)
+        except TooDeep as error:
+            raise UserError("OUTPUT_TOO_DEEP", f"the output of {spec.name} can't be checked: {error}") from None
         if faults:
             raise Bug("TOOL_OUTPUT_INVALID", f"{spec.name} broke its output schema: {'; '.join(faults)}")
     return result
@@ -68,11 +72,18 @@ async def run_tool(tool: Tool, input: dict[str, Json], context: ToolContext) -> 
 
 def schema_faults(schema: Mapping[str, Json], value: Json, *, of: str) -> list[str]:
     """The faults of a value, each as ``pointer: message``. Raises Bug (``TOOL_SCHEMA_INVALID``)."""
+    try:
+        return _faults(schema, value, of)
+    except TooDeep as error:
+        return [f"/: can't be checked: {error}"]
+
+
+def _faults(schema: Mapping[str, Json], value: Json, of: str) -> list[str]:
     validator = _validator_of(schema, of)
     try:
         return [
             f"{_pointer(error)}: {message_of(error)[:MAX_FAULT_CHARS]}"
-            for error in islice(validator.iter_errors(value), MAX_FAULTS)
+            for error in islice(errors_of(validator, value), MAX_FAULTS)
         ]
     except Unresolvable as error:
         raise Bug("TOOL_SCHEMA_INVALID", f"the schema of {of} refers to what it does not hold: {error}") from None
@@ -96,7 +107,8 @@ def _validator(schema_json: bytes, of: str) -> Validator:
     except SchemaError as error:
         raise Bug("TOOL_SCHEMA_INVALID", f"the schema of {of} is invalid: {error.message}") from error
     # An empty registry: a $ref to an address must never make us fetch it.
-    return Draft202012Validator(schema, registry=Registry())
+    validator: Validator = BoundedValidator(schema, registry=Registry())
+    return validator
 
 
 def _pointer(error: ValidationError) -> str:

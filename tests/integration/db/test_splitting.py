@@ -54,7 +54,7 @@ TOOLS = ToolSnapshot(
 class ScriptedParser:
     """Answers each call with the next of its script: a plan, or an error; the last one again and again."""
 
-    def __init__(self, *script: JsonObject | Exception | Planned) -> None:
+    def __init__(self, *script: JsonObject | BaseException | Planned) -> None:
         self.script = list(script)
         self.asked: list[PlanRequest] = []
         self.called, self.go = asyncio.Event(), asyncio.Event()
@@ -65,7 +65,7 @@ class ScriptedParser:
         self.called.set()
         await self.go.wait()
         answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         if isinstance(answer, Planned):
             return answer
@@ -114,7 +114,9 @@ async def _submit(spine: Spine, **more: Any) -> UUID:
     return (await submit_task(spine.engine, spine.blobs, new)).task_id
 
 
-def _bench(spine: Spine, *script: JsonObject | Exception | Planned, settings: EngineSettings | None = None) -> Bench:
+def _bench(
+    spine: Spine, *script: JsonObject | BaseException | Planned, settings: EngineSettings | None = None
+) -> Bench:
     return Bench(spine, ScriptedParser(*script), spine.incarnation, settings)
 
 
@@ -226,10 +228,11 @@ async def test_suspects_are_never_with_the_parser_together(spine: Spine) -> None
         ({"subtasks": []}, "PLAN_REFUSED"),
         ({"subtasks": [{"id": "a", "type": "TOOL", "tool": "no.such"}]}, "PLAN_REFUSED"),
         (ZeroDivisionError("a bug"), "INTERNAL"),
+        (type("PanicException", (BaseException,), {})("native code"), "INTERNAL"),
     ],
 )
 async def test_what_can_not_be_planned_ends_its_task_and_says_why(
-    spine: Spine, answer: JsonObject | Exception, code: str
+    spine: Spine, answer: JsonObject | BaseException, code: str
 ) -> None:
     bench = _bench(spine, answer)
     task_id = await _submit(spine)

@@ -53,7 +53,12 @@ def test_everything_of_the_contract_is_read() -> None:
         "require_approval": True,
     }
     (subtask,) = parse_plan(_one(**fields)).subtasks
-    assert subtask.model_dump(mode="json", exclude={"id", "type"}) == fields
+    assert subtask.model_dump(mode="json", exclude={"id", "type"}) == {**fields, "fallback": None}
+
+
+def test_the_sample_of_a_subtask_holds_a_fallback_that_its_policy_has_no_use_for() -> None:
+    (subtask,) = parse_plan(_one(on_failure="block", fallback={"tool": "…", "input": {}}, default=1)).subtasks
+    assert (subtask.fallback, subtask.default) == (None, None)
 
 
 @pytest.mark.parametrize("raw", [None, 3, "x", [], [{"id": "a"}]])
@@ -160,6 +165,13 @@ def test_a_plan_can_not_be_changed() -> None:
 def test_a_budget_is_positive() -> None:
     assert Budget(max_tokens=1, max_cost_usd=0.5, deadline_s=1).max_cost_usd == 0.5
     assert Budget() == Budget(max_tokens=None)
-    for wrong in ({"max_tokens": 0}, {"max_cost_usd": -1.0}, {"deadline_s": 0.0}, {"max_tokens": 1.5}, {"x": 1}):
+    for wrong in (
+        {"max_tokens": 0},
+        {"max_cost_usd": -1.0},
+        {"max_cost_usd": 1e300},
+        {"deadline_s": 0.0},
+        {"max_tokens": 1.5},
+        {"x": 1},
+    ):
         with pytest.raises(ValidationError):
             Budget.model_validate(wrong)

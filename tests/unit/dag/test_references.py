@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import process_time
+
 import pytest
 
 from rayloom.dag import paths, references
@@ -267,3 +269,11 @@ def test_any_path_into_what_is_missing_gives_null(path: str) -> None:
     with pytest.raises(UserError) as missing:
         resolve({"$ref": "x-1.output.items"}, outputs, nothing={"a"})
     assert missing.value.code == "REFERENCE_MISSING"
+
+
+def test_millions_of_openings_that_open_nothing_take_no_time_worth_the_name() -> None:
+    started_at = process_time()
+    for text in ("${" * 2_000_000, "$${" * 1_400_000):
+        assert scan({"text": text}, {"a"}).references == ()
+        assert plain_text(text) == text.replace("$${", "${")
+    assert process_time() - started_at < 2.0

@@ -34,6 +34,13 @@ def test_less_than_nothing_is_nothing() -> None:
     assert nano(0.000_000_15) == 150
 
 
+def test_a_limit_beyond_counting_is_as_good_as_the_highest() -> None:
+    assert nano(1e300) == nano(1e12) == 10**21
+    quota = Quota(max_cost_usd=1e300)
+    assert refusal("task", quota, Usage(), Amount.of(1, 5.0), now_s=0) is None
+    assert dict(shares(quota, Usage(), now_s=0)) == {"max_cost_usd": 0.0}
+
+
 @pytest.mark.parametrize(
     ("quota", "usage", "asked", "limit", "retry_in_s"),
     [

@@ -199,7 +199,6 @@ def test_a_feature_of_a_later_version_is_refused_not_ignored(row: tuple[str, Any
 
 
 _NEEDED = "is missing: `on_failure` `{0}` needs it"
-_IDLE = "is used only with `on_failure` `{0}`: leave it out, or set that"
 FALLBACK: dict[str, Any] = {"tool": "core.noop"}
 
 
@@ -213,20 +212,42 @@ FALLBACK: dict[str, Any] = {"tool": "core.noop"}
         ({"on_failure": "default"}, [("0/default", _NEEDED.format("default"))]),
         ({"on_failure": "fallback"}, [("0/fallback", _NEEDED.format("fallback"))]),
         ({"on_failure": "fallback", "fallback": None}, [("0/fallback", _NEEDED.format("fallback"))]),
-        ({"default": 1}, [("0/default", _IDLE.format("default"))]),
-        ({"on_failure": "continue", "default": None}, [("0/default", _IDLE.format("default"))]),
-        ({"on_failure": "block", "fallback": FALLBACK}, [("0/fallback", _IDLE.format("fallback"))]),
-        (
-            {"on_failure": "fallback", "default": 1},
-            [("0/default", _IDLE.format("default")), ("0/fallback", _NEEDED.format("fallback"))],
-        ),
+        ({"default": 1}, []),
+        ({"on_failure": "continue", "default": None}, []),
+        ({"on_failure": "block", "fallback": FALLBACK}, []),
+        ({"on_failure": "fallback", "default": 1}, [("0/fallback", _NEEDED.format("fallback"))]),
     ],
 )
-def test_a_policy_has_what_it_needs_and_nothing_else(fields: dict[str, Any], faults: list[tuple[str, str]]) -> None:
+def test_a_policy_has_what_it_needs(fields: dict[str, Any], faults: list[tuple[str, str]]) -> None:
     if faults:
         assert _faults(_noop("a", **fields)) == faults
     else:
         assert _verify(_noop("a", **fields)).sinks == ("a",)
+
+
+@pytest.mark.parametrize("policy", ["block", "continue", "default"])
+def test_a_fallback_has_no_effect_under_another_policy(policy: str) -> None:
+    fallback = {"tool": "no.such", "input": {"value": {"$ref": "b.output"}, "x": {"$secret": "s"}}}
+    given = _noop("a", on_failure=policy, fallback=fallback, default=None)
+    verified = _verify(given, _noop("b", "a"), approval_levels=("execute",))
+    assert verified.subtasks[0].spec == Subtask.model_validate({**given, "fallback": None})
+    assert (verified.subtasks[0].dependencies, verified.subtasks[0].fallback_references) == ((), ())
+
+
+@pytest.mark.parametrize("policy", ["block", "continue", "fallback"])
+def test_a_default_has_no_effect_under_another_policy(policy: str) -> None:
+    (subtask,) = _verify(_noop("a", on_failure=policy, fallback=FALLBACK, default={"x": 1})).subtasks
+    assert subtask.spec.default is None
+
+
+def test_a_text_of_any_length_is_told_in_short() -> None:
+    long = "s" * 1_000_000
+    used = {"type": "REASONING", "instruction": "x", "id": "r", "input": {"use_tools": [long, long + "*"]}}
+    secret = _echo("e", {"$secret": long})
+    with pytest.raises(InvalidPlan) as error:
+        _verify(_noop("a", long), used, secret, model_available=True)
+    assert len(error.value.faults) >= 4
+    assert all(len(fault.message) < 400 for fault in error.value.faults)
 
 
 def _with_fallback(tool: str, input_: dict[str, Json], *depends_on: str, name: str = "a") -> dict[str, Any]:

@@ -21,5 +21,5 @@ from rayloom.serve.shapes import progress
     ],
 )
 def test_100_percent_is_said_of_what_is_done_alone(completed: int, running: int, is_open: bool, percent: float) -> None:
-    counts = {SubtaskStatus.COMPLETED: completed, SubtaskStatus.RUNNING: running}
+    counts: dict[str, int] = {SubtaskStatus.COMPLETED: completed, SubtaskStatus.RUNNING: running}
     assert progress(counts, plan_is_open=is_open)["percent"] == percent

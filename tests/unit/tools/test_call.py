@@ -99,3 +99,25 @@ def test_a_reference_to_an_address_is_never_fetched() -> None:
 
 def test_faults_are_capped() -> None:
     assert len(schema_faults({"items": {"type": "null"}}, [1] * 100, of="x")) == 10
+
+
+_DEEP: dict[str, Any] = {
+    "properties": {"c": {"allOf": [{"anyOf": [{"oneOf": [{"$ref": "#/$defs/a"}]}]}]}},
+    "$defs": {"a": {"allOf": [{"$ref": "#/$defs/b"}]}, "b": {"anyOf": [{"$ref": "#"}]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("levels", "spec", "code"),
+    [
+        (64, replace(SPEC, input_schema=_DEEP), "INPUT_INVALID"),
+        (200, replace(SPEC, input_schema={}, output_schema=_DEEP), "OUTPUT_TOO_DEEP"),
+    ],
+)
+async def test_what_nests_too_deeply_to_be_checked_is_no_bug(levels: int, spec: ToolSpec, code: str) -> None:
+    value: Json = {}
+    for _ in range(levels - 1):
+        value = {"c": value}
+    with pytest.raises(UserError, match="nest too deeply together") as error:
+        await call_tool(Told(ToolResult(output=value), spec), value, make_context())
+    assert error.value.code == code
