@@ -21,7 +21,7 @@ from jinja2.runtime import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rayloom.dag.errors import RayloomError, Refused, UserError
-from rayloom.dag.growth import growth, makes_texts
+from rayloom.dag.growth import growth, makes_texts, work
 from rayloom.dag.output import clean_text
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.page import read_page
@@ -34,6 +34,8 @@ PLAIN_WORK: Final = 2**26
 """Characters of a template times bytes of its data."""
 PLAIN_RESULT: Final = 2**18
 """Values of a query's result."""
+PLAIN_STEPS: Final = 2**20
+"""Of a query: under a second."""
 MAX_NODES: Final = 1_000_000
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -152,15 +154,17 @@ def _largest_growth(node: nodes.Node) -> float:
 
 
 def is_plain_query(query: str, data_bytes: int) -> bool:
-    """Whether a query takes no more memory than a small multiple of its data."""
+    """Whether a query takes no more memory than a small multiple of its data, and no longer than a moment."""
     if len(query) > PLAIN_SOURCE_CHARS or data_bytes > PLAIN_DATA_BYTES:
         return False
     try:
         tree = jmespath.compile(query).parsed
-        grown = growth(tree)
+        grown, steps = growth(tree), work(tree)
     except (jmespath.exceptions.JMESPathError, RecursionError, ValueError):
         return False
-    return not makes_texts(tree) and grown.times * data_bytes + grown.besides <= PLAIN_RESULT
+    if makes_texts(tree) or steps.times * data_bytes + steps.besides > PLAIN_STEPS:
+        return False
+    return grown.times * data_bytes + grown.besides <= PLAIN_RESULT
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

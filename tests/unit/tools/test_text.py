@@ -185,6 +185,28 @@ async def test_a_query_that_grows_and_grows_is_stopped(asked: str) -> None:
     assert error.value.code in ("EVALUATION_LIMIT", "OUTPUT_TOO_LARGE", "QUERY_INVALID")
 
 
+ONES = f"`{[1] * 150}`"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        f"sum(map(&sum(map(&sum(map(&sum({ONES}),{ONES})),{ONES})),{ONES}))",
+        f"max_by({ONES}, &sum(map(&sum(map(&sum({ONES}), {ONES})), {ONES})))",
+        f"not_null(&sum(map(&sum(map(&sum({ONES}), {ONES})), {ONES}))) | map(@, {ONES})",
+    ],
+)
+async def test_a_query_that_takes_long_for_a_small_result_is_stopped(asked: str) -> None:
+    assert not is_plain_query(asked, 1)
+    with pytest.raises(Refused) as error:
+        await query(asked, 1, evaluation_cpu_s=1)
+    assert error.value.code == "EVALUATION_LIMIT"
+
+
+def test_a_query_that_takes_a_few_steps_for_each_value_stays() -> None:
+    assert is_plain_query("people[?age > `20` && name != `null`].{name: name, age: age} | sort_by(@, &age)", 10_000)
+
+
 @pytest.mark.parametrize("asked", ["to_string(@)", "join(',', @)", "nope(@)", "[*].[@,@,@,@,@]"])
 def test_queries_that_can_grow_run_in_a_child(asked: str) -> None:
     assert not is_plain_query(asked, 131_000)
