@@ -13,6 +13,7 @@ from rayloom.tools.builtin import guard
 from rayloom.tools.builtin.catalogue import BUILTINS
 from rayloom.tools.builtin.evaluate import is_plain_query, is_plain_template, search
 from rayloom.tools.call import call_tool
+from rayloom.tools.sandbox import processes
 from tests.unit.tools.context import make_context
 
 
@@ -131,10 +132,28 @@ async def test_a_child_that_fails_says_nothing_of_our_machine(
     assert "/no/such/place" in caplog.records[-1].__dict__["stderr"]
 
 
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+async def test_a_busy_machine_is_no_fault_of_a_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "WALL_ALLOWANCE_S", 0.1 - 5)
+    with pytest.raises(Transient) as error:
+        await render(ENDLESS, evaluation_cpu_s=5)
+    assert error.value.code == "EVALUATION_FAILED"
+
+
+async def test_what_a_template_runs_in_does_not_stand_behind_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    stepped_back: list[int] = []
+    monkeypatch.setattr(processes, "step_back", stepped_back.append)
+    with pytest.raises(Refused):
+        await render(ENDLESS, evaluation_cpu_s=1)
+    assert not stepped_back
+
+
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        ENDLESS,
         "{{ 10 ** (10 ** 10) }}",
         "{{ 'x' * 10 ** 10 }}",
         "{% for a in range(99999) %}{{ '%1000000d' % a }}{% endfor %}",
