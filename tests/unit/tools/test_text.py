@@ -64,6 +64,45 @@ async def test_other_templates_run_in_a_child(template: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ order.items }}{{ order['items'] }}{{ order|attr('items') }}", "555"),
+        ("{{ order.get('items') }}{{ 'a'.upper() }}{% for k in order.keys() %}{{ k }}{% endfor %}", "5Aitems"),
+        ("{{ '{0.items}-{1}'.format(order, 'a') }}{{ orders|map(attribute='items')|join }}", "5-a5"),
+        ("{% for x in orders %}{{ loop.cycle('a', 'b') }}{% endfor %}", "a"),
+        ("{% set ns = namespace(n=1) %}{{ ns.n }}{% macro m(x) %}[{{ x }}]{% endmacro %}{{ m(m(1)) }}", "1[[1]]"),
+    ],
+)
+async def test_a_member_comes_before_the_method_of_its_name(template: str, text: str) -> None:
+    order: Json = {"items": 5}
+    assert await render(template, {"order": order, "orders": [order]}) == text
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ order.items }}",
+        "{{ order['items'] }}",
+        "{{ order.items|string }}",
+        "{{ [order.items] }}",
+        "{{ order.items ~ '' }}",
+        "{{ '{0.items}'.format(order) }}",
+        "{{ '%r' % order.items }}",
+        "{{ order|attr('items') }}",
+        "{{ ''.format }}",
+        "{{ order|map('upper') }}",
+        "{{ [1]|reverse }}",
+        "{{ joiner() }}",
+    ],
+)
+async def test_addresses_in_memory_are_not_written(template: str) -> None:
+    with pytest.raises(UserError) as error:
+        await render(template, {"order": {}})
+    assert error.value.code == "TEMPLATE_INVALID"
+    assert "has no text" in error.value.message
+
+
+@pytest.mark.parametrize(
     "template",
     [
         "{{ missing }}",
