@@ -1,41 +1,55 @@
-"""How many times larger than its data the result of a JMESPath expression can be.
+"""How many times larger than its data the result of a JMESPath expression can be, and how much work it is to find it.
 
 The size of a value is the number of values in it, itself included; a text counts once more for each 64 characters of
 it. No expression here makes a text longer, but for ``join`` and ``to_string``, so an expression's result is at most
 ``factor`` times its data, and that factor follows from the expression alone: a member taken twice counts twice,
 different members together count once, what is made anew for each element of a list counts once an element. A text that
 those two make counts like what it is made of, so that copies of it are told; its length is bounded where it is made.
+
+Work is counted in steps: one for each node of the expression each time that it is evaluated, and one for each value
+that a function goes over. Within an element nothing but the element and literals can be named, so the work for all
+elements is at most in proportion to the list; what multiplies are literals in literals.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
 
+from rayloom.dag.bounds import (
+    DATA,
+    STEP,
+    Bound,
+    Growth,
+    for_each,
+    made_of,
+    on_each,
+    one_of,
+    part,
+    then,
+    together,
+    total,
+)
 from rayloom.dag.values import Json
 
 TEXT_UNIT_CHARS: Final = 64
 
 _Node = Mapping[str, Any]
-_Path = tuple[str, ...]
-_Uses = Mapping[_Path, int]
-
-
-class Growth(NamedTuple):
-    """A size is at most so many times that of the data, and so much besides."""
-
-    times: int
-    besides: int
 
 
 def growth(tree: _Node) -> Growth:
     """How large anything is at most that evaluating a parsed expression makes, its result included.
 
-    Raises ValueError for a function that does not exist, and RecursionError.
+    Raises ValueError for a function that does not exist and for an ``&`` that no function evaluates; RecursionError.
     """
     return _measure(tree).peak
+
+
+def work(tree: _Node) -> Growth:
+    """How many steps evaluating a parsed expression takes at most. Raises like ``growth``."""
+    return _measure(tree).work
 
 
 def makes_texts(tree: _Node) -> bool:
@@ -66,173 +80,114 @@ def size(value: Json, *, limit: float = math.inf) -> int:
     return counted
 
 
-@dataclass(frozen=True, slots=True)
-class _Bound:
-    """The size of a result: so many times each part of the data, and so much besides.
-
-    ``uses`` holds parts by their path of names, the empty path for all of it.
-    """
-
-    uses: _Uses
-    besides: int
-    peak: Growth
-    """The largest that exists at any time, the result included."""
-    at: _Path | None = None
-    """Where in the data the result stands, if it is a part of it."""
-
-    @property
-    def own(self) -> Growth:
-        """Of the result."""
-        return Growth(_most(self.uses), self.besides)
-
-
-_DATA: Final = _Bound({(): 1}, 0, Growth(1, 0), at=())
-_ONE: Final = _Bound({}, 1, Growth(0, 1))
-
-
-def _most(uses: _Uses) -> int:
-    """How often a value is used at most: the largest sum along the way to it."""
-    return max((sum(uses.get(path[:depth], 0) for depth in range(len(path) + 1)) for path in uses), default=0)
-
-
-def _largest(sizes: Iterable[Growth]) -> Growth:
-    times, besides = zip(*sizes, strict=True)
-    return Growth(max(times), max(besides))
-
-
-def _of(inner: Growth, outer: Growth) -> Growth:
-    """``outer`` of something that is as large as ``inner``."""
-    return Growth(outer.times * inner.times, outer.times * inner.besides + outer.besides)
-
-
-def _each(element: Growth) -> Growth:
-    """Of a whole list, where each element becomes as large as this: it has no more elements than values."""
-    return Growth(max(sum(element), 1), 0)
-
-
-def _bound(uses: _Uses, besides: int, peaks: Iterable[Growth]) -> _Bound:
-    return _Bound(uses, besides, _largest((Growth(_most(uses), besides), *peaks)))
-
-
-def _together(bounds: Sequence[_Bound], *, besides: int = 0) -> _Bound:
-    """All of them, kept at the same time."""
-    uses: dict[_Path, int] = {}
-    for bound in bounds:
-        for path, times in bound.uses.items():
-            uses[path] = uses.get(path, 0) + times
-    return _bound(uses, besides + sum(bound.besides for bound in bounds), [bound.peak for bound in bounds])
-
-
-def _one_of(bounds: Sequence[_Bound]) -> _Bound:
-    uses: dict[_Path, int] = {}
-    for bound in bounds:
-        for path, times in bound.uses.items():
-            uses[path] = max(uses.get(path, 0), times)
-    return _bound(uses, max([1, *(bound.besides for bound in bounds)]), [bound.peak for bound in bounds])
-
-
-def _then(first: _Bound, second: _Bound) -> _Bound:
-    """``second`` of what ``first`` gives."""
-    if first.at is not None:
-        uses = {(*first.at, *path): times for path, times in second.uses.items()}
-        at = None if second.at is None else (*first.at, *second.at)
-        return _Bound(uses, second.besides, _largest((first.peak, second.peak)), at)
-    return _scaled(first, second.own, (first.peak, _of(first.own, second.peak)))
-
-
-def _for_each(base: _Bound, element: _Bound) -> _Bound:
-    """``element`` of each element of ``base``, in a list. What is made on the way is let go of each time."""
-    return _scaled(base, _each(element.own), (base.peak, _of(base.own, element.peak)))
-
-
-def _scaled(bound: _Bound, by: Growth, peaks: Iterable[Growth]) -> _Bound:
-    uses = {path: by.times * times for path, times in bound.uses.items()}
-    return _bound(uses, by.times * bound.besides + by.besides, peaks)
-
-
-def _part(bound: _Bound) -> _Bound:
-    """A part of it, or its parts in another order."""
-    return _Bound(bound.uses, bound.besides, bound.peak)
-
-
-def _measure(node: _Node) -> _Bound:
+def _measure(node: _Node) -> Bound:
     return _MEASURES[node["type"]](node)
 
 
-def _all_of(node: _Node) -> list[_Bound]:
+def _all_of(node: _Node) -> list[Bound]:
     return [_measure(child) for child in node["children"]]
 
 
-def _chain(node: _Node) -> _Bound:
+def _chain(node: _Node) -> Bound:
     first, *others = _all_of(node)
     for following in others:
-        first = _then(first, following)
-    return first
+        first = then(first, following)
+    return replace(first, work=total((STEP, first.work)))
 
 
-def _projection(node: _Node) -> _Bound:
-    return _for_each(_measure(node["children"][0]), _measure(node["children"][1]))
+def _projection(node: _Node) -> Bound:
+    return for_each(_measure(node["children"][0]), _measure(node["children"][1]))
 
 
-def _filter(node: _Node) -> _Bound:
+def _filter(node: _Node) -> Bound:
     base, element, condition = _all_of(node)
-    kept = _for_each(base, element)
-    return _bound(kept.uses, kept.besides, (kept.peak, _of(base.own, condition.peak)))
+    kept = for_each(base, element)
+    return made_of(kept.uses, kept.besides, [kept, on_each(base.own, condition)])
 
 
-def _multi_select(node: _Node) -> _Bound:
+def _flatten(node: _Node) -> Bound:
+    base = _measure(node["children"][0])
+    return part(base, steps=total((STEP, base.own)))
+
+
+def _multi_select(node: _Node) -> Bound:
     # Itself, a null for each member that the data does not have, and the names.
     names = sum(len(child.get("value") or "") // TEXT_UNIT_CHARS for child in node["children"] if _is_member(child))
-    return _together(_all_of(node), besides=1 + len(node["children"]) + names)
+    return together(_all_of(node), besides=1 + len(node["children"]) + names)
 
 
 def _is_member(node: _Node) -> bool:
     return bool(node["type"] == "key_val_pair")
 
 
-def _literal(node: _Node) -> _Bound:
-    return _bound({}, size(node["value"]), ())
+def _literal(node: _Node) -> Bound:
+    return made_of({}, size(node["value"]), ())
 
 
-def _one(node: _Node) -> _Bound:
-    return _bound({}, 1, [bound.peak for bound in _all_of(node)])
+def _one(node: _Node) -> Bound:
+    return made_of({}, 1, _all_of(node))
 
 
-def _either(node: _Node) -> _Bound:
-    return _one_of(_all_of(node))
+def _scanned(node: _Node) -> Bound:
+    """One value, of functions that go over all that they are given."""
+    bounds = _all_of(node)
+    return made_of({}, 1, bounds, steps=total((STEP, *(bound.own for bound in bounds))))
 
 
-def _mapped(node: _Node) -> _Bound:
+def _compared(node: _Node) -> Bound:
+    """Two values are equal or not once the smaller one is gone through."""
+    bounds = _all_of(node)
+    return made_of({}, 1, bounds, steps=total((STEP, min(bound.own for bound in bounds))))
+
+
+def _either(node: _Node) -> Bound:
+    return one_of(_all_of(node))
+
+
+def _mapped(node: _Node) -> Bound:
     """``map``: like a projection."""
-    return _for_each(_argument(node, 1), _argument(node, 0))
+    over = _goes_over(node, expression=0)
+    return for_each(*over) if over else _one(node)
 
 
-def _by(node: _Node) -> _Bound:
+def _by(node: _Node) -> Bound:
     """``sort_by`` and its like: what the expression gives for each element is held, too."""
-    base = _argument(node, 0)
-    return _bound(base.uses, base.besides, (base.peak, _for_each(base, _argument(node, 1)).peak))
+    over = _goes_over(node, expression=1)
+    if over is None:
+        return _one(node)
+    base, element = over
+    return made_of(base.uses, base.besides, [for_each(base, element)])
 
 
-def _parts(node: _Node) -> _Bound:
-    return _part(_together(_all_of(node)))
+def _goes_over(node: _Node, *, expression: int) -> tuple[Bound, Bound] | None:
+    """The list that a function goes over, and what its expression gives for an element.
 
-
-def _wrapped(node: _Node) -> _Bound:
-    return _together(_all_of(node), besides=1)
-
-
-def _argument(node: _Node, place: int) -> _Bound:
+    None where the arguments are others: then they are evaluated, and the function fails.
+    """
     arguments: list[_Node] = node["children"]
-    # With too few of them the function fails before it does anything.
-    return _measure(arguments[place]) if place < len(arguments) else _ONE
+    if len(arguments) != 2 or arguments[expression]["type"] != "expref":
+        return None
+    return _measure(arguments[1 - expression]), _measure(arguments[expression]["children"][0])
+
+
+def _stray(node: _Node) -> Bound:
+    # As a value it could go where its work is not seen.
+    raise ValueError("`&` makes sense only as an argument of a function that evaluates it")
+
+
+def _parts(node: _Node) -> Bound:
+    bounds = _all_of(node)
+    return together(bounds, steps=total((STEP, *(bound.own for bound in bounds))))
+
+
+def _wrapped(node: _Node) -> Bound:
+    return together(_all_of(node), besides=1)
 
 
 _TEXT_MAKERS: Final = ("join", "to_string")
-_FUNCTIONS: Final[Mapping[str, Callable[[_Node], _Bound]]] = (
-    dict.fromkeys(
-        ("abs", "avg", "ceil", "contains", "ends_with", "floor", "length", "starts_with", "sum", "to_number", "type"),
-        _one,
-    )
+_FUNCTIONS: Final[Mapping[str, Callable[[_Node], Bound]]] = (
+    dict.fromkeys(("abs", "ceil", "floor", "length", "type"), _one)
+    | dict.fromkeys(("avg", "contains", "ends_with", "starts_with", "sum", "to_number"), _scanned)
     | dict.fromkeys(("keys", "max", "merge", "min", "reverse", "sort", "values"), _parts)
     | dict.fromkeys(("max_by", "min_by", "sort_by"), _by)
     | {"map": _mapped, "not_null": _either, "to_array": _wrapped}
@@ -240,27 +195,28 @@ _FUNCTIONS: Final[Mapping[str, Callable[[_Node], _Bound]]] = (
 )
 
 
-def _function(node: _Node) -> _Bound:
+def _function(node: _Node) -> Bound:
     measure = _FUNCTIONS.get(node["value"])
     if measure is None:
         raise ValueError(f"there is no function `{node['value']}`")
     return measure(node)
 
 
-_MEASURES: Final[Mapping[str, Callable[[_Node], _Bound]]] = (
+_MEASURES: Final[Mapping[str, Callable[[_Node], Bound]]] = (
     dict.fromkeys(("subexpression", "index_expression", "pipe"), _chain)
     | dict.fromkeys(("projection", "value_projection"), _projection)
     | dict.fromkeys(("multi_select_list", "multi_select_dict"), _multi_select)
-    | dict.fromkeys(("comparator", "not_expression"), _one)
+    | {"comparator": _compared, "not_expression": _one, "expref": _stray}
     | dict.fromkeys(("or_expression", "and_expression"), _either)
-    | dict.fromkeys(("current", "identity"), lambda _node: _DATA)
-    | dict.fromkeys(("index", "slice"), lambda _node: _part(_DATA))
-    | dict.fromkeys(("expref", "key_val_pair"), lambda node: _measure(node["children"][0]))
+    | dict.fromkeys(("current", "identity"), lambda _node: DATA)
     | {
-        "field": lambda node: _Bound({(node["value"],): 1}, 0, Growth(1, 0), at=(node["value"],)),
+        "field": lambda node: Bound({(node["value"],): 1}, 0, Growth(1, 0), STEP, at=(node["value"],)),
         "filter_projection": _filter,
-        "flatten": lambda node: _part(_measure(node["children"][0])),
+        "flatten": _flatten,
         "function_expression": _function,
+        "index": lambda _node: part(DATA, steps=STEP),
+        "key_val_pair": lambda node: part(_measure(node["children"][0]), steps=STEP),
         "literal": _literal,
+        "slice": lambda _node: part(DATA, steps=Growth(1, 1)),
     }
 )

@@ -4,8 +4,8 @@ JMESPath gives null for both. A *simple* path (names and indexes only: ``.a.b[0]
 a null at its end is a value like any other. Of any other expression a null means that it led nowhere, unless it ends
 in ``|| `null```, which says that null is welcome.
 
-An expression runs where the attempt runs, with nothing around it that limits memory. So it must be one whose result
-is at most a small multiple of the output: see ``growth``.
+An expression runs where the attempt runs, with nothing around it that limits memory or time. So it must be one whose
+result is at most a small multiple of the output, and that takes a bounded number of steps: see ``growth``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any, Final
 import jmespath
 from jmespath.parser import ParsedResult
 
+from rayloom.dag.bounds import Growth
 from rayloom.dag.errors import UserError
-from rayloom.dag.growth import growth, size
+from rayloom.dag.growth import growth, size, work
 from rayloom.dag.made_texts import MAX_TEXT_CHARS, BoundedFunctions, TooLarge
 from rayloom.dag.output import sanitise
 from rayloom.dag.values import Json
@@ -35,6 +36,8 @@ MAX_BESIDES: Final = MAX_GROWTH * MAX_PATH_CHARS
 """Values that an expression may make out of none."""
 MAX_GROWN_SIZE: Final = 4_000_000
 """Values that an expression may make which can give more than it was given."""
+MAX_WORK: Final = 2**22
+"""Steps that an expression may take; some seconds."""
 
 
 class Missing:
@@ -72,6 +75,12 @@ def search(path: str, output: Json) -> Json | Missing:
             f"it can give {compiled.times} times as much as it is given, and the output has too many values for that: "
             f"above {MAX_GROWN_SIZE // compiled.times:,} use the tool json.query"
         )
+    steps = compiled.work
+    values = size(output, limit=MAX_WORK // steps.times) if steps.times else 0
+    if steps.times * values + steps.besides > MAX_WORK:
+        raise TooLarge(
+            f"it can take more than {MAX_WORK:,} steps, as many values as the output has; use the tool json.query"
+        )
     # Text counts once for each copy that the expression may make of it.
     functions = BoundedFunctions(MAX_TEXT_CHARS // max(compiled.times, 1))
     try:
@@ -92,9 +101,10 @@ def search(path: str, output: Json) -> Json | Missing:
 class _Expression:
     """A compiled expression that is more than a simple path."""
 
-    def __init__(self, expression: ParsedResult, times: int) -> None:
+    def __init__(self, expression: ParsedResult, times: int, work: Growth) -> None:
         self.expression = expression
         self.times = times
+        self.work = work
         tree: Mapping[str, Any] = expression.parsed
         self.null_is_welcome = tree["type"] == "or_expression" and tree["children"][1] == _NULL
 
@@ -110,16 +120,16 @@ def _compiled(path: str) -> tuple[str | int, ...] | _Expression | str:
     try:
         # "@" is the output itself, so that whatever may follow a value may follow `id.output`.
         expression = jmespath.compile("@" + path)
-        grown = growth(expression.parsed)
+        grown, steps = growth(expression.parsed), work(expression.parsed)
     except RecursionError:
         return "it is nested too deeply"
     except (ValueError, LookupError, TypeError) as error:
         return str(error).splitlines()[0]
-    if _returns_expression(expression.parsed):
-        return "`&` makes sense only as an argument of a function"
     if grown.times > MAX_GROWTH or grown.besides > MAX_BESIDES:
         return f"what it makes can be more than {MAX_GROWTH} times as large as the output; use the tool json.query"
-    return _Expression(expression, grown.times)
+    if sum(steps) > MAX_WORK:
+        return f"it can take more than {MAX_WORK:,} steps on any output; use the tool json.query"
+    return _Expression(expression, grown.times, steps)
 
 
 def _steps(path: str) -> tuple[str | int, ...] | None:
@@ -151,15 +161,3 @@ def _walk(steps: tuple[str | int, ...], output: Json) -> Json | Missing:
                 return MISSING
             here = here[step]
     return here
-
-
-def _returns_expression(tree: Mapping[str, Any]) -> bool:
-    """Whether an expression reference (``&x``) stands anywhere but among the arguments of a function."""
-    ahead = [(tree, False)]
-    while ahead:
-        node, is_argument = ahead.pop()
-        if node["type"] == "expref" and not is_argument:
-            return True
-        inside = node["type"] == "function_expression"
-        ahead.extend((child, inside) for child in node["children"] if isinstance(child, dict))
-    return False

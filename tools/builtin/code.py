@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+from bisect import bisect_right
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Annotated, Final, Literal
 
+import orjson
 from pydantic import Field
 
 from rayloom.dag.errors import Refused, UserError
@@ -29,6 +31,7 @@ from rayloom.tools.tool import SANDBOXED, ToolContext, ToolResult
 
 MAX_SOURCE_CHARS: Final = 1_000_000
 MAX_INPUT_FILES: Final = 256
+PIECE_CHARS: Final = 65_536
 NOTHING: Final[Mapping[str, bytes]] = MappingProxyType({})
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _SHARED_TEXT: Final = (
@@ -128,7 +131,7 @@ async def run_source(
                 opened = egress.opened(targets, rules, on_refusal=lambda why: told(f"network: {why}"))
                 spec = replace(spec, egress=await held.enter_async_context(opened))
         result = await sandbox.run(spec)
-    return ToolResult(output=_output(result), stdout=result.stdout, stderr=result.stderr)
+    return ToolResult(output=_output(result, settings.sandbox_caps), stdout=result.stdout, stderr=result.stderr)
 
 
 def _installer(settings: ToolSettings) -> Installer:
@@ -190,22 +193,41 @@ def _encoded(text: str, pointer: str) -> bytes:
         raise UserError("TEXT_INVALID", f"{pointer}: lone surrogates are not text") from None
 
 
-def _output(result: RunResult) -> dict[str, Json]:
+def _output(result: RunResult, caps: SandboxLimits) -> dict[str, Json]:
+    # A control character is six in JSON. All that the caps let a program print and write has to fit into one output.
+    most = caps.output_kb * 1024 * 9 // 8
+    stdout, stderr = _beginning(result.stdout, most), _beginning(result.stderr, most)
     files: dict[str, Json] = {
         path: {"base64": base64.b64encode(file.data).decode(), "size": len(file.data), "media_type": file.media_type}
         for path, file in result.files.items()
     }
     return {
         "exit_code": result.exit_code,
-        "stdout": result.stdout,
-        "stderr": result.stderr,
-        "truncated": result.truncated,
+        "stdout": stdout,
+        "stderr": stderr,
+        "truncated": result.truncated or len(stdout) < len(result.stdout) or len(stderr) < len(result.stderr),
         "timed_out": result.timed_out,
         "oom": result.oom,
         "duration_ms": result.duration_ms,
         "backend": result.backend,
         "files": files,
     }
+
+
+def _beginning(text: str, most: int) -> str:
+    """As much of a text as has at most so many bytes as JSON."""
+    for start in range(0, len(text), PIECE_CHARS):
+        piece = text[start : start + PIECE_CHARS]
+        if (size := _json_bytes(piece)) > most:
+            sizes = range(1, len(piece) + 1)
+            return text[: start + bisect_right(sizes, most, key=lambda chars: _json_bytes(piece[:chars]))]
+        most -= size
+    return text
+
+
+def _json_bytes(text: str) -> int:
+    """The bytes of a text in JSON, without its quotes."""
+    return len(orjson.dumps(text)) - 2
 
 
 OUTPUT_SCHEMA: Final[dict[str, Json]] = {

@@ -11,17 +11,19 @@ import base64
 import math
 import re
 import sys
+from collections.abc import Callable
+from types import BuiltinMethodType, FunctionType, GeneratorType, MethodType, MethodWrapperType
 from typing import Any, Final
 
 import jmespath
 import orjson
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, TemplateRuntimeError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rayloom.dag.errors import RayloomError, Refused, UserError
-from rayloom.dag.growth import growth, makes_texts
+from rayloom.dag.growth import growth, makes_texts, work
 from rayloom.dag.output import clean_text
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.page import read_page
@@ -34,6 +36,8 @@ PLAIN_WORK: Final = 2**26
 """Characters of a template times bytes of its data."""
 PLAIN_RESULT: Final = 2**18
 """Values of a query's result."""
+PLAIN_STEPS: Final = 2**20
+"""Of a query: under a second."""
 MAX_NODES: Final = 1_000_000
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -68,8 +72,49 @@ _PLAIN_FILTERS: Final = (
 _PLAIN_TESTS: Final = frozenset(["defined", "even", "in", "mapping", "none", "number", "odd", "string", "undefined"])
 
 
+class _Method:
+    """A method of a value: to be called, not to be written."""
+
+    def __init__(self, method: Callable[..., Any], name: str) -> None:
+        self._method = method
+        self._name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        raise TemplateRuntimeError(f"there is no member `{self._name}`, but a method, which has no text")
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Where a member of the data comes before the method of the same name (``order.items``)."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, dict) and attribute in obj:
+            return obj[attribute]
+        return _not_bare(super().getattr(obj, attribute), attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        return _not_bare(super().getitem(obj, argument), str(argument))
+
+
+def _not_bare(value: Any, name: str) -> Any:
+    bare = (BuiltinMethodType, FunctionType, MethodType, MethodWrapperType)
+    return _Method(value, name) if isinstance(value, bare) else value
+
+
+def _with_text(value: Any) -> Any:
+    """What may be written. Other things would be written as addresses in our memory."""
+    kind: Any = type(value)
+    if isinstance(value, GeneratorType) or (kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__):
+        raise TemplateRuntimeError(f"a {kind.__name__} has no text: what goes over a list is written after `|list`")
+    return value
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    environment = _Environment(
+        undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, finalize=_with_text
+    )
     environment.globals.pop("lipsum", None)
     return environment
 
@@ -152,15 +197,17 @@ def _largest_growth(node: nodes.Node) -> float:
 
 
 def is_plain_query(query: str, data_bytes: int) -> bool:
-    """Whether a query takes no more memory than a small multiple of its data."""
+    """Whether a query takes no more memory than a small multiple of its data, and no longer than a moment."""
     if len(query) > PLAIN_SOURCE_CHARS or data_bytes > PLAIN_DATA_BYTES:
         return False
     try:
         tree = jmespath.compile(query).parsed
-        grown = growth(tree)
+        grown, steps = growth(tree), work(tree)
     except (jmespath.exceptions.JMESPathError, RecursionError, ValueError):
         return False
-    return not makes_texts(tree) and grown.times * data_bytes + grown.besides <= PLAIN_RESULT
+    if makes_texts(tree) or steps.times * data_bytes + steps.besides > PLAIN_STEPS:
+        return False
+    return grown.times * data_bytes + grown.besides <= PLAIN_RESULT
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

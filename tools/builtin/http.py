@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from codecs import BOM_UTF8
 from functools import lru_cache
 from typing import Annotated, Final, Literal
 
@@ -141,7 +142,7 @@ def _json(response: Response) -> Json:
     if not _JSON_TYPE.fullmatch(response.headers.get("content-type", "").partition(";")[0].strip()):
         return None
     try:
-        parsed: Json = orjson.loads(response.body)
+        parsed: Json = orjson.loads(response.body.removeprefix(BOM_UTF8))
     except orjson.JSONDecodeError:
         return None
     return parsed

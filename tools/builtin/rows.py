@@ -69,7 +69,7 @@ def as_json(value: Any) -> Json:
         case float():
             return value if value == value and value not in (float("inf"), float("-inf")) else None
         case Decimal():
-            return str(value)
+            return _number(value)
         case datetime() | date() | time():
             return value.isoformat()
         case timedelta():
@@ -82,3 +82,12 @@ def as_json(value: Any) -> Json:
             return [as_json(item) for item in value]
         case _:
             return str(value)
+
+
+def _number(value: Decimal) -> Json:
+    """The number that reads as the same value again, an integer where it has no fraction; text where there is none."""
+    if not value.is_finite() or not -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER:
+        return str(value)
+    if value == (whole := int(value)):
+        return whole
+    return number if Decimal(repr(number := float(value))) == value else str(value)

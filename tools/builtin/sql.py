@@ -64,7 +64,8 @@ QUERY = native(
     QueryInput,
     _query,
     description="Runs one read-only statement on a named connection (PostgreSQL or SQLite): {connection, sql, params} "
-    "-> {columns, rows, truncated}. Dates, decimals and UUIDs come as text, bytes as base64.",
+    "-> {columns, rows, truncated}. Dates and UUIDs come as text, decimals too where a "
+    "number would be another one, bytes as base64.",
     permission_level="read",
     output_schema={
         "type": "object",

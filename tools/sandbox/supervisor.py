@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import signal
 import subprocess
@@ -82,6 +83,7 @@ class Child:
     """One child process: its output captured, its tree watched.
 
     ``root`` is the process whose death ends all the others; the child itself until ``adopt`` names another one.
+    ``steps_back``: it comes last in the row for CPUs once it has run for a while.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Child:
         pass_fds: Sequence[int] = (),
         identity: Identity | None = None,
         handshake: bool = False,
+        steps_back: bool = True,
     ) -> None:
         self._process = subprocess.Popen(
             command,
@@ -113,6 +116,7 @@ class Child:
             extra_groups=[] if identity else None,
         )
         self._limits = limits
+        self._steps_back = steps_back
         self._pidfd = PidFd(self._process.pid)
         self._closed = False
         self._root: PidFd | None = None
@@ -170,7 +174,7 @@ class Child:
     async def watch(self) -> Verdict:
         """Wait for the end, or for a limit that is overrun; the caller kills."""
         deadline = time.monotonic() + self._limits.wall_s
-        step_back_at = time.monotonic() + GRACE_S
+        step_back_at = time.monotonic() + GRACE_S if self._steps_back else math.inf
         ended = asyncio.ensure_future(self._pidfd.ended())
         try:
             while True:

@@ -52,13 +52,18 @@ async def test_values_of_every_kind(ask: Ask) -> None:
         [
             1,
             "2024-01-02T03:04:05+00:00",
-            "1.10",
+            1.1,
             {"a": [1]},
             "/w==",
             "00000000-0000-0000-0000-000000000001",
             ["x", "y"],
         ]
     ]
+
+
+async def test_sums_and_averages_are_numbers(ask: Ask) -> None:
+    output = await ask("select sum(n::bigint), avg(n), avg(n::float), sum(n * 10000000000000001) from sql_tool")
+    assert output["rows"] == [[3, 1.5, 1.5, "30000000000000003"]]
 
 
 async def test_parameters_take_what_json_can_say(ask: Ask) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
 import jmespath
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jmespath.functions import Functions
+from jmespath.visitor import TreeInterpreter
 
-from rayloom.dag.growth import Growth, growth, makes_texts, size
+from rayloom.dag.bounds import Growth
+from rayloom.dag.growth import growth, makes_texts, size, work
 from rayloom.dag.values import Json
 
 
@@ -85,6 +92,45 @@ def test_too_few_arguments_are_the_functions_own_fault(expression: str) -> None:
     assert _growth(expression).times <= 1
 
 
+@pytest.mark.parametrize(
+    ("expression", "steps"),
+    [
+        ("a.b[0]", Growth(0, 6)),
+        ("length(a)", Growth(0, 2)),
+        ("a == `1`", Growth(0, 4)),
+        ("sum(a)", Growth(1, 2)),
+        ("a[*].b", Growth(1, 2)),
+        ("a[?b].c", Growth(2, 3)),
+        ("a[1:]", Growth(2, 5)),
+        ("sum(`[1, 2, 3]`)", Growth(0, 6)),
+        ("map(&sum(`[1, 2, 3]`), a)", Growth(6, 2)),
+        ("map(&sum(`[1, 2, 3]`), `[1, 2, 3]`)", Growth(0, 26)),
+        ("min_by(a, &length(`[1, 2, 3]`))", Growth(2, 3)),
+        ("`[1, 2, 3]`[?sum(`[1, 2, 3]`) > `0`]", Growth(0, 43)),
+    ],
+)
+def test_the_work_of_an_expression(expression: str, steps: Growth) -> None:
+    assert work(jmespath.compile(expression).parsed) == steps
+
+
+@pytest.mark.parametrize("function", ["map(&{0}, {1})", "sort_by({1}, &{0})", "max_by({1}, &{0})", "{1}[*].{0}"])
+def test_literals_in_literals_multiply(function: str) -> None:
+    ones = f"`{[1] * 150}`"
+    expression = f"sum({ones})"
+    for _ in range(3):
+        expression = f"length({function.format(expression, ones)})"
+    assert work(jmespath.compile(expression).parsed).besides > 150**4
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["&a | map(@, b)", "not_null(&a) | map(@, b)", "[&a]", "map(b, &a)", "sort_by(&a, b)", "map(&a, b, &c)", "map(&a)"],
+)
+def test_an_expression_is_no_value(expression: str) -> None:
+    with pytest.raises(ValueError, match="makes sense only as an argument"):
+        _growth(expression)
+
+
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text("ab", max_size=200),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["a", "b", "n" * 90]), inner),
@@ -100,7 +146,12 @@ _EXPRESSIONS = st.recursive(
         st.builds("({} && {})".format, inner, inner),
         st.builds("@[*].[{}]".format, inner),
         st.builds("@[?{}].a".format, inner),
+        st.builds("({}).a.b[0]".format, inner),
         st.builds("map(&{}, to_array({}))".format, inner, inner),
+        st.builds("sort_by(to_array({}), &to_number({}))".format, inner, inner),
+        st.builds("map({}, {}, {})".format, inner, inner, inner),
+        st.builds("({} == {})".format, inner, inner),
+        st.builds("contains(to_array({}), {})".format, inner, inner),
         st.builds("merge({}, {})".format, inner, inner),
         st.builds("values({})".format, inner),
         st.builds("not_null({}, {})".format, inner, inner),
@@ -118,3 +169,35 @@ def test_no_result_is_larger_than_was_told(expression: str, data: Json) -> None:
     except (jmespath.exceptions.JMESPathError, TypeError, ValueError):
         return
     assert size(found) <= told.times * size(data) + max(told.besides, 1)
+
+
+class _Counting(TreeInterpreter):
+    """Counts the nodes that are evaluated, and the values that functions are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+        self._functions = _CountingFunctions(self)
+
+    def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
+        self.steps += 1
+        return super().visit(node, *args, **kwargs)
+
+
+class _CountingFunctions(Functions):
+    def __init__(self, counting: _Counting) -> None:
+        self._counting = counting
+
+    def call_function(self, function_name: str, resolved_args: Iterable[Any]) -> Any:
+        if function_name in ("contains", "keys", "merge", "values"):
+            self._counting.steps += sum(len(arg) for arg in resolved_args if isinstance(arg, (list, dict)))
+        return super().call_function(function_name, resolved_args)
+
+
+@given(expression=_EXPRESSIONS, data=_VALUES)
+def test_no_work_is_more_than_was_told(expression: str, data: Json) -> None:
+    tree = jmespath.compile(expression).parsed
+    told, counting = work(tree), _Counting()
+    with suppress(jmespath.exceptions.JMESPathError, TypeError, ValueError):
+        counting.visit(tree, data)
+    assert counting.steps <= told.times * size(data) + told.besides

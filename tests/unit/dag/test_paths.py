@@ -97,6 +97,26 @@ def test_a_path_that_is_no_expression_says_why(path: str, message: str) -> None:
     assert search(path, OUTPUT) is MISSING
 
 
+def test_literals_in_literals_are_too_much_work() -> None:
+    ones = f"`{[1] * 50}`".replace(" ", "")
+    path = f".sum({ones})"
+    for _ in range(3):
+        path = f".sum(map(&{path[1:]}, {ones}))"
+    assert path_fault(path) == "it can take more than 4,194,304 steps on any output; use the tool json.query"
+    assert search(path, OUTPUT) is MISSING
+    assert search(f".sum(map(&sum({ones}), {ones}))", OUTPUT) == 2_500
+
+
+def test_what_takes_too_many_steps_on_a_large_output_is_not_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "MAX_WORK", 3_000)
+    path = "[?@ == `1`]"
+    assert search(path, [0, 1]) == [1]
+    with pytest.raises(TooLarge, match=r"more than 3,000 steps, .* use the tool json\.query"):
+        search(path, [1] * 1_000)
+    assert search(" | length(@)", [1] * 4_000) == 4_000
+    assert search(".m[0].n || a", {"m": [0] * 4_000, "a": 2}) == 2
+
+
 def test_what_was_found_shares_nothing_that_could_be_changed() -> None:
     found = search(".items[*]", OUTPUT)
     assert isinstance(found, list)

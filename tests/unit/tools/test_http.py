@@ -35,6 +35,11 @@ async def test_a_json_answer_is_parsed(web: Web) -> None:
     assert (output["status"], output["json"], output["body"]) == (200, {"a": [1]}, '{"a": [1]}')
 
 
+async def test_a_json_answer_with_a_byte_order_mark_is_parsed(web: Web) -> None:
+    output = await ask(web, {"url": web.answer("/x", b'\xef\xbb\xbf{"a": 1}', content_type="application/json")})
+    assert output["json"] == {"a": 1}
+
+
 async def test_another_answer_is_text_in_its_charset(web: Web) -> None:
     output = await ask(
         web, {"url": web.answer("/x", "größe".encode("latin-1"), content_type="text/plain; charset=latin-1")}

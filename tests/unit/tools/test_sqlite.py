@@ -135,7 +135,18 @@ async def test_connections_that_are_none(ask: Ask, connection: str) -> None:
 @pytest.mark.parametrize(
     ("value", "json"),
     [
-        (Decimal("1.10"), "1.10"),
+        (Decimal("1.10"), 1.1),
+        (Decimal("300"), 300),
+        (Decimal("3.00"), 3),
+        (Decimal("1.6666666666666667"), 1.6666666666666667),
+        (Decimal("0.12345678901234567890"), "0.12345678901234567890"),
+        (Decimal(2**53), 2**53),
+        (Decimal(2**53 + 1), str(2**53 + 1)),
+        (Decimal("9007199254740991.5"), "9007199254740991.5"),
+        (Decimal("1E+131071"), "1E+131071"),
+        (Decimal("1E-400"), "1E-400"),
+        (Decimal("NaN"), "NaN"),
+        (Decimal("-Infinity"), "-Infinity"),
         (date(2024, 1, 2), "2024-01-02"),
         (datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC), "2024-01-02T03:04:05+00:00"),
         (timedelta(minutes=1), 60.0),
@@ -145,12 +156,13 @@ async def test_connections_that_are_none(ask: Ask, connection: str) -> None:
         (float("inf"), None),
         (2**60, str(2**60)),
         (True, True),
-        ([Decimal(1), None], ["1", None]),
+        ([Decimal(1), None], [1, None]),
         ({"a": b""}, {"a": ""}),
     ],
 )
 def test_values_become_json(value: object, json: Json) -> None:
-    assert as_json(value) == json
+    found = as_json(value)
+    assert (found, type(found)) == (json, type(json))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from rayloom.tools.builtin import guard
 from rayloom.tools.builtin.catalogue import BUILTINS
 from rayloom.tools.builtin.evaluate import is_plain_query, is_plain_template, search
 from rayloom.tools.call import call_tool
+from rayloom.tools.sandbox import processes
 from tests.unit.tools.context import make_context
 
 
@@ -60,6 +61,45 @@ async def test_plain_templates(template: str, text: str) -> None:
 async def test_other_templates_run_in_a_child(template: str, text: str) -> None:
     assert not is_plain_template(template, 100)
     assert await render(template, {"xs": [{"n": 1}, {"n": 2}]}) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ order.items }}{{ order['items'] }}{{ order|attr('items') }}", "555"),
+        ("{{ order.get('items') }}{{ 'a'.upper() }}{% for k in order.keys() %}{{ k }}{% endfor %}", "5Aitems"),
+        ("{{ '{0.items}-{1}'.format(order, 'a') }}{{ orders|map(attribute='items')|join }}", "5-a5"),
+        ("{% for x in orders %}{{ loop.cycle('a', 'b') }}{% endfor %}", "a"),
+        ("{% set ns = namespace(n=1) %}{{ ns.n }}{% macro m(x) %}[{{ x }}]{% endmacro %}{{ m(m(1)) }}", "1[[1]]"),
+    ],
+)
+async def test_a_member_comes_before_the_method_of_its_name(template: str, text: str) -> None:
+    order: Json = {"items": 5}
+    assert await render(template, {"order": order, "orders": [order]}) == text
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ order.items }}",
+        "{{ order['items'] }}",
+        "{{ order.items|string }}",
+        "{{ [order.items] }}",
+        "{{ order.items ~ '' }}",
+        "{{ '{0.items}'.format(order) }}",
+        "{{ '%r' % order.items }}",
+        "{{ order|attr('items') }}",
+        "{{ ''.format }}",
+        "{{ order|map('upper') }}",
+        "{{ [1]|reverse }}",
+        "{{ joiner() }}",
+    ],
+)
+async def test_addresses_in_memory_are_not_written(template: str) -> None:
+    with pytest.raises(UserError) as error:
+        await render(template, {"order": {}})
+    assert error.value.code == "TEMPLATE_INVALID"
+    assert "has no text" in error.value.message
 
 
 @pytest.mark.parametrize(
@@ -131,10 +171,28 @@ async def test_a_child_that_fails_says_nothing_of_our_machine(
     assert "/no/such/place" in caplog.records[-1].__dict__["stderr"]
 
 
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+async def test_a_busy_machine_is_no_fault_of_a_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "WALL_ALLOWANCE_S", 0.1 - 5)
+    with pytest.raises(Transient) as error:
+        await render(ENDLESS, evaluation_cpu_s=5)
+    assert error.value.code == "EVALUATION_FAILED"
+
+
+async def test_what_a_template_runs_in_does_not_stand_behind_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    stepped_back: list[int] = []
+    monkeypatch.setattr(processes, "step_back", stepped_back.append)
+    with pytest.raises(Refused):
+        await render(ENDLESS, evaluation_cpu_s=1)
+    assert not stepped_back
+
+
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        ENDLESS,
         "{{ 10 ** (10 ** 10) }}",
         "{{ 'x' * 10 ** 10 }}",
         "{% for a in range(99999) %}{{ '%1000000d' % a }}{% endfor %}",
@@ -183,6 +241,28 @@ async def test_a_query_that_grows_and_grows_is_stopped(asked: str) -> None:
     with pytest.raises((Refused, UserError)) as error:
         await query(asked, ["1"], evaluation_cpu_s=2, evaluation_memory_mb=256)
     assert error.value.code in ("EVALUATION_LIMIT", "OUTPUT_TOO_LARGE", "QUERY_INVALID")
+
+
+ONES = f"`{[1] * 150}`"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        f"sum(map(&sum(map(&sum(map(&sum({ONES}),{ONES})),{ONES})),{ONES}))",
+        f"max_by({ONES}, &sum(map(&sum(map(&sum({ONES}), {ONES})), {ONES})))",
+        f"not_null(&sum(map(&sum(map(&sum({ONES}), {ONES})), {ONES}))) | map(@, {ONES})",
+    ],
+)
+async def test_a_query_that_takes_long_for_a_small_result_is_stopped(asked: str) -> None:
+    assert not is_plain_query(asked, 1)
+    with pytest.raises(Refused) as error:
+        await query(asked, 1, evaluation_cpu_s=1)
+    assert error.value.code == "EVALUATION_LIMIT"
+
+
+def test_a_query_that_takes_a_few_steps_for_each_value_stays() -> None:
+    assert is_plain_query("people[?age > `20` && name != `null`].{name: name, age: age} | sort_by(@, &age)", 10_000)
 
 
 @pytest.mark.parametrize("asked", ["to_string(@)", "join(',', @)", "nope(@)", "[*].[@,@,@,@,@]"])
