@@ -276,6 +276,16 @@ def test_no_key_is_said_in_one_line(
     assert rayloom("list") == 0
 
 
+def test_the_key_of_the_folder_of_up_is_used(
+    rayloom: Rayloom, api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAYLOOM_API_KEY", "RAYLOOM_URL"):
+        monkeypatch.delenv(name)
+    (tmp_path / ".env").write_text(f"RAYLOOM_API_KEY=rl_test\nRAYLOOM_URL={api.url}\n")
+    monkeypatch.chdir(tmp_path)
+    assert rayloom("list") == 0
+
+
 def test_a_wrong_setting_is_said_without_a_stack_trace(
     rayloom: Rayloom, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
