@@ -341,18 +341,6 @@ def test_down_with_nothing_to_stop(rayloom: Rayloom, capsys: Capture, tmp_path: 
     }
 
 
-def test_migrate_says_so_in_json(rayloom: Rayloom, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-
-    async def upgrade(url: str) -> None:
-        seen.append(url)
-
-    monkeypatch.setattr("rayloom.db.migrate.upgrade", upgrade)
-    assert rayloom("migrate", "postgresql+asyncpg://u:p@db/x", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == {"migrated": True}
-    assert seen == ["postgresql+asyncpg://u:p@db/x"]
-
-
 def test_bench_gives_its_figures_as_json(rayloom: Rayloom, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = {"workloads": {"W1": {"ratio": 1.0}}}
 
