@@ -132,7 +132,7 @@ def test_a_trace_is_a_waterfall_or_a_file(rayloom: Rayloom, api: FakeApi, capsys
 
     document = {"trace_id": "t", "spans": [span("c", "a", 2, 5, "s late"), span("b", "a", 1, 5, "s early")]}
     document["spans"].insert(1, {**span("a", None, 0, 9, "tea"), "kind": "task", "status": "error"})  # type: ignore[attr-defined]
-    api.script["GET /api/v1/tasks/t/trace"].extend(JSONResponse(document) for _ in range(2))
+    api.script["GET /api/v1/tasks/t/trace"].extend(JSONResponse(document) for _ in range(3))
     assert rayloom("trace", "t") == 0
     assert capsys.readouterr().out.splitlines() == [
         "0\t9\terror\ttask tea s",
@@ -141,6 +141,10 @@ def test_a_trace_is_a_waterfall_or_a_file(rayloom: Rayloom, api: FakeApi, capsys
     ]
     assert rayloom("trace", "t", "--format", "chrome", "-o", str(tmp_path / "trace.json")) == 0
     assert json.loads((tmp_path / "trace.json").read_text()) == document
+    capsys.readouterr()
+    assert rayloom("trace", "t", "--json", "-o", str(tmp_path / "again.json")) == 0
+    assert json.loads(capsys.readouterr().out) == {"task_id": "t", "output": str(tmp_path / "again.json")}
+    assert json.loads((tmp_path / "again.json").read_text()) == document
 
 
 def test_an_error_is_its_detail_and_every_fault(rayloom: Rayloom, capsys: Capture) -> None:
