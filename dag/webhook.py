@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
+from rayloom.dag.decision import MAX_RETRY_AFTER_S
 from rayloom.dag.values import Json, JsonObject
 
 CONTENT_TYPE: Final = "application/cloudevents+json; charset=utf-8"
@@ -26,7 +27,7 @@ MAX_TEXT_CHARS: Final = 256
 
 ATTEMPTS: Final = 10
 GROWTH: Final = 5.0
-LONGEST_WAIT_S: Final = 86_400.0
+LONGEST_WAIT_S: Final = MAX_RETRY_AFTER_S
 _GONE: Final = 410
 
 

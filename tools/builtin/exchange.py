@@ -14,12 +14,12 @@ from urllib.parse import urljoin
 
 import httpx2
 
+from rayloom.dag.decision import MAX_RETRY_AFTER_S
 from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
 from rayloom.tools.addresses import Address, AddressRules, Target, addresses_of, first_reached, parse_url
 from rayloom.tools.tls import trust
 
 MAX_REDIRECTS: Final = 10
-MAX_RETRY_AFTER_S: Final = 86_400.0
 EXCERPT_CHARS: Final = 300
 RETRYABLE_STATUSES: Final = frozenset({408, 425, 429})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
