@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from rayloom.cluster.home import Home
 from rayloom.cluster.settings import Settings, load_settings
+
+IN_JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""The variable that every entry point of a Ray job has."""
 
 
 def settings_of_up(*, environ: Mapping[str, str] | None = None, **given: object) -> Settings:
@@ -14,7 +19,9 @@ def settings_of_up(*, environ: Mapping[str, str] | None = None, **given: object)
 
     ``given`` are settings that go before everything else. Raises SettingsError, as `load_settings` does.
     """
-    here = Path.cwd()
+    environ = os.environ if environ is None else environ
+    # Whoever sends a job sends its folder along, which must not say where our keys go.
+    here = None if IN_JOB in environ else Path.cwd()
     settings = load_settings(here, environ=environ, **given)
     running = Home(settings.home).read_run()
     if running is None or not running.folder:

@@ -13,7 +13,7 @@ from rayloom.cluster.cli.connection import address, api_key
 from rayloom.cluster.home import Home, RunningInstance
 from rayloom.cluster.instance import read_status
 from rayloom.cluster.settings import SettingsError, load_settings
-from rayloom.cluster.settings_of_up import settings_of_up
+from rayloom.cluster.settings_of_up import IN_JOB, settings_of_up
 from rayloom.cluster.up import _Supervisor
 
 URL = "postgresql+asyncpg://u:p@db/x"
@@ -94,6 +94,16 @@ def test_the_home_that_the_present_folder_names_is_looked_into(
     (elsewhere / "rayloom.toml").write_text('home = "../home"\n')
     monkeypatch.chdir(elsewhere)
     assert settings_of_up().home == home.path
+    assert api_key(settings_of_up()) == "key-of-here"
+
+
+def test_the_folder_of_a_job_is_never_read(here: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(IN_JOB, "{}")
+    assert not settings_of_up().database.dsn_given
+    elsewhere = here.parent / "elsewhere"
+    (elsewhere / ".env").write_text("RAYLOOM_NONSENSE=1\n")
+    monkeypatch.chdir(elsewhere)
+    home.write_run(running(here, folder=here))
     assert api_key(settings_of_up()) == "key-of-here"
 
 
