@@ -162,7 +162,7 @@ class Webhooks:
             return _Failure(f"callback_secret can't be read: {error}", final=True)
         key = webhook.secret_bytes(secret)
         if key is None:
-            return _Failure("callback_secret is no secret of Standard Webhooks", final=True)
+            return _Failure("callback_secret is none that can sign", final=True)
         try:
             body = await self._body(due)
             headers = webhook.headers(key, webhook_id=str(due.id), timestamp=int(self._clock()), body=body)

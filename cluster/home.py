@@ -53,6 +53,8 @@ class RunningInstance:
     state: Literal["starting", "serving", "stopping"]
     url: str
     urls: dict[str, str] = field(default_factory=dict)
+    folder: str = ""
+    """Where it was started, and whose ``.env`` and ``rayloom.toml`` it reads; empty where it did not say."""
     ray_address: str | None = None
     services: dict[str, str] = field(default_factory=dict)
     """``database`` and ``redis``: ``embedded`` with the port, or ``external``."""

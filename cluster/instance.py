@@ -14,7 +14,8 @@ from rayloom.cluster.cli.exits import ExitCode
 from rayloom.cluster.cli.output import Output, complain
 from rayloom.cluster.home import Home
 from rayloom.cluster.local_model.chosen import as_served
-from rayloom.cluster.settings import Settings, load_settings
+from rayloom.cluster.settings import Settings
+from rayloom.cluster.settings_of_up import settings_of_up
 
 DOWN_TIMEOUT_S = 60.0
 _READY_TIMEOUT_S = 5.0
@@ -22,7 +23,7 @@ _READY_TIMEOUT_S = 5.0
 
 def run_down(*, as_json: bool = False) -> int:
     """Ask the owner of this home to stop, and wait up to 60 s for it; gives the exit code."""
-    home = Home(load_settings().home)
+    home = Home(settings_of_up().home)
     output = Output(as_json=as_json)
     pid = home.owner()
     if pid is None:
@@ -65,7 +66,7 @@ def _down(output: Output, home: Home, stopped: int | None, said: str) -> int:
 
 def run_status(*, as_json: bool = False) -> int:
     """Show what runs in this home and how it is; exit code 0 when all of it is ready, 1 otherwise, degraded too."""
-    status = read_status(load_settings())
+    status = read_status(settings_of_up())
     output = Output(as_json=as_json)
     if as_json:
         output.json(status)
@@ -88,6 +89,7 @@ def read_status(settings: Settings) -> dict[str, Any]:
         "url": url,
         "urls": told.urls if told else {},
         "started_at": told.started_at if told else None,
+        "folder": (told.folder or None) if told else None,
         "services": told.services if told else {},
         "ray": {
             "address": (told.ray_address if told else None) or settings.ray_address or "local",

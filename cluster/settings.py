@@ -214,7 +214,8 @@ class Settings(EngineFields, BlobFields, E2bFields, LocalModelFields, ModelField
 
 
 def load_settings(folder: Path | None = None, *, environ: Mapping[str, str] | None = None, **given: object) -> Settings:
-    """Read all sources. ``folder``: that of ``rayloom up``, or None in other processes, which read only HOME's files.
+    """Read all sources. ``folder``: that of ``rayloom up`` (commands beside it: see `settings_of_up`), or None in the
+    cluster's processes, which read only HOME's files.
 
     ``given`` are settings by field name that go before everything else. Raises SettingsError, with one line for each
     fault and no value of a secret.

@@ -21,6 +21,16 @@ def _split(url: str) -> SplitResult:
         raise ValueError("is not a URL") from None
 
 
+def _check_port(parts: SplitResult) -> None:
+    try:
+        port = parts.port
+    except ValueError:
+        # It quotes what stands there, which is the rest of the password where that has a / in it.
+        port = 0
+    if port == 0:
+        raise ValueError("must have a port from 1 to 65535, and / ? # of a password written as %2F %3F %23")
+
+
 def _database_url(value: object) -> object:
     """Any usual spelling of a PostgreSQL URL, as SQLAlchemy's asyncpg dialect wants it."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
@@ -29,6 +39,7 @@ def _database_url(value: object) -> object:
     parts = _split(text)
     if parts.scheme not in ("postgresql+asyncpg", "postgresql", "postgres") or not parts.path.strip("/"):
         raise ValueError("must look like postgresql+asyncpg://user:password@host:5432/database")
+    _check_port(parts)
     # libpq's name for TLS; asyncpg knows the same values as "ssl".
     query = [("ssl" if key == "sslmode" else key, item) for key, item in parse_qsl(parts.query)]
     # By hand: urlunsplit leaves out the // where no host follows, as with the socket of ?host=/var/run/postgresql.

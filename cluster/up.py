@@ -96,6 +96,7 @@ class _Supervisor:
         self._demo = demo
         self._as_json = as_json
         self._home = Home(settings.home)
+        self._folder = str(Path.cwd())
         self._services = EmbeddedServices(settings, self._home, self._say)
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._urls: Mapping[str, str] = {}
@@ -266,6 +267,7 @@ class _Supervisor:
             state=state,
             url=self._settings.api_url,
             urls=dict(self._urls),
+            folder=self._folder,
             ray_address=self._settings.ray_address or "local",
             services=self._services.told() | ({"local_model": self._settings.local_model} if self._llama else {}),
         )

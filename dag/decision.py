@@ -9,8 +9,8 @@ from rayloom.dag.breaker import BREAKER_OPEN
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.retry import delay_s
 
-MAX_RETRY_AFTER_S: Final = 3_600.0
-"""What the other side asks for is honoured up to here: a slip of its clock must not put a subtask off for years."""
+MAX_RETRY_AFTER_S: Final = 86_400.0
+"""What the other side asks for is honoured up to here: a slip of its clock must not put anything off for years."""
 LOSSES_FREE: Final = 2
 """So many times in a row an attempt may be lost to timeouts of our own stores before it counts as a retry."""
 OUT_OF_MEMORY: Final = "OUT_OF_MEMORY"

@@ -15,23 +15,29 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
+from rayloom.dag.decision import MAX_RETRY_AFTER_S
 from rayloom.dag.values import Json, JsonObject
 
 CONTENT_TYPE: Final = "application/cloudevents+json; charset=utf-8"
 PREFIX: Final = "whsec_"
 MIN_SECRET_BYTES: Final = 24
 MAX_SECRET_BYTES: Final = 64
+MIN_TEXT_CHARS: Final = 8
+MAX_TEXT_CHARS: Final = 256
 
 ATTEMPTS: Final = 10
 GROWTH: Final = 5.0
-LONGEST_WAIT_S: Final = 86_400.0
+LONGEST_WAIT_S: Final = MAX_RETRY_AFTER_S
 _GONE: Final = 410
 
 
 def secret_bytes(secret: str) -> bytes | None:
-    """The key that a secret such as ``whsec_…`` stands for; None where it is none."""
+    """The key that a secret stands for: the bytes after ``whsec_``, or any other text as UTF-8; None where it is none.
+
+    What begins like the form of Standard Webhooks must be of that form: libraries would read another key from it.
+    """
     if not secret.startswith(PREFIX):
-        return None
+        return secret.encode() if MIN_TEXT_CHARS <= len(secret) <= MAX_TEXT_CHARS else None
     text = secret.removeprefix(PREFIX)
     try:
         key = base64.b64decode(text, validate=True)

@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Date, Select, any_, case, cast, func, select, text
+from sqlalchemy import ColumnElement, Date, Select, any_, case, cast, func, select, text
 
 from rayloom.dag.amount import Amount
 from rayloom.dag.breaker import BREAKER_OPEN
@@ -94,20 +94,26 @@ async def read_usage(source: ReadSource, *, user_id: UUID, since: datetime | Non
 def _by_tools(user_id: UUID, since: datetime, until: datetime) -> Select[Any]:
     at = execution_logs.c.start_time
     day = cast(func.timezone("UTC", at), Date)
+    tool = _tool_of(execution_logs.c.attempt).label("tool")
     return (
-        select(sub_tasks.c.tool, day.label("day"), func.sum(execution_logs.c.tokens_used).label("tokens"))
+        select(tool, day.label("day"), func.sum(execution_logs.c.tokens_used).label("tokens"))
         .join(sub_tasks, sub_tasks.c.id == execution_logs.c.sub_task_id)
         .where(sub_tasks.c.user_id == user_id, at >= since, at < until)
-        .group_by(sub_tasks.c.tool, day)
+        .group_by(tool, day)
     )
+
+
+def _tool_of(attempt: ColumnElement[int]) -> ColumnElement[Any]:
+    """The tool that this attempt of a subtask called: its own, or that of its fallback."""
+    is_fallback = attempt == any_(sub_tasks.c.fallback_attempts)
+    return case((is_fallback, sub_tasks.c.fallback_tool), else_=sub_tasks.c.tool)
 
 
 def _by_models(user_id: UUID, since: datetime, until: datetime) -> Select[Any]:
     call = model_calls.c
     day = cast(func.timezone("UTC", call.reserved_at), Date).label("day")
-    is_fallback = call.attempt == any_(sub_tasks.c.fallback_attempts)
     # A subtask that a model does has no tool, as a call that no subtask made.
-    tool = func.nullif(case((is_fallback, sub_tasks.c.fallback_tool), else_=sub_tasks.c.tool), text("''")).label("tool")
+    tool = func.nullif(_tool_of(call.attempt), text("''")).label("tool")
     return (
         select(
             call.model,
@@ -134,8 +140,7 @@ async def tool_stats(source: ReadSource) -> Mapping[str, ToolStats]:
         .limit(RECENT_ATTEMPTS)
         .subquery()
     )  # fmt: skip
-    is_fallback = recent.c.attempt == any_(sub_tasks.c.fallback_attempts)
-    tool = case((is_fallback, sub_tasks.c.fallback_tool), else_=sub_tasks.c.tool).label("tool")
+    tool = _tool_of(recent.c.attempt).label("tool")
     failed = func.count().filter(recent.c.status.in_(("FAILED", "TIMED_OUT", "LOST")))
     median = func.percentile_cont(0.5).within_group(recent.c.duration)
     statement = (

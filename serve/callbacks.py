@@ -18,7 +18,8 @@ from rayloom.tools.addresses import AddressRules, Target, parse_url
 _LOOPBACK: Final = ip_address("127.0.0.1")
 _NO_SECRET: Final = (
     f"must be {webhook.PREFIX} and the base64 of {webhook.MIN_SECRET_BYTES} to {webhook.MAX_SECRET_BYTES} random "
-    "bytes, as Standard Webhooks has them"
+    f"bytes, as Standard Webhooks has them, or another text of {webhook.MIN_TEXT_CHARS} to {webhook.MAX_TEXT_CHARS} "
+    "characters"
 )
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import httpx2
 import orjson
@@ -20,7 +20,7 @@ import orjson
 from rayloom.dag.errors import Transient
 from rayloom.dag.values import Json, JsonObject
 from rayloom.serve.answers import Busy, Unreachable, document_of, object_of, refusal, text_of
-from rayloom.serve.parameters import Params, query_of
+from rayloom.serve.parameters import Params, body_of, header_of, query_of, segment
 from rayloom.serve.patience import BACKOFF_MAX_S, Patience
 
 TERMINAL: Final = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
@@ -76,7 +76,7 @@ class Client:
         self._pause = pause if pause is not None else threading.Event().wait
         headers = {"Accept": "application/json", "User-Agent": "rayloom-client"}
         if api_key:
-            headers["Authorization"] = f"Bearer {api_key}"
+            headers["Authorization"] = f"Bearer {header_of('the API key (RAYLOOM_API_KEY)', api_key)}"
         self._http = httpx2.Client(
             base_url=self.url,
             headers=headers,
@@ -105,17 +105,19 @@ class Client:
 
     def fork(self, task_id: str, body: Mapping[str, Json]) -> Submitted:
         """Make a new task of what another one has completed. A lost answer never makes a second one."""
-        return self._make(f"/api/v1/tasks/{_segment(task_id)}/fork", body, _new_key())
+        return self._make(f"/api/v1/tasks/{segment(task_id)}/fork", body, _new_key())
 
     def _make(self, path: str, body: Mapping[str, Json], key: str) -> Submitted:
-        response = self._send("POST", path, body=dict(body), headers={"Idempotency-Key": key}, again=True)
+        response = self._send(
+            "POST", path, body=dict(body), headers={"Idempotency-Key": header_of("an idempotency key", key)}, again=True
+        )
         accepted = object_of(response)
         replayed = response.headers.get("Idempotent-Replayed", "").lower() == "true"
         return Submitted(task_id=text_of(accepted, "task_id"), replayed=replayed, body=accepted)
 
     def task(self, task_id: str) -> JsonObject:
         """A task's details and progress, with its first 1,000 subtasks."""
-        return self.get(f"/api/v1/tasks/{_segment(task_id)}")
+        return self.get(f"/api/v1/tasks/{segment(task_id)}")
 
     def tasks(self, params: Params | None = None) -> JsonObject:
         """One page of my tasks, newest first: ``{items, next_cursor}``."""
@@ -123,15 +125,15 @@ class Client:
 
     def subtask(self, task_id: str, subtask: str) -> JsonObject:
         """One subtask, with its input and attempts."""
-        return self.get(f"/api/v1/tasks/{_segment(task_id)}/subtasks/{_segment(subtask)}")
+        return self.get(f"/api/v1/tasks/{segment(task_id)}/subtasks/{segment(subtask)}")
 
     def waiting(self, task_id: str, subtask: str) -> JsonObject:
         """Why a subtask is not running yet."""
-        return self.get(f"/api/v1/tasks/{_segment(task_id)}/subtasks/{_segment(subtask)}/waiting")
+        return self.get(f"/api/v1/tasks/{segment(task_id)}/subtasks/{segment(subtask)}/waiting")
 
     def cancel(self, task_id: str) -> JsonObject:
         """Cancel a task. Raises Rejected (409) when it has ended otherwise."""
-        return object_of(self._send("POST", f"/api/v1/tasks/{_segment(task_id)}/cancel", again=True))
+        return object_of(self._send("POST", f"/api/v1/tasks/{segment(task_id)}/cancel", again=True))
 
     def approve(self, task_id: str, *, subtask: str | None = None) -> JsonObject:
         """Approve a subtask, or all that waits. Raises Rejected (409) when nothing does."""
@@ -142,15 +144,15 @@ class Client:
         return self._decide(task_id, "reject", {"reason": reason} | ({} if subtask is None else {"subtask": subtask}))
 
     def _decide(self, task_id: str, verb: str, body: Mapping[str, Json]) -> JsonObject:
-        return self.post(f"/api/v1/tasks/{_segment(task_id)}/{verb}", body)
+        return self.post(f"/api/v1/tasks/{segment(task_id)}/{verb}", body)
 
     def logs(self, task_id: str, params: Params | None = None) -> Iterator[JsonObject]:
         """A task's log as it is now, oldest first, page by page."""
-        return self.pages(f"/api/v1/tasks/{_segment(task_id)}/logs", params)
+        return self.pages(f"/api/v1/tasks/{segment(task_id)}/logs", params)
 
     def trace(self, task_id: str, *, form: str | None = None) -> JsonObject | list[Json]:
         """A task's trace: spans, or an export when ``form`` is ``otlp`` or ``chrome``."""
-        return document_of(self._send("GET", f"/api/v1/tasks/{_segment(task_id)}/trace", params={"format": form}))
+        return document_of(self._send("GET", f"/api/v1/tasks/{segment(task_id)}/trace", params={"format": form}))
 
     def get(self, path: str, params: Params | None = None) -> JsonObject:
         """A GET of any route that answers an object. Raises Rejected, Busy, Unreachable."""
@@ -191,12 +193,12 @@ class Client:
         Broken connections are resumed with ``Last-Event-ID``: nothing is given twice, nothing is left out. Raises
         Unreachable or Busy when the API stays away longer than ``stream_patience_s``.
         """
-        return self._stream(task_id, f"/api/v1/tasks/{_segment(task_id)}/events", {}, after)
+        return self._stream(task_id, f"/api/v1/tasks/{segment(task_id)}/events", {}, after)
 
     def follow_logs(self, task_id: str, params: Params | None = None, *, after: str = "") -> Iterator[StreamEvent]:
         """A task's log from its beginning (or after a line's id), and on as it is written, until the task has ended."""
         query = {**(params or {}), "follow": True}
-        return self._stream(task_id, f"/api/v1/tasks/{_segment(task_id)}/logs", query, after)
+        return self._stream(task_id, f"/api/v1/tasks/{segment(task_id)}/logs", query, after)
 
     def _stream(self, task_id: str, path: str, params: Params, after: str) -> Iterator[StreamEvent]:
         patience = Patience(self._stream_patience_s, self._clock, self._pause)
@@ -261,7 +263,7 @@ class Client:
         patience = Patience(self._patience_s, self._clock, self._pause)
         repeatable = method == "GET" if again is None else again
         server_faults = 0
-        content = None if body is None else orjson.dumps(body)
+        content = body_of(body)
         extra = {**(headers or {}), **({} if content is None else {"Content-Type": "application/json"})}
         query = query_of(params or {})
         while True:
@@ -290,10 +292,6 @@ def _new_key() -> str:
     from uuid_utils.compat import uuid7
 
     return str(uuid7())
-
-
-def _segment(value: str) -> str:
-    return quote(value, safe="")
 
 
 def _is_number(value: str) -> bool:

@@ -1,7 +1,7 @@
 """Where a tool may connect: public addresses only, save what the settings allow by name.
 
-Names are resolved here, once, and the connection goes to the address that was checked: a name that answers differently
-the second time gains nothing.
+Names are resolved here, once, and the connection goes to the addresses that were checked, one after the other: a name
+that answers differently the second time gains nothing.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 import idna
@@ -23,6 +23,7 @@ MAX_URL_CHARS: Final = 8_192
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 Address = IPv4Address | IPv6Address
+T = TypeVar("T")
 
 # is_global knows most of them; these are said anyway, or carry another address inside.
 _NEVER: Final[tuple[IPv4Network | IPv6Network, ...]] = tuple(
@@ -187,13 +188,8 @@ class AddressRules:
         )
 
 
-async def resolve(host: str, port: int, rules: AddressRules) -> Address:
-    """The address to connect to; raises as `addresses_of` does."""
-    return (await addresses_of(host, port, rules))[0]
-
-
 async def addresses_of(host: str, port: int, rules: AddressRules) -> list[Address]:
-    """All addresses of a host, each of them allowed.
+    """All addresses of a host, each of them allowed, in the order in which they are to be tried.
 
     Raises Refused (``ADDRESS_REFUSED``) when any of the host's addresses is not allowed, and Transient
     (``DNS_FAILED``) when the name can't be resolved.
@@ -211,6 +207,25 @@ async def addresses_of(host: str, port: int, rules: AddressRules) -> list[Addres
                 "RAYLOOM_ALLOW_ADDRESSES",
             )
     return found
+
+
+async def first_reached(
+    addresses: Sequence[Address],
+    connect: Callable[[Address], Awaitable[T]],
+    *,
+    unless: type[Exception] | tuple[type[Exception], ...],
+) -> T:
+    """What ``connect`` gives for the first of the addresses that can be reached, tried in their order.
+
+    ``unless``: what it raises where nobody was reached and nothing was sent. Raises what it raised for the last
+    address, and at once whatever else it raises.
+    """
+    for address in addresses[:-1]:
+        try:
+            return await connect(address)
+        except unless:
+            continue
+    return await connect(addresses[-1])
 
 
 async def _look_up(host: str, port: int) -> list[Address]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated
-from urllib.parse import quote
 
 import typer
 
@@ -11,6 +10,7 @@ from rayloom.cluster.cli.connection import connect
 from rayloom.cluster.cli.options import AsJson
 from rayloom.cluster.cli.output import Output, items_of
 from rayloom.dag.values import Json, JsonObject
+from rayloom.serve.parameters import segment
 
 keys = typer.Typer(help="API keys (admin): list, create, delete.", rich_markup_mode=None)
 
@@ -68,7 +68,7 @@ def delete_key(key_id: Id, as_json: AsJson = False) -> None:
     """Delete an API key; requests with it are refused from then on."""
     out = Output(as_json=as_json)
     with connect() as client:
-        answer = client.delete(f"/api/v1/keys/{quote(key_id, safe='')}")
+        answer = client.delete(f"/api/v1/keys/{segment(key_id)}")
     if as_json:
         out.json(answer)
     else:

@@ -24,10 +24,10 @@ def connect(*, patience_s: float = 0.0, connections: int = 8, timeout_s: float |
     without end). Raises SettingsError when the settings are wrong, UserError (``NO_API_KEY``) when there is no key.
     """
     # Both imports cost time that `rayloom --help` must not pay.
-    from rayloom.cluster.settings import load_settings
+    from rayloom.cluster.settings_of_up import settings_of_up
     from rayloom.serve.client import Client
 
-    settings = load_settings()
+    settings = settings_of_up()
     url, key = address(settings), api_key(settings)
     return Client(
         url,

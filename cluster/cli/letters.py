@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated, TypeAlias
-from urllib.parse import quote
 
 import typer
 
@@ -21,6 +20,7 @@ from rayloom.cluster.cli.options import (
 )
 from rayloom.cluster.cli.output import Output, items_of, one_line, seconds
 from rayloom.dag.values import Json, JsonObject
+from rayloom.serve.parameters import segment
 
 dead_letters = typer.Typer(
     help="Dead letters, the subtasks that wait for a person: list, show, retry, discard.", rich_markup_mode=None
@@ -229,7 +229,7 @@ def _act(
 
 
 def _path(letter_id: str) -> str:
-    return f"{PATH}/{quote(letter_id, safe='')}"
+    return f"{PATH}/{segment(letter_id)}"
 
 
 def _cause(letter: Json) -> list[str]:

@@ -119,7 +119,8 @@ def _report(error: RayloomError) -> None:
 
 def _report_unexpected(error: Exception) -> None:
     from rayloom.cluster.home import HomeError
-    from rayloom.cluster.settings import SettingsError, load_settings
+    from rayloom.cluster.settings import SettingsError
+    from rayloom.cluster.settings_of_up import settings_of_up
 
     if isinstance(error, SettingsError):
         for line in error.lines:
@@ -128,6 +129,9 @@ def _report_unexpected(error: Exception) -> None:
     if isinstance(error, HomeError | OSError):
         complain(str(error))
         return
-    if load_settings().debug:
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
+        complain(f"{error.object[:80]!a} can't be written as UTF-8: give it as UTF-8 text")
+        return
+    if settings_of_up().debug:
         raise error
     complain(f"unexpected {type(error).__name__}: {error} (RAYLOOM_DEBUG=1 shows where)")

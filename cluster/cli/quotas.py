@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from typing import Annotated
-from urllib.parse import quote
 
 import typer
 
@@ -12,6 +11,7 @@ from rayloom.cluster.cli.connection import connect
 from rayloom.cluster.cli.options import After, AsJson, Before
 from rayloom.cluster.cli.output import Output, items_of
 from rayloom.dag.values import Json
+from rayloom.serve.parameters import segment
 
 NONE = "none"
 _Limit = Annotated[str | None, typer.Option(metavar="NUMBER", help=f"Set it; `{NONE}` takes it away.")]
@@ -70,7 +70,7 @@ def quotas(
         "max_concurrent": max_concurrent,
     }
     changed = {name: _limit(name, text) for name, text in given.items() if text is not None}
-    named = quote(id_, safe="")
+    named = segment(id_)
     path = f"/api/v1/keys/{named}/quota" if key else f"/api/v1/quotas/{named}"
     with connect() as client:
         limits = client.get(path)

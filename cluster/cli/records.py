@@ -80,7 +80,10 @@ def trace(
             output.write_bytes(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
         except OSError as error:
             raise UserError("NOT_WRITTEN", f"can't write {output}: {error.strerror or error}") from error
-        out.line(f"trace of task {task_id} written to {output}")
+        if as_json:
+            out.json({"task_id": task_id, "output": str(output)})
+        else:
+            out.line(f"trace of task {task_id} written to {output}")
     elif out.as_json or not isinstance(document, dict):
         out.json(document)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated
-from urllib.parse import quote
 
 import typer
 
@@ -13,6 +12,7 @@ from rayloom.cluster.cli.options import AsJson, parse_object, parse_pairs
 from rayloom.cluster.cli.output import Output, complain, items_of, one_line, seconds
 from rayloom.cluster.cli.skills import register_skill
 from rayloom.dag.values import Json, JsonObject
+from rayloom.serve.parameters import segment
 
 tools = typer.Typer(help="Tools: list, show, invoke, register, on, off, remove, breaker.", rich_markup_mode=None)
 
@@ -211,7 +211,7 @@ def set_breaker(
 
 
 def _path(name: str) -> str:
-    return f"/api/v1/tools/{quote(name, safe='')}"
+    return f"/api/v1/tools/{segment(name)}"
 
 
 def _breaker(tool: JsonObject) -> str:

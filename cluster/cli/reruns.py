@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated, NoReturn
-from urllib.parse import quote
 
 import typer
 
@@ -13,6 +12,7 @@ from rayloom.cluster.cli.output import Output
 from rayloom.cluster.cli.tasks import WATCH_PATIENCE_S
 from rayloom.cluster.cli.watching import watch_task
 from rayloom.dag.values import Json, JsonObject
+from rayloom.serve.parameters import segment
 
 
 def retry(
@@ -36,7 +36,7 @@ def retry(
         body["budget"] = budget
     out = Output(as_json=as_json)
     with connect(timeout_s=BULK_TIMEOUT_S) as client:
-        answer = client.post(f"/api/v1/tasks/{quote(task_id, safe='')}/retry", body)
+        answer = client.post(f"/api/v1/tasks/{segment(task_id)}/retry", body)
     if watch:
         _watch(task_id, out)
     if as_json:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from rayloom.cluster.cli.exits import ExitCode
 from rayloom.cluster.cli.options import AsJson, InJson
 from rayloom.cluster.cli.output import Output, complain
 from rayloom.dag.errors import UserError
+
+if TYPE_CHECKING:
+    from rayloom.db.settings import DatabaseSettings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -74,18 +77,30 @@ def migrate(
     as_json: InJson = False,
 ) -> None:
     """Bring an external database to this version's schema. (`up` does it by itself.)"""
-    from rayloom.cluster.settings import load_settings
-    from rayloom.db.migrate import upgrade
+    from rayloom.cluster.settings_of_up import settings_of_up
 
-    target = url or load_settings().database_url.get_secret_value()
-    if not target:
+    # Given as the setting, it may be spelled in all the ways of the setting.
+    database = settings_of_up(database_url=url or None).database
+    if not database.dsn_given:
         raise UserError("NO_DATABASE_URL", "no RAYLOOM_DATABASE_URL: the embedded database is migrated by `rayloom up`")
-    asyncio.run(upgrade(target))
+    asyncio.run(_migrate(database))
     out = Output(as_json=as_json)
     if as_json:
         out.json({"migrated": True})
     else:
         out.line("the database has this version's schema")
+
+
+async def _migrate(database: DatabaseSettings) -> None:
+    from rayloom.cluster import reach
+    from rayloom.cluster.checks import StartRefused
+    from rayloom.db.migrate import upgrade
+
+    try:
+        await reach.database(database)
+    except StartRefused as refusal:
+        raise UserError("DATABASE_UNREACHABLE", str(refusal)) from None
+    await upgrade(database.primary_dsn())
 
 
 def batch(

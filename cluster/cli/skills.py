@@ -36,7 +36,10 @@ def register_skill(
         complain(f"{source} can't be read: {error.strerror}")
         raise typer.Exit(ExitCode.ERROR) from None
     if check:
-        out.line(f"skill.{name}")
+        if as_json:
+            out.json({"name": f"skill.{name}", "registered": False})
+        else:
+            out.line(f"skill.{name}")
         return
     body = {"type": "SKILL", "name": name, "archive_base64": base64.b64encode(archive).decode()}
     with connect(timeout_s=120.0) as client:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from rayloom.cluster.settings import Settings
+from rayloom.dag.kinds import UNSUPPORTED
+from rayloom.dag.references import SECRET
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
@@ -37,6 +40,15 @@ def test_make_targets_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE))
     assert named <= targets
+
+
+def test_the_readme_names_what_is_refused_as_not_built_and_nothing_that_is() -> None:
+    absent = (ROOT / "README.md").read_text().partition("## What it is not yet\n")[2]
+    points = [each.replace("\n ", "") for each in re.findall(r"^- .+(?:\n  .+)*", absent, re.MULTILINE)]
+    unbuilt = {store for store in get_args(Settings.model_fields["log_store"].annotation) if store != "postgres"}
+    unbuilt |= {f"`{field.rpartition('/')[2]}:" for field, _, _ in UNSUPPORTED} | {SECRET}
+    assert [word for word in unbuilt if not any(word in point for point in points)] == []
+    assert not any(built in point for point in points for built in ("REASONING", "CODE_GEN", "budget"))
 
 
 def test_a_decision_says_context_decision_and_consequences() -> None:

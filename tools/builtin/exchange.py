@@ -8,17 +8,18 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Final
 from urllib.parse import urljoin
 
 import httpx2
 
+from rayloom.dag.decision import MAX_RETRY_AFTER_S
 from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
-from rayloom.tools.addresses import AddressRules, Target, parse_url, resolve
+from rayloom.tools.addresses import Address, AddressRules, Target, addresses_of, first_reached, parse_url
 from rayloom.tools.tls import trust
 
 MAX_REDIRECTS: Final = 10
-MAX_RETRY_AFTER_S: Final = 86_400.0
 EXCERPT_CHARS: Final = 300
 RETRYABLE_STATUSES: Final = frozenset({408, 425, 429})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -131,21 +132,13 @@ async def _hop(
 async def _opened(request: Request, rules: AddressRules, *, timeout_s: float) -> AsyncIterator[httpx2.Response]:
     """The answer to one request, of which only the head was read."""
     target = request.target
-    address = await resolve(target.host, target.port, rules)
-    host = f"[{address}]" if address.version == 6 else str(address)
-    # The client sees the checked address only; name and certificate stay those of the URL.
-    url = f"{target.scheme}://{host}:{target.port}{target.path_and_query}"
+    addresses = await addresses_of(target.host, target.port, rules)
+    # One that is silent must leave time for the next one.
+    limits = httpx2.Timeout(timeout_s, connect=timeout_s / len(addresses))
     try:
         async with httpx2.AsyncClient(verify=trust(), trust_env=False, follow_redirects=False) as client:
-            message = client.build_request(
-                request.method,
-                url,
-                headers={"user-agent": "rayloom", "accept": "*/*", **request.headers, "host": target.authority},
-                content=request.content,
-                timeout=timeout_s,
-                extensions={"sni_hostname": target.host},
-            )
-            answer = await client.send(message, stream=True)
+            send = partial(_send, client, request, limits)
+            answer = await first_reached(addresses, send, unless=(httpx2.ConnectError, httpx2.ConnectTimeout))
             try:
                 yield answer
             finally:
@@ -156,6 +149,23 @@ async def _opened(request: Request, rules: AddressRules, *, timeout_s: float) ->
         raise UserError("HTTP_INVALID", f"{target.shown}: {error}") from error
     except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
         raise Transient("HTTP_FAILED", f"{target.shown}: {type(error).__name__}: {error}") from error
+
+
+async def _send(
+    client: httpx2.AsyncClient, request: Request, limits: httpx2.Timeout, address: Address
+) -> httpx2.Response:
+    target = request.target
+    host = f"[{address}]" if address.version == 6 else str(address)
+    message = client.build_request(
+        request.method,
+        # The client sees the checked address only; name and certificate stay those of the URL.
+        f"{target.scheme}://{host}:{target.port}{target.path_and_query}",
+        headers={"user-agent": "rayloom", "accept": "*/*", **request.headers, "host": target.authority},
+        content=request.content,
+        timeout=limits,
+        extensions={"sni_hostname": target.host},
+    )
+    return await client.send(message, stream=True)
 
 
 def _headers(answer: httpx2.Response) -> dict[str, str]:

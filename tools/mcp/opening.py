@@ -9,7 +9,7 @@ from mcp.client._transport import TransportStreams
 
 from rayloom.dag.errors import UserError
 from rayloom.dag.mcp import McpServer
-from rayloom.tools.addresses import AddressRules, parse_url, resolve
+from rayloom.tools.addresses import AddressRules, addresses_of, parse_url
 from rayloom.tools.mcp.calls import Ears, Opener
 from rayloom.tools.mcp.confined import check_readable, confined
 from rayloom.tools.mcp.stdio import stdio, trusted
@@ -33,7 +33,7 @@ def opener_of(server: McpServer, settings: ToolSettings) -> Opener:
         else:
             # In words of ours, and before anything is sent.
             target = parse_url(server.url)
-            await resolve(target.host, target.port, rules)
+            await addresses_of(target.host, target.port, rules)
             async with web(server, rules, ears.ended) as streams:
                 yield streams
 

@@ -13,7 +13,7 @@ from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 
 from rayloom.dag.mcp import McpServer
-from rayloom.tools.addresses import AddressRules, parse_url, resolve
+from rayloom.tools.addresses import Address, AddressRules, Target, addresses_of, first_reached, parse_url
 from rayloom.tools.mcp import oauth
 from rayloom.tools.mcp.way import BODY_MAX_BYTES, EVENTS, Bounded, Way
 from rayloom.tools.tls import trust
@@ -32,11 +32,19 @@ class Pinned(httpx2.AsyncBaseTransport):
         self._rules = rules
         # One each: connections are kept by address, and two hosts of one address have different certificates.
         self._ways: dict[tuple[str, str, int], httpx2.AsyncHTTPTransport] = {}
+        self._reached: dict[tuple[str, str, int], Address] = {}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request. Raises UserError (``URL_INVALID``), Refused (``ADDRESS_REFUSED``), Transient."""
         target = parse_url(str(request.url))
-        address = await resolve(target.host, target.port, self._rules)
+        addresses = await addresses_of(target.host, target.port, self._rules)
+        # Where a connection may be open already.
+        addresses.sort(key=lambda address: address != self._reached.get(target.origin))
+        pinned = partial(self._send, request, target, len(addresses))
+        answer = await first_reached(addresses, pinned, unless=(httpx2.ConnectError, httpx2.ConnectTimeout))
+        return await _bounded(request, answer)
+
+    async def _send(self, request: httpx2.Request, target: Target, among: int, address: Address) -> httpx2.Response:
         way = self._ways.get(target.origin)
         if way is None:
             way = self._ways[target.origin] = httpx2.AsyncHTTPTransport(verify=trust(), limits=_LIMITS, retries=1)
@@ -45,15 +53,19 @@ class Pinned(httpx2.AsyncBaseTransport):
         # What is packed small may be of any size when it is unpacked.
         headers["accept-encoding"] = "identity"
         # OAuth's own requests come with no limit on their time, and others wait until they are answered.
-        timeout = {"timeout": httpx2.Timeout(CONNECT_S).as_dict()} if "timeout" not in request.extensions else {}
+        timeout = request.extensions.get("timeout") or httpx2.Timeout(CONNECT_S).as_dict()
+        # One that is silent must leave time for the next one.
+        timeout = {**timeout, "connect": (timeout.get("connect") or CONNECT_S) / among}
         pinned = httpx2.Request(
             request.method,
             request.url.copy_with(host=str(address)),
             headers=headers,
             stream=request.stream,
-            extensions={**request.extensions, **timeout, "sni_hostname": target.host},
+            extensions={**request.extensions, "timeout": timeout, "sni_hostname": target.host},
         )
-        return await _bounded(request, await way.handle_async_request(pinned))
+        answer = await way.handle_async_request(pinned)
+        self._reached[target.origin] = address
+        return answer
 
     async def aclose(self) -> None:
         """Close every connection."""

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from rayloom.dag.decision import MAX_RETRY_AFTER_S
 from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
 from rayloom.dag.model import ProviderLimits
-from rayloom.tools.builtin.exchange import MAX_RETRY_AFTER_S, retry_after_s
+from rayloom.tools.builtin.exchange import retry_after_s
 from rayloom.tools.models.settings import ModelSettings
 
 UNAVAILABLE: Final = "MODEL_UNAVAILABLE"

@@ -13,11 +13,12 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from rayloom.dag.errors import RayloomError, UserError
-from rayloom.tools.addresses import AddressRules, parse_url, resolve
+from rayloom.tools.addresses import Address, AddressRules, addresses_of, first_reached, parse_url
 
 MAX_ALLOWED: Final = 64
 MAX_CONNECTIONS: Final = 64
@@ -163,8 +164,9 @@ class _Proxy:
             return
         try:
             async with asyncio.timeout(CONNECT_S):
-                address = await resolve(*target, self._rules)
-                far_reader, far_writer = await asyncio.open_connection(str(address), target[1])
+                addresses = await addresses_of(*target, self._rules)
+                connect = partial(_connect, target[1], CONNECT_S / len(addresses))
+                far_reader, far_writer = await first_reached(addresses, connect, unless=OSError)
         except (RayloomError, OSError) as error:
             said = error.message if isinstance(error, RayloomError) else f"{shown} can't be reached"
             self._on_refusal(said)
@@ -180,6 +182,12 @@ class _Proxy:
                 both.create_task(_pump(far_reader, writer))
         finally:
             far_writer.close()
+
+
+async def _connect(port: int, within_s: float, address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Raises OSError, of which TimeoutError is one."""
+    async with asyncio.timeout(within_s):
+        return await asyncio.open_connection(str(address), port)
 
 
 async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:

@@ -10,6 +10,7 @@ from uuid_utils.compat import uuid7
 
 from rayloom.dag.model import ModelUse, Payer, Reservation
 from rayloom.dag.token_port import Share, TokenFigures, Used
+from rayloom.dag.values import JsonObject
 from rayloom.db.alerts import AlertStore
 from rayloom.db.ledger import Ledger
 from rayloom.db.settings import DatabaseSettings, RedisSettings
@@ -91,6 +92,17 @@ async def test_usage_is_told_by_tool_and_day(world: World) -> None:
     assert usage["reserved"] == {"tokens": 0, "cost_usd": 0.0}
     for before in ("2020-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "0001-01-02"):
         assert (await me.get("/usage", created_before=before))["items"] == []
+
+
+async def test_what_a_fallback_used_is_told_of_the_tool_that_used_it(world: World) -> None:
+    me = await world.user()
+    fallback: JsonObject = {"tool": "core.echo", "input": {"value": 1}}
+    task_id = await me.submit({"plan": one(on_failure="fallback", fallback=fallback, max_retries=0)})
+    [item] = await world.claimed(task_id)
+    await world.fail(item)
+    await world.end(await world.claimed(task_id), lambda _: 1, tokens_used=7)
+    used = {item["tool"]: item["tokens_in"] for item in (await me.get("/usage"))["items"]}
+    assert (used.get("core.echo"), used.get("core.noop", 0)) == (7, 0)
 
 
 async def test_usage_has_what_models_used_for_each_tool_and_what_is_reserved(world: World) -> None:

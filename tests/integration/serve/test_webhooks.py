@@ -75,7 +75,7 @@ async def test_a_task_without_a_callback_has_no_webhook(world: World) -> None:
 
 async def test_faults_never_repeat_a_secret(world: World) -> None:
     me = await world.user()
-    answer = await me.http.post("/api/v1/tasks", json=asking(callback_secret="hunter2-and-more"))
+    answer = await me.http.post("/api/v1/tasks", json=asking(callback_secret="whsec_hunter2-and-more"))
     assert answer.status_code == 422
     assert "hunter2" not in answer.text
     answer = await me.http.post("/api/v1/tasks", json={"plan": one(), "callback_url": "https://me:hunter2@x.org/"})

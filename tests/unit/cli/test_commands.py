@@ -132,7 +132,7 @@ def test_a_trace_is_a_waterfall_or_a_file(rayloom: Rayloom, api: FakeApi, capsys
 
     document = {"trace_id": "t", "spans": [span("c", "a", 2, 5, "s late"), span("b", "a", 1, 5, "s early")]}
     document["spans"].insert(1, {**span("a", None, 0, 9, "tea"), "kind": "task", "status": "error"})  # type: ignore[attr-defined]
-    api.script["GET /api/v1/tasks/t/trace"].extend(JSONResponse(document) for _ in range(2))
+    api.script["GET /api/v1/tasks/t/trace"].extend(JSONResponse(document) for _ in range(3))
     assert rayloom("trace", "t") == 0
     assert capsys.readouterr().out.splitlines() == [
         "0\t9\terror\ttask tea s",
@@ -141,6 +141,10 @@ def test_a_trace_is_a_waterfall_or_a_file(rayloom: Rayloom, api: FakeApi, capsys
     ]
     assert rayloom("trace", "t", "--format", "chrome", "-o", str(tmp_path / "trace.json")) == 0
     assert json.loads((tmp_path / "trace.json").read_text()) == document
+    capsys.readouterr()
+    assert rayloom("trace", "t", "--json", "-o", str(tmp_path / "again.json")) == 0
+    assert json.loads(capsys.readouterr().out) == {"task_id": "t", "output": str(tmp_path / "again.json")}
+    assert json.loads((tmp_path / "again.json").read_text()) == document
 
 
 def test_an_error_is_its_detail_and_every_fault(rayloom: Rayloom, capsys: Capture) -> None:
@@ -276,6 +280,16 @@ def test_no_key_is_said_in_one_line(
     assert rayloom("list") == 0
 
 
+def test_the_key_of_the_folder_of_up_is_used(
+    rayloom: Rayloom, api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAYLOOM_API_KEY", "RAYLOOM_URL"):
+        monkeypatch.delenv(name)
+    (tmp_path / ".env").write_text(f"RAYLOOM_API_KEY=rl_test\nRAYLOOM_URL={api.url}\n")
+    monkeypatch.chdir(tmp_path)
+    assert rayloom("list") == 0
+
+
 def test_a_wrong_setting_is_said_without_a_stack_trace(
     rayloom: Rayloom, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,18 +343,6 @@ def test_down_with_nothing_to_stop(rayloom: Rayloom, capsys: Capture, tmp_path: 
         "running": False,
         "stopped_pid": None,
     }
-
-
-def test_migrate_says_so_in_json(rayloom: Rayloom, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-
-    async def upgrade(url: str) -> None:
-        seen.append(url)
-
-    monkeypatch.setattr("rayloom.db.migrate.upgrade", upgrade)
-    assert rayloom("migrate", "postgresql+asyncpg://u:p@db/x", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == {"migrated": True}
-    assert seen == ["postgresql+asyncpg://u:p@db/x"]
 
 
 def test_bench_gives_its_figures_as_json(rayloom: Rayloom, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

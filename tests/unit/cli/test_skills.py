@@ -46,6 +46,8 @@ def test_a_skill_can_be_looked_over_only(rayloom: Rayloom, api: FakeApi, capsys:
     before = len(api.requests)
     assert rayloom("tools", "register-skill", str(write(tmp_path / "word-count")), "--check") == 0
     assert capsys.readouterr().out == "skill.word-count\n"
+    assert rayloom("tools", "register-skill", str(tmp_path / "word-count"), "--check", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"name": "skill.word-count", "registered": False}
     assert len(api.requests) == before
 
 

@@ -208,6 +208,7 @@ def test_every_fault_has_its_line_and_its_origin(home: Path, here: Path) -> None
         ("RAYLOOM_DATABASE_URL", "mysql://u:geheim@h/x"),
         ("RAYLOOM_DATABASE_URL", "postgresql://u:geheim@h"),
         ("RAYLOOM_DATABASE_URL", "postgresql://u:geheim@℀/x"),
+        ("RAYLOOM_DATABASE_URL", "postgresql://u:geheim/geheim@h/x"),
         ("RAYLOOM_REDIS_URL", "http://:geheim@h"),
         ("RAYLOOM_LLM_BASE_URL", "ftp://u:geheim@h"),
         ("RAYLOOM_URL", "geheim"),

@@ -83,7 +83,8 @@ def test_who_waits_for_a_window_does_so_in_the_queue_where_a_higher_limit_is_see
 
 def test_what_the_other_side_asks_for_has_jitter_and_a_bound() -> None:
     assert _after(Transient("BUSY", "x", retry_after_s=100), jitter=1).retry_in_s == pytest.approx(110)
-    assert _after(Transient("BUSY", "x", retry_after_s=10**9)).retry_in_s == MAX_RETRY_AFTER_S
+    assert _after(Transient("BUSY", "x", retry_after_s=7_200)).retry_in_s == 7_200
+    assert _after(Transient("BUSY", "x", retry_after_s=10**9)).retry_in_s == MAX_RETRY_AFTER_S == 86_400
 
 
 def test_an_open_breaker_is_waited_for_and_spends_nothing() -> None:

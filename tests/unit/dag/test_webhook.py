@@ -36,13 +36,20 @@ def test_a_secret_of_the_right_size_is_taken(size: int) -> None:
 
 
 @pytest.mark.parametrize(
+    "secret", ["hunter22", "ein Schlüssel", SECRET.removeprefix("whsec_"), " whsec_AAAA", "WHSEC_AAAA", "ä" * 256]
+)
+def test_the_key_of_any_other_text_is_its_bytes(secret: str) -> None:
+    assert webhook.secret_bytes(secret) == secret.encode("utf-8")
+
+
+@pytest.mark.parametrize(
     "secret",
     [
-        *("", "whsec_", "secret", SECRET.removeprefix("whsec_"), SECRET + "=", SECRET[:-1] + "*", "whsec_ä" * 30),
+        *("", "whsec_", "1234567", "x" * 257, SECRET + "=", SECRET[:-1] + "*", "whsec_ä" * 30),
         *(_secret(23), _secret(65)),
     ],
 )
-def test_any_other_secret_is_none(secret: str) -> None:
+def test_what_can_be_no_secret_is_none(secret: str) -> None:
     assert webhook.secret_bytes(secret) is None
 
 

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from rayloom.dag.errors import Refused, UserError
-from rayloom.tools.addresses import AddressRules, is_public, parse_url, resolve
+from rayloom.tools.addresses import AddressRules, addresses_of, is_public, parse_url
 
 NONE = AddressRules.parse(())
 
@@ -170,7 +170,7 @@ def test_an_allow_list_entry_that_means_nothing(entry: str) -> None:
 
 async def test_a_name_of_this_machine_is_refused_after_resolution() -> None:
     with pytest.raises(Refused) as refusal:
-        await resolve("localhost", 80, NONE)
+        await addresses_of("localhost", 80, NONE)
     assert refusal.value.code == "ADDRESS_REFUSED"
 
 
@@ -180,4 +180,4 @@ async def test_one_private_address_among_public_ones_refuses_them_all(monkeypatc
 
     monkeypatch.setattr("rayloom.tools.addresses._look_up", answers)
     with pytest.raises(Refused):
-        await resolve("rebind.example", 80, NONE)
+        await addresses_of("rebind.example", 80, NONE)
