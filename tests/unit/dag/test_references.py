@@ -277,3 +277,8 @@ def test_millions_of_openings_that_open_nothing_take_no_time_worth_the_name() ->
         assert scan({"text": text}, {"a"}).references == ()
         assert plain_text(text) == text.replace("$${", "${")
     assert process_time() - started_at < 2.0
+
+
+def test_what_opens_within_a_reference_is_a_part_of_it() -> None:
+    (found,) = scan("${a.output.x || '${b.output}'} and", {"a", "b"}).references
+    assert (found.subtask, found.path) == ("a", ".x || '${b.output}'")
