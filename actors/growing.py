@@ -55,7 +55,7 @@ class _More:
 class _GivenUp:
     """That nothing is added, and why. ``is_told``: the log tells so."""
 
-    error: Exception
+    error: BaseException
     is_told: bool = False
 
 
@@ -132,8 +132,11 @@ class Growing:
                 if more is None and not is_over and away.is_to_be_told:
                     note = f"not planned on yet: {error.message}; tried again in {pause_s:.0f} s"
                     await append_if_taken(self._engine, planning_lines(task.task_id, (note,), ()))
-                failure: Exception = error
-            except Exception as error:  # noqa: BLE001 - what breaks us must end this growth, and nothing else
+                failure: BaseException = error
+            except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
+                raise
+            # A panic of native code is no Exception.
+            except BaseException as error:  # noqa: BLE001 - what breaks us must end this growth, and nothing else
                 if not isinstance(error, RayloomError):
                     _log.exception("growth.failed", extra={"task_id": str(task.task_id)})
                 is_over, failure = True, error

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -34,6 +35,8 @@ AGAIN = "again"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, write the JSON; 1 when a repetition was wrong."""
     chosen = _parser().parse_args(arguments)
+    # So that what was started for it is stopped: by default nothing would be.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     everything = workloads(chosen.seed)
     names = chosen.workloads or [each.name for each in everything]
     unknown = set(names) - {each.name for each in everything}

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from rayloom.dag.amount import MAX_COST_USD
 from rayloom.dag.errors import Transient
 from rayloom.dag.token_port import Quota
 from rayloom.db import keys
@@ -30,7 +31,7 @@ class QuotaBody(Body):
     """The body of ``PUT /api/v1/quotas/{user_id}``; what is null or left out has no limit."""
 
     max_tokens: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
-    max_cost_usd: Annotated[float, Field(ge=0, le=1e12)] | None = None
+    max_cost_usd: Annotated[float, Field(ge=0, le=MAX_COST_USD)] | None = None
     tokens_per_min: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     requests_per_min: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     max_concurrent: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None

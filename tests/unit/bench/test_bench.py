@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx2
 import pytest
 
+from bench import run
 from bench.over_rest import OverRest
 from bench.report import Report
 from bench.shapes import BrokenRun, NodeRun, Run, Shape, chain, diamond, fan, layered, verify, workloads
@@ -175,3 +177,12 @@ def test_a_subtask_that_is_not_as_it_should_be_is_wrong(
     api.items[3].update(change)
     with pytest.raises(BrokenRun):
         connect(None).run([diamond()])
+
+
+def test_who_ends_it_ends_what_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers: dict[int, Any] = {}
+    monkeypatch.setattr("signal.signal", lambda number, handler: handlers.update({number: handler}))
+    assert run.main(["no-such-workload"]) == 2
+    with pytest.raises(SystemExit) as ended:
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
+    assert ended.value.code == 128 + signal.SIGTERM
