@@ -44,7 +44,7 @@ AROUND: JsonObject = {"id": "c", "type": "TOOL", "tool": "core.echo", "input": {
 class ScriptedPlanner:
     """Answers each call with the next of its script; the last one again and again."""
 
-    def __init__(self, *script: Planned | Exception) -> None:
+    def __init__(self, *script: Planned | BaseException) -> None:
         self.script, self.asked = list(script), list[ReplanRequest]()
 
     async def plan(self, request: PlanRequest) -> Planned:
@@ -56,7 +56,7 @@ class ScriptedPlanner:
     async def replan(self, request: ReplanRequest) -> Planned:
         self.asked.append(request)
         answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -64,7 +64,7 @@ class ScriptedPlanner:
 class Bench:
     """A grower of a scheduler that lives, and a task with one subtask done and one BLOCKED."""
 
-    def __init__(self, spine: Spine, *script: Planned | Exception) -> None:
+    def __init__(self, spine: Spine, *script: Planned | BaseException) -> None:
         self.spine, self.planner, self.queue = spine, ScriptedPlanner(*script), MemoryQueue()
         self.room, self.closed = asyncio.Event(), 0
         backlog = Backlog(spine.engine, self.queue)
@@ -170,8 +170,17 @@ async def test_where_nothing_is_added_the_task_ends_as_it_is(spine: Spine) -> No
         [UserError("PLAN_FAILED", "the model has no idea")],
         [Transient(PARSER_BROKE, "it broke")],
         [ValueError("a bug")],
+        [type("PanicException", (BaseException,), {})("native code")],
     ],
-    ids=["uses what is blocked", "the id of another", "an unknown tool", "no plan", "it breaks the parser", "a bug"],
+    ids=[
+        "uses what is blocked",
+        "the id of another",
+        "an unknown tool",
+        "no plan",
+        "it breaks the parser",
+        "a bug",
+        "panic",
+    ],
 )
 async def test_what_can_not_be_used_ends_the_growth_and_says_why(
     spine: Spine, script: list[Any], caplog: pytest.LogCaptureFixture
