@@ -12,12 +12,13 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from functools import wraps
 from types import BuiltinMethodType, FunctionType, GeneratorType, MethodType, MethodWrapperType
 from typing import Any, Final
 
 import jmespath
 import orjson
-from jinja2 import TemplateError, TemplateRuntimeError, nodes
+from jinja2 import Template, TemplateError, TemplateRuntimeError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -69,6 +70,9 @@ _PLAIN_FILTERS: Final = (
     | dict.fromkeys(("capitalize", "lower", "title", "upper"), 3)
     | dict.fromkeys(("e", "escape", "string"), 6)
 )
+_PIECEMEAL: Final = (
+    "batch", "items", "map", "reject", "rejectattr", "reverse", "select", "selectattr", "slice", "unique",
+)  # fmt: skip
 _PLAIN_TESTS: Final = frozenset(["defined", "even", "in", "mapping", "none", "number", "odd", "string", "undefined"])
 
 
@@ -86,10 +90,16 @@ class _Method:
         raise TemplateRuntimeError(f"there is no member `{self._name}`, but a method, which has no text")
 
 
+_CALLED: Final = "called:"
+"""Stands before the name of what is called as a method; no name of a template begins so."""
+
+
 class _Environment(ImmutableSandboxedEnvironment):
-    """Where a member of the data comes before the method of the same name (``order.items``)."""
+    """Where a member of the data comes before the method of the same name (``order.items``), unless it is called."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
+        if attribute.startswith(_CALLED):
+            return super().getattr(obj, attribute.removeprefix(_CALLED))
         if isinstance(obj, dict) and attribute in obj:
             return obj[attribute]
         return _not_bare(super().getattr(obj, attribute), attribute)
@@ -107,7 +117,7 @@ def _with_text(value: Any) -> Any:
     """What may be written. Other things would be written as addresses in our memory."""
     kind: Any = type(value)
     if isinstance(value, GeneratorType) or (kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__):
-        raise TemplateRuntimeError(f"a {kind.__name__} has no text: what goes over a list is written after `|list`")
+        raise TemplateRuntimeError(f"a {kind.__name__} has no text")
     return value
 
 
@@ -116,7 +126,28 @@ def _environment() -> ImmutableSandboxedEnvironment:
         undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, finalize=_with_text
     )
     environment.globals.pop("lipsum", None)
+    environment.filters |= {name: _whole(environment.filters[name]) for name in _PIECEMEAL}
     return environment
+
+
+def _whole(piecemeal: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that gives a list, where Jinja's gives what goes over one: that has no text but its address."""
+
+    @wraps(piecemeal)
+    def whole(*args: Any, **kwargs: Any) -> Any:
+        made = piecemeal(*args, **kwargs)
+        return made if isinstance(made, str) else list(made)
+
+    return whole
+
+
+def _template(source: str) -> Template:
+    environment = _environment()
+    tree = environment.parse(source)
+    for call in tree.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Getattr):
+            call.node.attr = _CALLED + call.node.attr
+    return environment.from_string(tree)
 
 
 def render(template: str, values: dict[str, Any], *, max_chars: int) -> str:
@@ -127,7 +158,7 @@ def render(template: str, values: dict[str, Any], *, max_chars: int) -> str:
     chunks: list[str] = []
     size = 0
     try:
-        for chunk in _environment().from_string(template).generate(values):
+        for chunk in _template(template).generate(values):
             size += len(chunk)
             if size > max_chars:
                 raise Refused("OUTPUT_TOO_LARGE", f"the template gives more than {max_chars} characters")

@@ -69,6 +69,7 @@ async def test_other_templates_run_in_a_child(template: str, text: str) -> None:
         ("{{ order.items }}{{ order['items'] }}{{ order|attr('items') }}", "555"),
         ("{{ order.get('items') }}{{ 'a'.upper() }}{% for k in order.keys() %}{{ k }}{% endfor %}", "5Aitems"),
         ("{{ '{0.items}-{1}'.format(order, 'a') }}{{ orders|map(attribute='items')|join }}", "5-a5"),
+        ("{% for k, v in order.items() %}{{ k }}={{ v }}{% endfor %}{{ order.items }}", "items=55"),
         ("{% for x in orders %}{{ loop.cycle('a', 'b') }}{% endfor %}", "a"),
         ("{% set ns = namespace(n=1) %}{{ ns.n }}{% macro m(x) %}[{{ x }}]{% endmacro %}{{ m(m(1)) }}", "1[[1]]"),
     ],
@@ -76,6 +77,21 @@ async def test_other_templates_run_in_a_child(template: str, text: str) -> None:
 async def test_a_member_comes_before_the_method_of_its_name(template: str, text: str) -> None:
     order: Json = {"items": 5}
     assert await render(template, {"order": order, "orders": [order]}) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (
+            "{{ xs|map('upper') }}{{ xs|map('upper')|string }}{{ [xs|map('upper')] }}",
+            "['A', 'B']['A', 'B'][['A', 'B']]",
+        ),
+        ("{{ xs|reverse }}{{ 'ab'|reverse }}{{ '%s' % (xs|select) }}", "['b', 'a']ba['a', 'b']"),
+        ("{{ xs|batch(2) ~ xs|unique }}{{ xs|map('upper')|first }}", "[['a', 'b']]['a', 'b']A"),
+    ],
+)
+async def test_what_goes_over_a_list_is_written_as_a_list(template: str, text: str) -> None:
+    assert await render(template, {"xs": ["a", "b"]}) == text
 
 
 @pytest.mark.parametrize(
@@ -90,8 +106,6 @@ async def test_a_member_comes_before_the_method_of_its_name(template: str, text:
         "{{ '%r' % order.items }}",
         "{{ order|attr('items') }}",
         "{{ ''.format }}",
-        "{{ order|map('upper') }}",
-        "{{ [1]|reverse }}",
         "{{ joiner() }}",
     ],
 )
