@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence, Sized
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -35,6 +35,7 @@ from rayloom.dag.ports import AdmissionPort, Health, RegistryPort, Waiting
 from rayloom.dag.replan import PlannerPort
 from rayloom.dag.resources import NodeShape
 from rayloom.db import incarnations
+from rayloom.db.attempts import Claimed
 from rayloom.db.blobs import BlobStore
 from rayloom.db.engine import Line, make_engine
 from rayloom.db.queue import TASKS, WAKE, ReadyQueue, Signals, make_redis
@@ -224,7 +225,7 @@ class Scheduler:
                     self._tell_ends()
                 if committed.grows:
                     self._split_awake.set()
-                started: Sized = ()
+                started: Sequence[Claimed] = ()
                 may_start, backlog = self._incarnation is not None, self._backlog
                 if backlog.next_held_s() == 0:
                     # While there is always something to do, the timer is never set.
@@ -232,7 +233,7 @@ class Scheduler:
                 # Without Redis nobody tells what has been queued.
                 if may_start and (backlog.dirty or backlog.waiting or backlog.redis_away or self._commits.finished):
                     started = await self._dispatch.turn()
-                self._pace.started(len(started))
+                self._pace.started(sum(one.sub_task_id in self._flight.attempts for one in started))
                 if not started and not len(self._commits) and not (may_start and backlog.dirty):
                     break
             held_s = self._backlog.next_held_s()
