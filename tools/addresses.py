@@ -21,6 +21,8 @@ from rayloom.dag.errors import Refused, Transient, UserError
 
 MAX_URL_CHARS: Final = 8_192
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+MAX_TRIED: Final = 8
+"""So many addresses of a name are tried; all of them are checked."""
 
 Address = IPv4Address | IPv6Address
 T = TypeVar("T")
@@ -211,21 +213,27 @@ async def addresses_of(host: str, port: int, rules: AddressRules) -> list[Addres
 
 async def first_reached(
     addresses: Sequence[Address],
-    connect: Callable[[Address], Awaitable[T]],
+    connect: Callable[[Address, float], Awaitable[T]],
     *,
+    until: float,
     unless: type[Exception] | tuple[type[Exception], ...],
 ) -> T:
-    """What ``connect`` gives for the first of the addresses that can be reached, tried in their order.
+    """What ``connect`` gives for the first of the addresses that can be reached: of the first 8, in their order.
+
+    ``connect`` gets the seconds to get there within: an equal share of what is left ``until`` then, in the loop's time.
+    So one that is silent leaves time for the next, and one that fails at once leaves all of its own.
 
     ``unless``: what it raises where nobody was reached and nothing was sent. Raises what it raised for the last
     address, and at once whatever else it raises.
     """
-    for address in addresses[:-1]:
+    clock = asyncio.get_running_loop().time
+    *others, last = addresses[:MAX_TRIED]
+    for tried, address in enumerate(others):
         try:
-            return await connect(address)
+            return await connect(address, max(until - clock(), 0.0) / (len(others) + 1 - tried))
         except unless:
             continue
-    return await connect(addresses[-1])
+    return await connect(last, max(until - clock(), 0.0))
 
 
 async def _look_up(host: str, port: int) -> list[Address]:

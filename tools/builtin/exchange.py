@@ -62,9 +62,9 @@ async def exchange(request: Request, rules: AddressRules, *, timeout_s: float, m
     ``DNS_FAILED``) and UserError (``URL_INVALID``, ``HTTP_INVALID``, ``HTTP_REDIRECTS``).
     """
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(timeout_s) as whole:
             for _ in range(MAX_REDIRECTS + 1):
-                response, location = await _hop(request, rules, timeout_s=timeout_s, max_bytes=max_bytes)
+                response, location = await _hop(request, rules, whole, timeout_s=timeout_s, max_bytes=max_bytes)
                 if location is None:
                     return response
                 request = _redirected(request, response.status, location)
@@ -79,7 +79,10 @@ async def status_of(request: Request, rules: AddressRules, *, timeout_s: float) 
     Raises what `exchange` raises for a single hop.
     """
     try:
-        async with asyncio.timeout(timeout_s), _opened(request, rules, timeout_s=timeout_s) as answer:
+        async with (
+            asyncio.timeout(timeout_s) as whole,
+            _opened(request, rules, whole, timeout_s=timeout_s) as answer,
+        ):
             return answer.status_code, _headers(answer)
     except TimeoutError:
         raise Transient("HTTP_TIMEOUT", f"{request.target.shown} took longer than {timeout_s:g} s") from None
@@ -111,10 +114,10 @@ def retry_after_s(header: str | None, now: float) -> float | None:
 
 
 async def _hop(
-    request: Request, rules: AddressRules, *, timeout_s: float, max_bytes: int
+    request: Request, rules: AddressRules, whole: asyncio.Timeout, *, timeout_s: float, max_bytes: int
 ) -> tuple[Response, str | None]:
     target = request.target
-    async with _opened(request, rules, timeout_s=timeout_s) as answer:
+    async with _opened(request, rules, whole, timeout_s=timeout_s) as answer:
         location = answer.headers.get("location") if answer.status_code in _REDIRECTS else None
         body = b"" if location is not None else await _body(answer, target, max_bytes)
     response = Response(
@@ -129,16 +132,19 @@ async def _hop(
 
 
 @asynccontextmanager
-async def _opened(request: Request, rules: AddressRules, *, timeout_s: float) -> AsyncIterator[httpx2.Response]:
-    """The answer to one request, of which only the head was read."""
+async def _opened(
+    request: Request, rules: AddressRules, whole: asyncio.Timeout, *, timeout_s: float
+) -> AsyncIterator[httpx2.Response]:
+    """The answer to one request, of which only the head was read. ``whole`` ends the exchange that it is a hop of."""
     target = request.target
     addresses = await addresses_of(target.host, target.port, rules)
-    # One that is silent must leave time for the next one.
-    limits = httpx2.Timeout(timeout_s, connect=timeout_s / len(addresses))
+    until = whole.when()
+    assert until is not None
     try:
         async with httpx2.AsyncClient(verify=trust(), trust_env=False, follow_redirects=False) as client:
-            send = partial(_send, client, request, limits)
-            answer = await first_reached(addresses, send, unless=(httpx2.ConnectError, httpx2.ConnectTimeout))
+            send = partial(_send, client, request, timeout_s)
+            unreached = (httpx2.ConnectError, httpx2.ConnectTimeout)
+            answer = await first_reached(addresses, send, until=until, unless=unreached)
             try:
                 yield answer
             finally:
@@ -152,7 +158,7 @@ async def _opened(request: Request, rules: AddressRules, *, timeout_s: float) ->
 
 
 async def _send(
-    client: httpx2.AsyncClient, request: Request, limits: httpx2.Timeout, address: Address
+    client: httpx2.AsyncClient, request: Request, timeout_s: float, address: Address, within_s: float
 ) -> httpx2.Response:
     target = request.target
     host = f"[{address}]" if address.version == 6 else str(address)
@@ -162,7 +168,7 @@ async def _send(
         f"{target.scheme}://{host}:{target.port}{target.path_and_query}",
         headers={"user-agent": "rayloom", "accept": "*/*", **request.headers, "host": target.authority},
         content=request.content,
-        timeout=limits,
+        timeout=httpx2.Timeout(timeout_s, connect=within_s),
         extensions={"sni_hostname": target.host},
     )
     return await client.send(message, stream=True)

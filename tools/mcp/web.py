@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -40,28 +41,37 @@ class Pinned(httpx2.AsyncBaseTransport):
         addresses = await addresses_of(target.host, target.port, self._rules)
         # Where a connection may be open already.
         addresses.sort(key=lambda address: address != self._reached.get(target.origin))
-        pinned = partial(self._send, request, target, len(addresses))
-        answer = await first_reached(addresses, pinned, unless=(httpx2.ConnectError, httpx2.ConnectTimeout))
+        limit_s = (request.extensions.get("timeout") or {}).get("connect") or CONNECT_S
+        answer = await first_reached(
+            addresses,
+            partial(self._send, request, target),
+            until=asyncio.get_running_loop().time() + limit_s,
+            unless=(httpx2.ConnectError, httpx2.ConnectTimeout),
+        )
         return await _bounded(request, answer)
 
-    async def _send(self, request: httpx2.Request, target: Target, among: int, address: Address) -> httpx2.Response:
+    async def _send(
+        self, request: httpx2.Request, target: Target, address: Address, within_s: float
+    ) -> httpx2.Response:
         way = self._ways.get(target.origin)
         if way is None:
-            way = self._ways[target.origin] = httpx2.AsyncHTTPTransport(verify=trust(), limits=_LIMITS, retries=1)
+            way = self._ways[target.origin] = httpx2.AsyncHTTPTransport(verify=trust(), limits=_LIMITS)
         headers = httpx2.Headers(request.headers)
         headers["host"] = target.authority
         # What is packed small may be of any size when it is unpacked.
         headers["accept-encoding"] = "identity"
         # OAuth's own requests come with no limit on their time, and others wait until they are answered.
         timeout = request.extensions.get("timeout") or httpx2.Timeout(CONNECT_S).as_dict()
-        # One that is silent must leave time for the next one.
-        timeout = {**timeout, "connect": (timeout.get("connect") or CONNECT_S) / among}
         pinned = httpx2.Request(
             request.method,
             request.url.copy_with(host=str(address)),
             headers=headers,
             stream=request.stream,
-            extensions={**request.extensions, "timeout": timeout, "sni_hostname": target.host},
+            extensions={
+                **request.extensions,
+                "timeout": {**timeout, "connect": within_s},
+                "sni_hostname": target.host,
+            },
         )
         answer = await way.handle_async_request(pinned)
         self._reached[target.origin] = address

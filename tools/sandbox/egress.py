@@ -163,10 +163,11 @@ class _Proxy:
             await _answer(writer, 403, f"{shown} is not in the allow-list of this run")
             return
         try:
-            async with asyncio.timeout(CONNECT_S):
+            until = asyncio.get_running_loop().time() + CONNECT_S
+            async with asyncio.timeout_at(until):
                 addresses = await addresses_of(*target, self._rules)
-                connect = partial(_connect, target[1], CONNECT_S / len(addresses))
-                far_reader, far_writer = await first_reached(addresses, connect, unless=OSError)
+                connect = partial(_connect, target[1])
+                far_reader, far_writer = await first_reached(addresses, connect, until=until, unless=OSError)
         except (RayloomError, OSError) as error:
             said = error.message if isinstance(error, RayloomError) else f"{shown} can't be reached"
             self._on_refusal(said)
@@ -184,7 +185,7 @@ class _Proxy:
             far_writer.close()
 
 
-async def _connect(port: int, within_s: float, address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect(port: int, address: Address, within_s: float) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Raises OSError, of which TimeoutError is one."""
     async with asyncio.timeout(within_s):
         return await asyncio.open_connection(str(address), port)
