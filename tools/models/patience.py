@@ -24,7 +24,7 @@ class Patience:
     ``once_s``, ``total_s``: for one denial, and for all that a call hears. ``paid_s``: for either where calls are paid
     for that would have to be made again: until a window has gone by. ``left_s``: how much time is left for all that is
     to be done. Of that no call waits for more than half: the rest is for its answer, and waiting shall not be what the
-    time runs out for.
+    time runs out for. But for a call of its own it waits as long as there is time: to give up would throw that away.
     """
 
     once_s: float = 5.0
@@ -56,7 +56,7 @@ class Waiting:
         once_s, total_s = (patience.paid_s,) * 2 if has_paid else (patience.once_s, patience.total_s)
         pause_s = min(max(wait_s, AGAIN_MIN_S), AGAIN_MAX_S)
         if may_end_it:
-            return pause_s if pause_s <= self._left_s else None
+            return pause_s if pause_s <= patience.left_s() else None
         if wait_s > once_s or self._waited_s + wait_s > total_s or wait_s > self._left_s:
             return None
         self._waited_s += pause_s
@@ -64,6 +64,6 @@ class Waiting:
 
     @property
     def _left_s(self) -> float:
-        """How long it may wait yet for want of time."""
+        """How long it may wait yet for others, for want of time."""
         # Of endless time half is endless, too.
         return math.inf if math.isinf(self._kept_s) else self._patience.left_s() - self._kept_s

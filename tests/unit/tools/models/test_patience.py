@@ -32,8 +32,6 @@ def test_no_more_than_half_of_the_time_that_is_left_is_waited() -> None:
     # Whatever else the time went by with.
     left_s = 24.0
     assert waiting.pause_s(4.1, has_paid=True) is None
-    assert waiting.pause_s(60.0, has_paid=True, may_end_it=True) is None
-    assert waiting.pause_s(4.0, has_paid=True, may_end_it=True) == 4.0
     left_s = 10.0
     assert waiting.pause_s(0.0, has_paid=False) is None
     # To hear whether there is room now it may take a moment all the same.
@@ -41,3 +39,17 @@ def test_no_more_than_half_of_the_time_that_is_left_is_waited() -> None:
     left_s = 20.1
     assert waiting.asking_s == 10.0
     assert Waiting(Patience()).asking_s is None
+
+
+def test_for_what_it_may_end_itself_it_waits_as_long_as_there_is_time() -> None:
+    left_s = 300.0
+    waiting = Waiting(Patience(left_s=lambda: left_s))
+    for time_s in (300.0, 150.0, 149.0, AGAIN_MAX_S):
+        left_s = time_s
+        assert waiting.pause_s(60.0, has_paid=True, may_end_it=True) == AGAIN_MAX_S
+    left_s = 4.0
+    assert waiting.pause_s(4.0, has_paid=True, may_end_it=True) == 4.0
+    assert waiting.pause_s(60.0, has_paid=True, may_end_it=True) is None
+    # Nor was any of it waited for others.
+    left_s = 300.0
+    assert waiting.pause_s(75.0, has_paid=True) == AGAIN_MAX_S
