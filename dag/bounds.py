@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, NamedTuple
 
 _Path = tuple[str, ...]
 _Uses = Mapping[_Path, int]
+_MAX_NAMES: Final = 8
+"""Of a path. What lies deeper counts like what it is in, which is as large at least: each step of a measure takes a
+time in proportion to the lengths of paths.
+"""
 
 
 class Growth(NamedTuple):
@@ -20,7 +25,7 @@ class Growth(NamedTuple):
     besides: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Bound:
     """The size of a result: so many times each part of the data, and so much besides.
 
@@ -36,7 +41,7 @@ class Bound:
     at: _Path | None = None
     """Where in the data the result stands, if it is a part of it."""
 
-    @property
+    @cached_property
     def own(self) -> Growth:
         """Of the result."""
         return Growth(_most(self.uses), self.besides)
@@ -48,7 +53,14 @@ DATA: Final = Bound({(): 1}, 0, Growth(1, 0), STEP, at=())
 
 def _most(uses: _Uses) -> int:
     """How often a value is used at most: the largest sum along the way to it."""
-    return max((sum(uses.get(path[:depth], 0) for depth in range(len(path) + 1)) for path in uses), default=0)
+    most = 0
+    for path, times in uses.items():
+        along = times
+        while path:
+            path = path[:-1]
+            along += uses.get(path, 0)
+        most = max(most, along)
+    return most
 
 
 def _largest(sizes: Iterable[Growth]) -> Growth:
@@ -89,13 +101,13 @@ def together(bounds: Sequence[Bound], *, besides: int = 0, steps: Growth = STEP)
     return made_of(uses, besides + sum(bound.besides for bound in bounds), bounds, steps=steps)
 
 
-def one_of(bounds: Sequence[Bound]) -> Bound:
+def one_of(bounds: Sequence[Bound], *, steps: Growth = STEP) -> Bound:
     """One of them, though all may have been evaluated."""
     uses: dict[_Path, int] = {}
     for bound in bounds:
         for path, times in bound.uses.items():
             uses[path] = max(uses.get(path, 0), times)
-    return made_of(uses, max([1, *(bound.besides for bound in bounds)]), bounds)
+    return made_of(uses, max([1, *(bound.besides for bound in bounds)]), bounds, steps=steps)
 
 
 def _on(data: Growth, bound: Bound) -> Bound:
@@ -111,8 +123,12 @@ def on_each(data: Growth, bound: Bound) -> Bound:
 def then(first: Bound, second: Bound) -> Bound:
     """``second`` of what ``first`` gives."""
     if first.at is not None:
-        uses = {(*first.at, *path): times for path, times in second.uses.items()}
-        at = None if second.at is None else (*first.at, *second.at)
+        uses: dict[_Path, int] = {}
+        for path, times in second.uses.items():
+            longer = (*first.at, *path)[:_MAX_NAMES]
+            uses[longer] = uses.get(longer, 0) + times
+        # From here on nothing is told apart below so many names, so what follows a shorter path falls on it again.
+        at = None if second.at is None else (*first.at, *second.at)[:_MAX_NAMES]
         work = total((first.work, second.work))
         return Bound(uses, second.besides, _largest((first.peak, second.peak)), work, at)
     return _scaled(first, second.own, [first, _on(first.own, second)])

@@ -35,21 +35,30 @@ from rayloom.dag.bounds import (
 from rayloom.dag.values import Json
 
 TEXT_UNIT_CHARS: Final = 64
+MAX_NESTING: Final = 30
+"""Levels of an expression that is to be measured: it takes a time in proportion to its levels times its names."""
 
 _Node = Mapping[str, Any]
 
 
-def growth(tree: _Node) -> Growth:
-    """How large anything is at most that evaluating a parsed expression makes, its result included.
+def measure(tree: _Node) -> Bound:
+    """How large what evaluating a parsed expression makes is at most, and how many steps it takes at most.
 
     Raises ValueError for a function that does not exist and for an ``&`` that no function evaluates; RecursionError.
     """
-    return _measure(tree).peak
+    return _MEASURES[tree["type"]](tree)
 
 
-def work(tree: _Node) -> Growth:
-    """How many steps evaluating a parsed expression takes at most. Raises like ``growth``."""
-    return _measure(tree).work
+def nesting(tree: _Node) -> int:
+    """How many levels of a parsed expression lie in each other; what one row of ``||`` or of ``&&`` joins is one."""
+    deepest = 0
+    ahead = [(tree, 1)]
+    while ahead:
+        node, level = ahead.pop()
+        deepest = max(deepest, level)
+        inner = _joined(node) if node["type"] in _JOINS else node["children"]
+        ahead.extend((child, level + 1) for child in inner if isinstance(child, Mapping))
+    return deepest
 
 
 def makes_texts(tree: _Node) -> bool:
@@ -80,12 +89,8 @@ def size(value: Json, *, limit: float = math.inf) -> int:
     return counted
 
 
-def _measure(node: _Node) -> Bound:
-    return _MEASURES[node["type"]](node)
-
-
 def _all_of(node: _Node) -> list[Bound]:
-    return [_measure(child) for child in node["children"]]
+    return [measure(child) for child in node["children"]]
 
 
 def _chain(node: _Node) -> Bound:
@@ -96,7 +101,7 @@ def _chain(node: _Node) -> Bound:
 
 
 def _projection(node: _Node) -> Bound:
-    return for_each(_measure(node["children"][0]), _measure(node["children"][1]))
+    return for_each(measure(node["children"][0]), measure(node["children"][1]))
 
 
 def _filter(node: _Node) -> Bound:
@@ -106,7 +111,7 @@ def _filter(node: _Node) -> Bound:
 
 
 def _flatten(node: _Node) -> Bound:
-    base = _measure(node["children"][0])
+    base = measure(node["children"][0])
     return part(base, steps=total((STEP, base.own)))
 
 
@@ -140,8 +145,18 @@ def _compared(node: _Node) -> Bound:
     return made_of({}, 1, bounds, steps=total((STEP, min(bound.own for bound in bounds))))
 
 
+def _joined(node: _Node) -> list[_Node]:
+    """What a row of ``||`` or of ``&&`` joins: in the tree each lies in the next."""
+    kind, joined = node["type"], []
+    while node["type"] == kind:
+        node, last = node["children"]
+        joined.append(last)
+    return [node, *reversed(joined)]
+
+
 def _either(node: _Node) -> Bound:
-    return one_of(_all_of(node))
+    bounds = [measure(each) for each in _joined(node)]
+    return one_of(bounds, steps=Growth(0, len(bounds) - 1))
 
 
 def _mapped(node: _Node) -> Bound:
@@ -167,7 +182,7 @@ def _goes_over(node: _Node, *, expression: int) -> tuple[Bound, Bound] | None:
     arguments: list[_Node] = node["children"]
     if len(arguments) != 2 or arguments[expression]["type"] != "expref":
         return None
-    return _measure(arguments[1 - expression]), _measure(arguments[expression]["children"][0])
+    return measure(arguments[1 - expression]), measure(arguments[expression]["children"][0])
 
 
 def _stray(node: _Node) -> Bound:
@@ -184,13 +199,14 @@ def _wrapped(node: _Node) -> Bound:
     return together(_all_of(node), besides=1)
 
 
+_JOINS: Final = ("or_expression", "and_expression")
 _TEXT_MAKERS: Final = ("join", "to_string")
 _FUNCTIONS: Final[Mapping[str, Callable[[_Node], Bound]]] = (
     dict.fromkeys(("abs", "ceil", "floor", "length", "type"), _one)
     | dict.fromkeys(("avg", "contains", "ends_with", "starts_with", "sum", "to_number"), _scanned)
     | dict.fromkeys(("keys", "max", "merge", "min", "reverse", "sort", "values"), _parts)
     | dict.fromkeys(("max_by", "min_by", "sort_by"), _by)
-    | {"map": _mapped, "not_null": _either, "to_array": _wrapped}
+    | {"map": _mapped, "not_null": lambda node: one_of(_all_of(node)), "to_array": _wrapped}
     | dict.fromkeys(_TEXT_MAKERS, _parts)
 )
 
@@ -207,7 +223,7 @@ _MEASURES: Final[Mapping[str, Callable[[_Node], Bound]]] = (
     | dict.fromkeys(("projection", "value_projection"), _projection)
     | dict.fromkeys(("multi_select_list", "multi_select_dict"), _multi_select)
     | {"comparator": _compared, "not_expression": _one, "expref": _stray}
-    | dict.fromkeys(("or_expression", "and_expression"), _either)
+    | dict.fromkeys(_JOINS, _either)
     | dict.fromkeys(("current", "identity"), lambda _node: DATA)
     | {
         "field": lambda node: Bound({(node["value"],): 1}, 0, Growth(1, 0), STEP, at=(node["value"],)),
@@ -215,7 +231,7 @@ _MEASURES: Final[Mapping[str, Callable[[_Node], Bound]]] = (
         "flatten": _flatten,
         "function_expression": _function,
         "index": lambda _node: part(DATA, steps=STEP),
-        "key_val_pair": lambda node: part(_measure(node["children"][0]), steps=STEP),
+        "key_val_pair": lambda node: part(measure(node["children"][0]), steps=STEP),
         "literal": _literal,
         "slice": lambda _node: part(DATA, steps=Growth(1, 1)),
     }

@@ -21,7 +21,7 @@ from jmespath.parser import ParsedResult
 
 from rayloom.dag.bounds import Growth
 from rayloom.dag.errors import UserError
-from rayloom.dag.growth import growth, size, work
+from rayloom.dag.growth import MAX_NESTING, measure, nesting, size
 from rayloom.dag.made_texts import MAX_TEXT_CHARS, BoundedFunctions, TooLarge
 from rayloom.dag.output import sanitise
 from rayloom.dag.values import Json
@@ -120,11 +120,14 @@ def _compiled(path: str) -> tuple[str | int, ...] | _Expression | str:
     try:
         # "@" is the output itself, so that whatever may follow a value may follow `id.output`.
         expression = jmespath.compile("@" + path)
-        grown, steps = growth(expression.parsed), work(expression.parsed)
+        if nesting(expression.parsed) > MAX_NESTING:
+            return f"it is nested deeper than {MAX_NESTING} levels"
+        bound = measure(expression.parsed)
     except RecursionError:
         return "it is nested too deeply"
     except (ValueError, LookupError, TypeError) as error:
         return str(error).splitlines()[0]
+    grown, steps = bound.peak, bound.work
     if grown.times > MAX_GROWTH or grown.besides > MAX_BESIDES:
         return f"what it makes can be more than {MAX_GROWTH} times as large as the output; use the tool json.query"
     if sum(steps) > MAX_WORK:

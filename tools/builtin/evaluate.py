@@ -24,7 +24,7 @@ from jinja2.runtime import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rayloom.dag.errors import RayloomError, Refused, UserError
-from rayloom.dag.growth import growth, makes_texts, work
+from rayloom.dag.growth import MAX_NESTING, makes_texts, measure, nesting
 from rayloom.dag.output import clean_text
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.page import read_page
@@ -35,6 +35,7 @@ PLAIN_GROWTH: Final = 64
 """How many times as large as a value of its data one value of a template may become."""
 PLAIN_WORK: Final = 2**26
 """Characters of a template times bytes of its data."""
+PLAIN_QUERY_CHARS: Final = 1_000
 PLAIN_RESULT: Final = 2**18
 """Values of a query's result."""
 PLAIN_STEPS: Final = 2**20
@@ -229,13 +230,16 @@ def _largest_growth(node: nodes.Node) -> float:
 
 def is_plain_query(query: str, data_bytes: int) -> bool:
     """Whether a query takes no more memory than a small multiple of its data, and no longer than a moment."""
-    if len(query) > PLAIN_SOURCE_CHARS or data_bytes > PLAIN_DATA_BYTES:
+    if len(query) > PLAIN_QUERY_CHARS or data_bytes > PLAIN_DATA_BYTES:
         return False
     try:
         tree = jmespath.compile(query).parsed
-        grown, steps = growth(tree), work(tree)
+        if nesting(tree) > MAX_NESTING:
+            return False
+        bound = measure(tree)
     except (jmespath.exceptions.JMESPathError, RecursionError, ValueError):
         return False
+    grown, steps = bound.peak, bound.work
     if makes_texts(tree) or steps.times * data_bytes + steps.besides > PLAIN_STEPS:
         return False
     return grown.times * data_bytes + grown.besides <= PLAIN_RESULT

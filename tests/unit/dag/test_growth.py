@@ -14,12 +14,12 @@ from jmespath.functions import Functions
 from jmespath.visitor import TreeInterpreter
 
 from rayloom.dag.bounds import Growth
-from rayloom.dag.growth import growth, makes_texts, size, work
+from rayloom.dag.growth import MAX_NESTING, makes_texts, measure, nesting, size
 from rayloom.dag.values import Json
 
 
 def _growth(expression: str) -> Growth:
-    return growth(jmespath.compile(expression).parsed)
+    return measure(jmespath.compile(expression).parsed).peak
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,45 @@ def test_a_size_is_counted_no_further_than_is_asked() -> None:
         ("a[*].{n: n, m: m}", 4),
         ('a[*].to_array(`[1, {"' + "k" * 640 + '": 2}]`)', 15),
         ("a[*].{" + "k" * 640 + ": n}", 13),
+        ("a.b.c.d.e.f.g.[h, i]", 1),
+        ("a.b.c.d.e.f.g.h.[i, j] | [@]", 2),
+        ("a.b.c.d.e.f.g.h.i.j.[k.l, m] | [@]", 2),
+        ("[a.b.c.d.e.f.g.h.i, a.b.c.d.e.f.g.h.j, a.b.c]", 3),
+        ("a || b || [@, @] || a || @", 3),
     ],
 )
 def test_how_many_times_the_data_an_expression_can_make(expression: str, times: int) -> None:
     assert _growth(expression).times == times
+
+
+def test_a_measure_takes_a_time_in_proportion_to_the_names() -> None:
+    """With their square it would run into the time limit of tests."""
+    tree: dict[str, Any] = {"type": "subexpression", "children": [{"type": "field", "value": "a"}] * 50_000}
+    for _ in range(MAX_NESTING):
+        tree = {"type": "multi_select_list", "children": [tree]}
+    assert measure(tree).peak == Growth(1, 2 * MAX_NESTING)
+
+
+def test_a_row_of_alternatives_is_as_long_as_it_likes() -> None:
+    assert _growth("[" + " || ".join(f"a{n}.b" for n in range(2_000)) + "]") == Growth(1, 3)
+
+
+@pytest.mark.parametrize(
+    ("expression", "levels"),
+    [
+        ("a", 1),
+        ("a.b.c", 2),
+        ("[[a]]", 3),
+        ("a[1:2]", 3),
+        ("a || b || c || d", 2),
+        ("a[?b == `1` && c == `2` && d == `3`]", 4),
+        ("a || (b || c)", 3),
+        ("(a || b) && c || d", 4),
+        ("a | b | c", 3),
+    ],
+)
+def test_how_many_levels_an_expression_has(expression: str, levels: int) -> None:
+    assert nesting(jmespath.compile(expression).parsed) == levels
 
 
 def test_what_is_made_out_of_nothing_is_counted_apart() -> None:
@@ -110,7 +145,7 @@ def test_too_few_arguments_are_the_functions_own_fault(expression: str) -> None:
     ],
 )
 def test_the_work_of_an_expression(expression: str, steps: Growth) -> None:
-    assert work(jmespath.compile(expression).parsed) == steps
+    assert measure(jmespath.compile(expression).parsed).work == steps
 
 
 @pytest.mark.parametrize("function", ["map(&{0}, {1})", "sort_by({1}, &{0})", "max_by({1}, &{0})", "{1}[*].{0}"])
@@ -119,7 +154,7 @@ def test_literals_in_literals_multiply(function: str) -> None:
     expression = f"sum({ones})"
     for _ in range(3):
         expression = f"length({function.format(expression, ones)})"
-    assert work(jmespath.compile(expression).parsed).besides > 150**4
+    assert measure(jmespath.compile(expression).parsed).work.besides > 150**4
 
 
 @pytest.mark.parametrize(
@@ -147,6 +182,7 @@ _EXPRESSIONS = st.recursive(
         st.builds("@[*].[{}]".format, inner),
         st.builds("@[?{}].a".format, inner),
         st.builds("({}).a.b[0]".format, inner),
+        st.builds("a.b.a.b.a.b.a.b.a.{}".format, st.sampled_from(["a", "[a, b, @]", "{a: b, b: @} | [a, b]"])),
         st.builds("map(&{}, to_array({}))".format, inner, inner),
         st.builds("sort_by(to_array({}), &to_number({}))".format, inner, inner),
         st.builds("map({}, {}, {})".format, inner, inner, inner),
@@ -163,7 +199,7 @@ _EXPRESSIONS = st.recursive(
 @given(expression=_EXPRESSIONS, data=_VALUES)
 def test_no_result_is_larger_than_was_told(expression: str, data: Json) -> None:
     compiled = jmespath.compile(expression)
-    told = growth(compiled.parsed)
+    told = measure(compiled.parsed).peak
     try:
         found = compiled.search(data)
     except (jmespath.exceptions.JMESPathError, TypeError, ValueError):
@@ -197,7 +233,7 @@ class _CountingFunctions(Functions):
 @given(expression=_EXPRESSIONS, data=_VALUES)
 def test_no_work_is_more_than_was_told(expression: str, data: Json) -> None:
     tree = jmespath.compile(expression).parsed
-    told, counting = work(tree), _Counting()
+    told, counting = measure(tree).work, _Counting()
     with suppress(jmespath.exceptions.JMESPathError, TypeError, ValueError):
         counting.visit(tree, data)
     assert counting.steps <= told.times * size(data) + told.besides

@@ -284,6 +284,12 @@ def test_queries_that_can_grow_run_in_a_child(asked: str) -> None:
     assert not is_plain_query(asked, 131_000)
 
 
+def test_a_query_that_is_long_or_deep_is_measured_by_none() -> None:
+    assert is_plain_query("[" * 20 + ".".join("a" * 400) + "]" * 20, 10)
+    assert not is_plain_query("[" * 20 + ".".join("a" * 500) + "]" * 20, 10)
+    assert not is_plain_query("[" * 30 + "a" + "]" * 30, 10)
+
+
 def test_a_query_that_grows_a_little_stays_where_there_is_little_data() -> None:
     assert is_plain_query("[*].{a: a, b: b}", 10_000)
 
