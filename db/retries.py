@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.dag.errors import ErrorInfo, UserError
 from rayloom.dag.output import clean_text
+from rayloom.dag.tried import TRIED
 from rayloom.dag.values import JsonObject
 from rayloom.db.attempts import Committed, committed_of
 from rayloom.db.blobs import BlobStore
@@ -54,7 +55,7 @@ class Standing:
 
 async def retry_letters(engine: AsyncEngine, ids: Sequence[UUID], *, reason: str) -> Committed:
     """Run subtasks again whose letters are open; those that can't, or that somebody else retried, are left alone."""
-    async with driver(engine) as connection:
+    async with driver(engine) as connection, connection.transaction():
         return await _retry(connection, ids, reason)
 
 
@@ -89,8 +90,17 @@ class _NothingDone(Exception):
 
 
 async def _retry(connection: asyncpg.Connection[Any], ids: Sequence[UUID], reason: str) -> Committed:
+    """In a transaction of the caller's."""
     rows = await connection.fetch("SELECT * FROM retry_subtasks($1::uuid[], $2)", list(ids), clean_text(reason))
-    return committed_of(rows)
+    committed = committed_of(rows)
+    # What a model had answered to what was BLOCKED is no answer to what may be so later; but what it had written of a
+    # plan that is not whole still is.
+    await connection.execute(
+        "UPDATE tasks SET plan_meta = plan_meta - $2::text WHERE id = ANY ($1::uuid[]) AND plan_meta ? $2::text "
+        "AND coalesce(plan_meta -> 'partial', 'false') <> 'true'",
+        list(committed.touched), TRIED,
+    )  # fmt: skip
+    return committed
 
 
 async def _change_input(connection: asyncpg.Connection[Any], id_: UUID, given: NewInput, kept: KeptInput) -> None:

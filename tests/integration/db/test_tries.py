@@ -16,8 +16,10 @@ from rayloom.actors import splitting as module
 from rayloom.dag.errors import Bug, RayloomError, Refused, Transient, UserError
 from rayloom.dag.model import ModelUse
 from rayloom.dag.ports import PARSER_BROKE
-from rayloom.dag.tried import PlanCall, Tried
+from rayloom.dag.tried import TRIED as KEPT
+from rayloom.dag.tried import Kept, PlanCall, Tried
 from rayloom.db import growth, retries, task_moves
+from rayloom.db.engine import dump
 from rayloom.db.incarnations import begin_incarnation, end_incarnation
 from tests.integration.db import test_growing as growths
 from tests.integration.db import test_splitting as splits
@@ -214,3 +216,30 @@ async def test_a_growth_goes_on_from_what_was_tried_too(spine: Spine, monkeypatc
     assert "tried" not in (await spine.task(task_id))["plan_meta"]
     assert await told(spine, task_id) == [CALL.line, CALL.line, "what was wrong"]
     await spine.audit()
+
+
+async def test_what_is_blocked_after_a_retry_by_hand_is_answered_anew(spine: Spine) -> None:
+    bench = growths.Bench(spine, after(Refused("BUDGET_EXCEEDED", "spent")))
+    task_id = await bench.task()
+    await bench.through()
+    assert KEPT in (await spine.task(task_id))["plan_meta"]
+    assert (await spine.retry(task_id, "a")).queued
+    claimed = await spine.claim(task_id)
+    await spine.fail(claimed["a"])
+    again = growths.Bench(spine, growths._more(growths.AROUND))
+    await again.through()
+    assert [asked.request.tried for asked in again.planner.asked] == [Tried()]
+    await spine.audit()
+
+
+@pytest.mark.parametrize("is_partial", [False, True])
+async def test_a_retry_by_hand_keeps_what_is_written_of_a_plan_that_is_not_whole(
+    spine: Spine, is_partial: bool
+) -> None:
+    task_id = (await spine.submit({"a": [], "b": []})).task_id
+    await spine.fail((await spine.claim(task_id))["a"])
+    kept = Kept(tried=TRIED).meta()
+    sql = "UPDATE tasks SET plan_meta = coalesce(plan_meta, '{}') || $2::jsonb WHERE id = $1"
+    await spine.rows(sql, task_id, dump(kept | {"partial": is_partial}))
+    assert (await spine.retry(task_id, "a")).queued
+    assert (KEPT in (await spine.task(task_id))["plan_meta"]) is is_partial
