@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from time import perf_counter
 
+from rayloom.dag.decision import QUOTA_EXCEEDED
 from rayloom.dag.errors import InvalidPlan, NeedsClarification, Refused, Transient, UserError
 from rayloom.dag.model import ModelPort, Payer
 from rayloom.dag.outline import Outline, split
@@ -37,7 +38,8 @@ class Parser:
         """Parse a prompt and split it into a plan.
 
         Raises NeedsClarification; UserError (``PLAN_FAILED``) when neither a model nor the outline gives a plan; and
-        Transient when no model answers and there is no outline to go by.
+        Transient when no model answers and there is no outline to go by, or a task has to wait for room to have what is
+        paid for mended.
         """
         return await self._plan(request, DEAF)
 
@@ -69,11 +71,14 @@ class Parser:
         try:
             draft = await Planner(models).draft(request, hearing)
         except (Transient, Refused, UserError) as error:
+            tried = error.tried or NOTHING_TRIED
+            if error.code == QUOTA_EXCEEDED and request.payer.task_id and tried.text:
+                # It is paid for, and kept: whoever waits for room goes on from it.
+                raise
             said = f"no model planned this ({error.code}: {error.message})"
             outline = await asyncio.to_thread(_outline, request)
             if not outline.is_structured:
                 raise
-            tried = error.tried or NOTHING_TRIED
             return await self._by_outline(request, models, outline, (*tried.notes, said), tried.calls, began_at)
         verdict = draft.verdict
         if verdict.plan is None or verdict.verified is None:

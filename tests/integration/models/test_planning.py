@@ -192,9 +192,10 @@ async def test_questions_come_back(serve: Serve, parser: Make) -> None:
     assert asked.value.questions == ("Which page?",)
 
 
+@pytest.mark.parametrize("prompt", ["Sum the example page up", OUTLINED], ids=["words", "a list"])
 @pytest.mark.parametrize("task_id", ["t", ""], ids=["kept", "of no task"])
 async def test_who_plans_a_task_waits_no_window_for_a_repair(
-    serve: Serve, closing: list[ModelClients], monkeypatch: pytest.MonkeyPatch, task_id: str
+    serve: Serve, closing: list[ModelClients], monkeypatch: pytest.MonkeyPatch, task_id: str, prompt: str
 ) -> None:
     class Full(Account):
         async def reserve(self, reservation: Reservation) -> Denied | None:
@@ -212,7 +213,7 @@ async def test_who_plans_a_task_waits_no_window_for_a_repair(
     closing.append(clients)
     monkeypatch.setattr(planning_models, "ModelClients", lambda settings: clients)
     parser = Parser(planning_models.planning_models(ModelsSettings(), EngineSettings()))
-    asked = replace(request(), payer=Payer(user_id="u", task_id=task_id))
+    asked = replace(request(prompt), payer=Payer(user_id="u", task_id=task_id))
     if not task_id:
         # It would have to be paid for again: nobody keeps it.
         assert (await parser.plan(asked)).repairs == 1
@@ -223,4 +224,4 @@ async def test_who_plans_a_task_waits_no_window_for_a_repair(
     assert failed.value.tried is not None
     # Who tries again goes on from it.
     found = await parser.plan(replace(asked, tried=failed.value.tried))
-    assert (found.repairs, [call.purpose for call in found.calls]) == (1, ["split", "repair"])
+    assert (found.source, found.repairs, [call.purpose for call in found.calls]) == ("model", 1, ["split", "repair"])
