@@ -206,6 +206,8 @@ class Reservations:
             # One that was settled before it was asked for again, or released, is not reserved anew.
             if each.id in over:
                 self._accounts.uncount(each.id, was_made=True)
+                # By whom, and what it used, is not known here.
+                self._users.mistrust({each.payer.user_id})
 
     def _unheard(self) -> None:
         self._heard_from = self._clock()

@@ -277,6 +277,17 @@ async def test_what_is_released_of_a_call_that_is_not_known_is_counted_for_its_u
     assert _denied(await world.reserve(71)) == ("user", "max_tokens", None)
 
 
+async def test_what_was_over_before_it_was_renewed_is_counted_for_its_user() -> None:
+    world = await _world(Quota(max_tokens=100))
+    call = _granted(await world.reserve(60))
+    # By another controller, which nobody hears of here.
+    await world.ledger.settle([(call, ModelUse(tokens_in=40))])
+    await world.controller.renew(call)
+    await world.controller.reconcile()
+    assert _denied(await world.reserve(61)) == ("user", "max_tokens", None)
+    _granted(await world.reserve(60))
+
+
 async def _ahead(quota: Quota) -> Controlled:
     """A controller that grants ahead by now."""
     world = await _world(quota)
