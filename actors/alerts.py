@@ -34,8 +34,8 @@ class AlertBook(Protocol):
     async def alerts_over(self, limits: Collection[Limit]) -> None:
         """These limits are far from being used up again."""
 
-    async def alerts_of_ended(self, tasks: Collection[str]) -> frozenset[Limit]:
-        """Which limits are those of tasks that have ended; they are over."""
+    async def alerts_of_ended(self, tasks: Collection[str]) -> frozenset[str]:
+        """Which of these tasks have ended, or are no more; the alerts of their limits are over."""
 
 
 class Alerts:
@@ -74,7 +74,8 @@ class Alerts:
                 await self._book.alerts_over(over)
                 self._forget(over)
             if resting and now_s - self._looked_s > WINDOW_S:
-                self._forget(await self._book.alerts_of_ended([id_ for _, id_, _ in resting]))
+                ended = await self._book.alerts_of_ended({id_ for _, id_, _ in resting})
+                self._forget([limit for limit in resting if limit[1] in ended])
                 self._looked_s = now_s
 
     def _forget(self, over: Iterable[Limit]) -> None:

@@ -28,10 +28,14 @@ _OVER: Final = """
     WHERE a.level = g.level AND a.owner_id = g.owner AND a.limit_name = g.name AND a.over_at IS NULL
 """
 _OVER_WITH_TASKS: Final = """
-    UPDATE limit_alerts a SET over_at = now() FROM tasks t
-    WHERE a.level = 'task' AND a.owner_id = ANY ($1::uuid[]) AND a.over_at IS NULL
-        AND t.id = a.owner_id AND t.finished_at IS NOT NULL
-    RETURNING a.level, a.owner_id, a.limit_name
+    WITH ended AS (
+        SELECT g.id FROM unnest($1::uuid[]) AS g (id)
+        WHERE NOT EXISTS (SELECT FROM tasks t WHERE t.id = g.id AND t.finished_at IS NULL)
+    ), over AS (
+        UPDATE limit_alerts a SET over_at = now() FROM ended e
+        WHERE a.level = 'task' AND a.owner_id = e.id AND a.over_at IS NULL
+    )
+    SELECT id FROM ended
 """
 
 
@@ -81,11 +85,11 @@ class AlertStore:
         async with driver(self._engine) as connection:
             await connection.execute(_OVER, levels, owners, names, timeout=QUERY_TIMEOUT_S)
 
-    async def alerts_of_ended(self, tasks: Collection[str]) -> frozenset[Limit]:
-        """Which limits are those of tasks that have ended; they are over."""
+    async def alerts_of_ended(self, tasks: Collection[str]) -> frozenset[str]:
+        """Which of these tasks have ended, or are no more; the alerts of their limits are over."""
         async with driver(self._engine) as connection:
             rows = await connection.fetch(_OVER_WITH_TASKS, list(tasks), timeout=QUERY_TIMEOUT_S)
-        return _limits(rows)
+        return frozenset(str(row["id"]) for row in rows)
 
 
 def _limits(rows: Iterable[asyncpg.Record]) -> frozenset[Limit]:

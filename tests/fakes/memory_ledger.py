@@ -164,11 +164,11 @@ class MemoryLedger:
         for limit in limits:
             del self.alerts[limit]
 
-    async def alerts_of_ended(self, tasks: Collection[str]) -> frozenset[Limit]:
+    async def alerts_of_ended(self, tasks: Collection[str]) -> frozenset[str]:
         self._answer()
-        over = frozenset(limit for limit in self.alerts if limit[1] in tasks and limit[1] in self.ended)
-        await self.alerts_over(over)
-        return over
+        ended = frozenset(tasks) & self.ended
+        await self.alerts_over([limit for limit in self.alerts if limit[1] in ended])
+        return ended
 
     async def key_quota(self, key_id: str) -> Quota:
         self._answer()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -652,6 +652,29 @@ async def test_a_task_that_rests_is_told_of_no_second_time_before_its_budget_is_
     world.ledger.ended.add(TASK)
     await rest()
     assert world.ledger.alerts == {}
+
+
+async def test_a_task_that_has_ended_is_asked_after_until_the_answer_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await _world()
+    world.ledger.budgets[TASK] = Quota(max_tokens=100)
+    await world.controller.settle(_granted(await world.reserve(80)), ModelUse(tokens_in=80))
+    await world.controller.reconcile()
+    asked, lost, ended = 0, 1, world.ledger.alerts_of_ended
+
+    async def asking(tasks: Collection[str]) -> frozenset[str]:
+        nonlocal asked
+        asked += 1
+        answer = await ended(tasks)
+        if asked <= lost:
+            raise Transient("DATABASE_UNAVAILABLE", "the answer was lost")
+        return answer
+
+    monkeypatch.setattr(world.ledger, "alerts_of_ended", asking)
+    world.ledger.ended.add(TASK)
+    for _ in range(6):
+        world.clock.now_s += IDLE_S + 1
+        await world.controller.reconcile()
+    assert (world.ledger.alerts, asked) == ({}, lost + 1)
 
 
 async def test_what_could_not_be_written_is_told_later() -> None:
