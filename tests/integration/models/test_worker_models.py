@@ -28,8 +28,9 @@ async def test_who_has_paid_goes_back_to_the_queue_before_the_wait_for_room_take
 ) -> None:
     model = ModelSettings(base_url=serve(lambda _: Reply()).url, model="scripted")
     settings = WorkerSettings(
-        engine=EngineSettings(), database=DatabaseSettings(url=SecretStr("")), redis=RedisSettings(url=SecretStr("")),
-        tools=ToolSettings(), models=ModelsSettings(models=(model,)),
+        # Nobody kills this process, however slow the machine is.
+        engine=EngineSettings(timeout_grace_s=3_600.0), database=DatabaseSettings(url=SecretStr("")),
+        redis=RedisSettings(url=SecretStr("")), tools=ToolSettings(), models=ModelsSettings(models=(model,)),
     )  # fmt: skip
     # In a thread, since it makes its own event loop the current one.
     worker: Any = await asyncio.to_thread(Worker, settings, worker_id="w", node_id="n")
