@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -15,7 +16,7 @@ from rayloom.cluster.cli.output import Output, complain
 from rayloom.cluster.home import Home
 from rayloom.cluster.local_model.chosen import as_served
 from rayloom.cluster.settings import Settings
-from rayloom.cluster.settings_of_up import settings_of_up
+from rayloom.cluster.settings_of_up import home_here, settings_of_up
 
 DOWN_TIMEOUT_S = 60.0
 _READY_TIMEOUT_S = 5.0
@@ -23,7 +24,7 @@ _READY_TIMEOUT_S = 5.0
 
 def run_down(*, as_json: bool = False) -> int:
     """Ask the owner of this home to stop, and wait up to 60 s for it; gives the exit code."""
-    home = Home(settings_of_up().home)
+    home = Home(home_here())
     output = Output(as_json=as_json)
     pid = home.owner()
     if pid is None:
@@ -66,13 +67,25 @@ def _down(output: Output, home: Home, stopped: int | None, said: str) -> int:
 
 def run_status(*, as_json: bool = False) -> int:
     """Show what runs in this home and how it is; exit code 0 when all of it is ready, 1 otherwise, degraded too."""
-    status = read_status(settings_of_up())
+    home = home_here()
+    status = read_status(settings_of_up(home if _serves_us(home) else None))
     output = Output(as_json=as_json)
     if as_json:
         output.json(status)
     else:
         output.fields(list(_flat(status)))
     return ExitCode.OK if status["serve"]["state"] == "ready" else ExitCode.ERROR
+
+
+def _serves_us(home: Path) -> bool:
+    """Whether an `up` of this user runs in it. Else no folder may name it: its files say where keys of models go."""
+    lock = home / "lock"
+    # A repository may hold a link to the lock of another home.
+    return (
+        Home(home).owner() is not None
+        and not lock.is_symlink()
+        and lock.stat().st_uid == home.stat().st_uid == os.geteuid()
+    )
 
 
 def read_status(settings: Settings) -> dict[str, Any]:

@@ -21,13 +21,23 @@ from rayloom.cluster.settings_engine import EngineFields
 from rayloom.cluster.settings_local_model import LocalModelFields
 from rayloom.cluster.settings_models import ModelFields
 from rayloom.cluster.settings_packages import PackageFields
-from rayloom.cluster.sources import PREFIX, SettingsError, Source, fault_lines, from_environment, from_folder
+from rayloom.cluster.sources import (
+    DEFAULT_HOME,
+    PREFIX,
+    SettingsError,
+    Source,
+    absolute,
+    fault_lines,
+    from_environment,
+    from_folder,
+    home_of,
+)
 from rayloom.cluster.spellings import AddressList, CommaList, DatabaseUrl, HttpUrl, JsonObjectOfSecrets, RedisUrl
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.serve.settings import PLAIN_PLAN_TIMEOUT_S, ServeSettings
 from rayloom.tools.settings import DockerSettings, SandboxLimits, ToolSettings
 
-__all__ = ["Settings", "SettingsError", "default_home", "load_settings"]
+__all__ = ["Settings", "SettingsError", "load_settings"]
 
 
 _NONE = SecretStr("")
@@ -35,17 +45,12 @@ PLAN_TIMEOUT_S: Final = 900.0
 """Of planning without running, with a model: one of one's own needs minutes for an answer."""
 
 
-def default_home() -> Path:
-    """Where data are kept when nobody says otherwise."""
-    return Path("~/.rayloom")
-
-
 class Settings(EngineFields, BlobFields, E2bFields, LocalModelFields, ModelFields, PackageFields):
     """Everything that a user may set; each field is the variable ``RAYLOOM_<FIELD>``."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    home: Path = Field(default_factory=default_home, description="data of the embedded services, logs, workspace")
+    home: Path = Field(default=DEFAULT_HOME, description="data of the embedded services, logs, workspace")
     debug: bool = Field(default=False, description="show stack traces of unexpected errors")
     demo: bool = Field(default=True, description="run the demonstration after `rayloom up`")
 
@@ -226,7 +231,7 @@ def load_settings(folder: Path | None = None, *, environ: Mapping[str, str] | No
     sources = [arguments, from_environment(environ, known)]
     if folder is not None:
         sources += from_folder(folder.absolute(), known)
-    home = _home(sources)
+    home = home_of(sources)
     if folder is None or home != folder.absolute():
         sources += [_without_home(source) for source in from_folder(home, known)]
     values, origins = _merged(sources)
@@ -252,25 +257,6 @@ def _known(given: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _home(sources: list[Source]) -> Path:
-    for source in sources:
-        if "home" in source.values:
-            value = source.values["home"]
-            if not isinstance(value, str | Path):
-                raise SettingsError([f"RAYLOOM_HOME in {source.origin} must be a path"])
-            if str(value):
-                return _path(value, source.folder)
-            break
-    return _path(default_home(), Path.cwd())
-
-
-def _path(value: str | Path, folder: Path) -> Path:
-    try:
-        return Path(os.path.normpath(folder / Path(value).expanduser()))
-    except RuntimeError:
-        raise SettingsError(["RAYLOOM_HOME is not set and this user has no home folder: set RAYLOOM_HOME"]) from None
-
-
 def _without_home(source: Source) -> Source:
     if "home" not in source.values:
         return source
@@ -286,7 +272,7 @@ def _merged(sources: list[Source]) -> tuple[dict[str, Any], dict[str, str]]:
                 origins[name] = source.origin
                 if value != "":
                     relative = name == "skills_dir" and isinstance(value, str | Path)
-                    values[name] = _path(str(value), source.folder) if relative else value
+                    values[name] = absolute(str(value), source.folder) if relative else value
     return values, origins
 
 

@@ -7,6 +7,7 @@ value means that field's default, also where a later source has another one.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
@@ -17,6 +18,7 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 
 PREFIX = "RAYLOOM_"
+DEFAULT_HOME = Path("~/.rayloom")
 # What Kubernetes sets for a Service whose name begins with "rayloom"; never ours unless it is a valid name.
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_.*)?$|_PORT(_.*)?$")
 _LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
@@ -53,19 +55,41 @@ def from_environment(environ: Mapping[str, str], known: Collection[str]) -> Sour
     return Source(origin="the environment", values=_named(environ, known, "the environment"), folder=Path.cwd())
 
 
-def from_folder(folder: Path, known: Collection[str]) -> list[Source]:
+def from_folder(folder: Path, known: Collection[str], *, strict: bool = True) -> list[Source]:
     """What ``.env`` and ``rayloom.toml`` in ``folder`` say, the first going before the second; missing ones are empty.
 
-    Raises SettingsError for names that are unknown, and for files that can't be read.
+    Raises SettingsError for names that are unknown, if ``strict``, and for files that can't be read.
     """
     dotenv, toml = folder / ".env", folder / "rayloom.toml"
     sources = []
     if _is_file(dotenv):
         lines = {name: value or "" for name, value in _read_dotenv(dotenv).items()}
-        sources.append(Source(origin=str(dotenv), values=_named(lines, known, str(dotenv)), folder=folder))
+        sources.append(Source(origin=str(dotenv), values=_named(lines, known, str(dotenv), strict), folder=folder))
     if _is_file(toml):
-        sources.append(Source(origin=str(toml), values=_toml_values(_read_toml(toml), known, toml), folder=folder))
+        table = _toml_values(_read_toml(toml), known, toml, strict)
+        sources.append(Source(origin=str(toml), values=table, folder=folder))
     return sources
+
+
+def home_of(sources: Sequence[Source]) -> Path:
+    """``RAYLOOM_HOME``, as the first of the sources has it that names it. Raises SettingsError for what is no path."""
+    for source in sources:
+        if "home" in source.values:
+            value = source.values["home"]
+            if not isinstance(value, str | Path):
+                raise SettingsError([f"RAYLOOM_HOME in {source.origin} must be a path"])
+            if str(value):
+                return absolute(value, source.folder)
+            break
+    return absolute(DEFAULT_HOME, Path.cwd())
+
+
+def absolute(value: str | Path, folder: Path) -> Path:
+    """A path as it is meant in ``folder``. Raises SettingsError for a ``~`` where there is no home of a user."""
+    try:
+        return Path(os.path.normpath(folder / Path(value).expanduser()))
+    except RuntimeError:
+        raise SettingsError(["RAYLOOM_HOME is not set and this user has no home folder: set RAYLOOM_HOME"]) from None
 
 
 def nearest(name: str, known: Collection[str]) -> str:
@@ -73,7 +97,7 @@ def nearest(name: str, known: Collection[str]) -> str:
     return difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
 
 
-def _named(variables: Mapping[str, str], known: Collection[str], origin: str) -> dict[str, object]:
+def _named(variables: Mapping[str, str], known: Collection[str], origin: str, strict: bool = True) -> dict[str, object]:
     valid = {variable(field): field for field in known}
     values: dict[str, object] = {}
     unknown = []
@@ -86,12 +110,12 @@ def _named(variables: Mapping[str, str], known: Collection[str], origin: str) ->
                 values[valid[name]] = value
         elif not _SERVICE_LINK.search(name):
             unknown.append(f"{name} in {origin} is not a setting; did you mean {nearest(name, valid)}?")
-    if unknown:
+    if unknown and strict:
         raise SettingsError(sorted(unknown))
     return values
 
 
-def _toml_values(table: Mapping[str, object], known: Collection[str], path: Path) -> dict[str, object]:
+def _toml_values(table: Mapping[str, object], known: Collection[str], path: Path, strict: bool) -> dict[str, object]:
     values: dict[str, object] = {}
     unknown = []
     for key, value in table.items():
@@ -100,7 +124,7 @@ def _toml_values(table: Mapping[str, object], known: Collection[str], path: Path
             values[field] = value
         else:
             unknown.append(f"{key} in {path} is not a setting; did you mean {nearest(field, known)}?")
-    if unknown:
+    if unknown and strict:
         raise SettingsError(unknown)
     return values
 

@@ -32,10 +32,15 @@ def _check_port(parts: SplitResult) -> None:
 
 
 def _database_url(value: object) -> object:
-    """Any usual spelling of a PostgreSQL URL, as SQLAlchemy's asyncpg dialect wants it."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if not isinstance(text, str) or not text:
-        return value
+    return database_url(text) if isinstance(text, str) and text else value
+
+
+def database_url(text: str) -> SecretStr:
+    """Any usual spelling of a PostgreSQL URL, as SQLAlchemy's asyncpg dialect wants it.
+
+    Raises ValueError for what is none: "must …" or "is not …", and nothing of the URL.
+    """
     parts = _split(text)
     if parts.scheme not in ("postgresql+asyncpg", "postgresql", "postgres") or not parts.path.strip("/"):
         raise ValueError("must look like postgresql+asyncpg://user:password@host:5432/database")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def connect(*, patience_s: float = 0.0, connections: int = 8, timeout_s: float | None = 30.0) -> Client:
-    """A client for the API with the user's key, both from the settings.
+    """A client for the API with the user's key, both from the settings; the present folder has no say in them.
 
     ``patience_s`` is how long an API that does not answer is waited for; ``timeout_s`` how long for one answer (None:
     without end). Raises SettingsError when the settings are wrong, UserError (``NO_API_KEY``) when there is no key.

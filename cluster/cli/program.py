@@ -120,7 +120,6 @@ def _report(error: RayloomError) -> None:
 def _report_unexpected(error: Exception) -> None:
     from rayloom.cluster.home import HomeError
     from rayloom.cluster.settings import SettingsError
-    from rayloom.cluster.settings_of_up import settings_of_up
 
     if isinstance(error, SettingsError):
         for line in error.lines:
@@ -132,6 +131,16 @@ def _report_unexpected(error: Exception) -> None:
     if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
         complain(f"{error.object[:80]!a} can't be written as UTF-8: give it as UTF-8 text")
         return
-    if settings_of_up().debug:
+    if _debugs():
         raise error
     complain(f"unexpected {type(error).__name__}: {error} (RAYLOOM_DEBUG=1 shows where)")
+
+
+def _debugs() -> bool:
+    from rayloom.cluster.settings import SettingsError
+    from rayloom.cluster.settings_of_up import settings_here
+
+    try:
+        return settings_here().debug
+    except SettingsError:  # of a folder that the command did not need
+        return False

@@ -22,11 +22,11 @@ def build(
     as_json: InJson = False,
 ) -> None:
     """Make the container image of sandboxes from this machine's own Python and shell: no registry, no network."""
-    from rayloom.cluster.settings_of_up import settings_of_up
+    from rayloom.cluster.settings_of_up import settings_here
     from rayloom.tools.sandbox import image
     from rayloom.tools.sandbox.engine import Engine
 
-    settings = settings_of_up().docker
+    settings = settings_here().docker
     size_bytes = asyncio.run(image.build(Engine(settings.address), image.NAME, python=python))
     out = Output(as_json=as_json)
     if as_json:
@@ -41,9 +41,9 @@ def build(
 def check(as_json: InJson = False) -> None:
     """Run an empty program in the sandbox that the settings mean, and say which that is. Exit code 0 if it confines."""
     from rayloom.cluster import checks
-    from rayloom.cluster.settings_of_up import settings_of_up
+    from rayloom.cluster.settings_of_up import settings_here
 
-    found = checks.sandbox(settings_of_up(), tries=True)
+    found = checks.sandbox(settings_here(), tries=True)
     out = Output(as_json=as_json)
     if as_json:
         out.json({"state": found.level, "detail": found.detail, "advice": found.advice})

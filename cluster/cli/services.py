@@ -77,10 +77,7 @@ def migrate(
     as_json: InJson = False,
 ) -> None:
     """Bring an external database to this version's schema. (`up` does it by itself.)"""
-    from rayloom.cluster.settings_of_up import settings_of_up
-
-    # Given as the setting, it may be spelled in all the ways of the setting.
-    database = settings_of_up(database_url=url or None).database
+    database = _database(url)
     if not database.dsn_given:
         raise UserError("NO_DATABASE_URL", "no RAYLOOM_DATABASE_URL: the embedded database is migrated by `rayloom up`")
     asyncio.run(_migrate(database))
@@ -89,6 +86,20 @@ def migrate(
         out.json({"migrated": True})
     else:
         out.line("the database has this version's schema")
+
+
+def _database(url: str | None) -> DatabaseSettings:
+    """The one that is given, in any spelling of the setting and whatever else is set; else that of the settings."""
+    from rayloom.cluster.settings_of_up import settings_here
+    from rayloom.cluster.spellings import database_url
+    from rayloom.db.settings import DatabaseSettings
+
+    if not url:
+        return settings_here().database
+    try:
+        return DatabaseSettings(url=database_url(url))
+    except ValueError as error:
+        raise UserError("DATABASE_URL_INVALID", f"the URL of the database {error}") from None
 
 
 async def _migrate(database: DatabaseSettings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from typer.main import get_command
 
 from rayloom.cluster.cli.program import app, run
+from rayloom.cluster.home import Home, RunningInstance
 from rayloom.serve.client import Client
 from tests.unit.cli.api import PLAN, FakeApi, problem
 
@@ -286,8 +288,23 @@ def test_the_key_of_the_folder_of_up_is_used(
     for name in ("RAYLOOM_API_KEY", "RAYLOOM_URL"):
         monkeypatch.delenv(name)
     (tmp_path / ".env").write_text(f"RAYLOOM_API_KEY=rl_test\nRAYLOOM_URL={api.url}\n")
-    monkeypatch.chdir(tmp_path)
+    home = Home(tmp_path / "home")
+    home.acquire()
+    told = RunningInstance(pid=os.getpid(), started_at="", state="serving", url="", folder=str(tmp_path))
+    home.write_run(told)
     assert rayloom("list") == 0
+    home.release()
+
+
+def test_a_key_is_not_sent_where_the_present_folder_says(
+    rayloom: Rayloom, api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAYLOOM_URL")
+    monkeypatch.setenv("RAYLOOM_PORT", "9")
+    (tmp_path / ".env").write_text(f"RAYLOOM_URL={api.url}\n")
+    monkeypatch.chdir(tmp_path)
+    assert rayloom("list") == 1
+    assert api.requests == []
 
 
 def test_a_wrong_setting_is_said_without_a_stack_trace(

@@ -42,6 +42,15 @@ def test_a_database_is_migrated_however_its_url_is_spelled(
     assert migrated == [AS_MEANT, AS_MEANT]
 
 
+def test_a_url_suffices_whatever_else_is_set(
+    rayloom: Rayloom, migrated: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYLOOM_PORT", "none")
+    assert rayloom("migrate", AS_MEANT) == 0
+    assert migrated == [AS_MEANT]
+    assert rayloom("migrate") == 1
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
