@@ -16,7 +16,6 @@ from pydantic import SecretStr
 
 from rayloom.actors.nodes import ClusterView
 from rayloom.actors.order import AttemptOrder
-from rayloom.actors.pace import BUSY, Pace
 from rayloom.actors.scheduler import Scheduler
 from rayloom.actors.settings import EngineSettings, WebhookSettings, WorkerSettings
 from rayloom.dag.breaker import BreakerView
@@ -44,9 +43,6 @@ NO_REDIS = "redis://127.0.0.1:1/0"
 NO_TOOLS = ToolSnapshot(version=1, tools={})
 LAYERS: dict[str, list[str]] = {
     f"l{layer}n{n}": [f"l{layer - 1}n{k}" for k in range(4)] if layer else [] for layer in range(6) for n in range(4)
-}
-WIDE: dict[str, list[str]] = {
-    f"l{layer}n{n}": [f"l{layer - 1}n{n}"] if layer else [] for layer in range(3) for n in range(2 * BUSY)
 }
 
 
@@ -158,32 +154,6 @@ async def test_a_plan_runs_to_its_end(spine: Spine, running: Running) -> None:
         assert len(lane.started) == len(LAYERS)
         health = await scheduler.health()
         assert (health["status"], health["in_flight"], health["uncommitted"]) == ("ok", 0, 0)
-
-
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a turn that started many, schedulers wait for half of their ends, however long that takes."""
-    monkeypatch.setattr("rayloom.actors.scheduler.Pace", lambda: Pace(burst_s=3_600))
-
-
-@pytest.mark.usefixtures("patient")
-async def test_what_a_burst_frees_starts_when_half_of_it_has_ended(spine: Spine, running: Running) -> None:
-    lane = InlineLane()
-    async with running(lane) as scheduler:
-        made = await spine.submit(WIDE)
-        await scheduler.wake()
-        assert await _ended(spine, made.task_id) == "COMPLETED"
-
-
-@pytest.mark.usefixtures("patient")
-async def test_nobody_waits_for_the_ends_of_what_is_not_started(spine: Spine, running: Running) -> None:
-    shut = BreakerView(state="open", retry_at=None)
-    tools = ToolSnapshot(version=1, tools={name: tool(name) for name in "tu"}, breakers={"t": shut})
-    keys = "abcdefgh"
-    async with running(InlineLane(), registry=Registry(tools)) as scheduler:
-        made = await spine.submit({key: [] for key in keys}, {key: FALLBACK | {"max_retries": 0} for key in keys})
-        await scheduler.wake()
-        assert await _ended(spine, made.task_id) == "COMPLETED"
 
 
 async def test_the_end_of_a_task_is_told_by_whoever_schedules(spine: Spine, running: Running) -> None:
