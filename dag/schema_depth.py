@@ -17,6 +17,11 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.protocols import Validator
 from jsonschema.validators import extend
 
+# Values have up to 64 levels, each with several keywords of its schema at some frames each: Python's 1,000 frames are
+# too few for some that are quite ordinary. With 2,000 a check still ends well on a stack of 1 MiB, where one with 3,000
+# crashes; stacks of the main thread and of others are of 8 MiB where nobody has changed that.
+sys.setrecursionlimit(max(sys.getrecursionlimit(), 2_000))
+
 Keyword = Callable[[Any, Any, Any, Any], Iterable[ValidationError] | None]
 
 _FRAMES: Final[Mapping[str, int]] = dict.fromkeys(

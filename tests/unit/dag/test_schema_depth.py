@@ -65,7 +65,7 @@ _Nested = Callable[[int, Json], Json]
 def test_it_is_given_up_before_python_breaks_it_off(schema: dict[str, Any], nested: _Nested) -> None:
     assert list(errors_of(BoundedValidator(schema), nested(5, {}))) == []
     with pytest.raises(TooDeep) as error:
-        list(errors_of(BoundedValidator(schema), nested(400, {})))
+        list(errors_of(BoundedValidator(schema), nested(800, {})))
     assert error.value.__cause__ is None
 
 
@@ -73,7 +73,7 @@ def test_it_is_given_up_before_python_breaks_it_off(schema: dict[str, Any], nest
 @pytest.mark.parametrize("beside", [{}, {"b": {"$ref": "a.output"}}], ids=["whole", "with a reference"])
 def test_no_input_is_taken_that_can_not_be_checked(name: str, beside: dict[str, Json]) -> None:
     check = InputCheck({**_OBJECTS[name], "type": "object"})
-    told = [check.faults({**beside, "c": _objects(levels, 1)}, pointer="/in") for levels in range(1, 250, 40)]
+    told = [check.faults({**beside, "c": _objects(levels, 1)}, pointer="/in") for levels in range(1, 450, 80)]
     assert all(told)
     assert [fault.pointer for fault in told[-1]] == ["/in"]
     assert "nest too deeply together" in told[-1][0].message
@@ -82,6 +82,42 @@ def test_no_input_is_taken_that_can_not_be_checked(name: str, beside: dict[str, 
 def test_what_is_not_so_deep_is_taken() -> None:
     check = InputCheck(_OBJECTS["properties"])
     assert check.faults({"c": _objects(63, {"c": {"$ref": "a.output"}})}) == []
+
+
+_TREES: dict[str, dict[str, Any]] = {
+    "a tree": {"properties": {"c": {"$ref": "#/$defs/node"}}, "required": ["kind"]},
+    "a tree or nothing": {"properties": {"c": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}},
+    "one of several": {
+        "properties": {"c": {"oneOf": [{"$ref": "#/$defs/leaf"}, {"$ref": "#/$defs/node"}, {"type": "null"}]}}
+    },
+    "by its kind": {
+        "allOf": [
+            {"if": {"properties": {"kind": {"const": "leaf"}}}, "then": {"$ref": "#/$defs/leaf"}},
+            {
+                "if": {"properties": {"kind": {"const": "node"}}},
+                "then": {"properties": {"c": {"oneOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}},
+            },
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("name", _TREES)
+def test_a_schema_of_a_tree_is_checked_as_deep_as_values_may_be(name: str) -> None:
+    """Also far down in a call, as of a worker under an event loop."""
+    leaf = {"type": "object", "properties": {"kind": {"const": "leaf"}, "c": False}}
+    schema = {"$ref": "#/$defs/node", "$defs": {"node": {"type": "object", **_TREES[name]}, "leaf": leaf}}
+
+    def errors(frames: int, innermost: Json) -> list[str]:
+        if frames:
+            return errors(frames - 1, innermost)
+        value = innermost
+        for _ in range(63):
+            value = {"kind": "node", "c": value}
+        return [error.message for error in errors_of(BoundedValidator(schema), value)]
+
+    assert errors(130, {"kind": "node"}) == []
+    assert errors(130, {"kind": "node", "c": 1}) != []
 
 
 def test_what_python_breaks_off_all_the_same_is_given_up_too() -> None:
