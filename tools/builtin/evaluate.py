@@ -31,6 +31,8 @@ from rayloom.tools.builtin.page import read_page
 
 PLAIN_SOURCE_CHARS: Final = 8_192
 PLAIN_DATA_BYTES: Final = 131_072
+PLAIN_LEVELS: Final = 24
+"""Jinja compiles what nests (``not not x``) in a time that grows with the cube of its depth."""
 PLAIN_GROWTH: Final = 64
 """How many times as large as a value of its data one value of a template may become."""
 PLAIN_WORK: Final = 2**26
@@ -218,14 +220,18 @@ def is_plain_template(template: str, values_bytes: int) -> bool:
         return False
 
 
-def _largest_growth(node: nodes.Node) -> float:
-    """How large one value becomes at most below a node; infinite where nothing is known about it."""
+def _largest_growth(node: nodes.Node, levels: int = PLAIN_LEVELS) -> float:
+    """How large one value becomes at most below a node; infinite where nothing is known about it, or it nests deeply."""
     own = 1.0
-    if not isinstance(node, _PLAIN_NODES) or (isinstance(node, nodes.Test) and node.name not in _PLAIN_TESTS):
+    if (
+        levels == 0
+        or not isinstance(node, _PLAIN_NODES)
+        or (isinstance(node, nodes.Test) and node.name not in _PLAIN_TESTS)
+    ):
         return math.inf
     if isinstance(node, nodes.Filter):
         own = _PLAIN_FILTERS.get(node.name, math.inf)
-    return own * max((_largest_growth(child) for child in node.iter_child_nodes()), default=1.0)
+    return own * max((_largest_growth(child, levels - 1) for child in node.iter_child_nodes()), default=1.0)
 
 
 def is_plain_query(query: str, data_bytes: int) -> bool:

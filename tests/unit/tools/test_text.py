@@ -315,6 +315,7 @@ def test_a_query_that_grows_a_little_stays_where_there_is_little_data() -> None:
         "{{ l|map('upper')|list }}",
         "{{ [l, l] }}",
         "{{ {'a': l} }}",
+        "{{ " + "not " * 300 + "a }}",
     ],
 )
 def test_templates_that_can_grow_run_in_a_child(template: str) -> None:
