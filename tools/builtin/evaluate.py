@@ -221,7 +221,7 @@ def is_plain_template(template: str, values_bytes: int) -> bool:
 
 
 def _largest_growth(node: nodes.Node, levels: int = PLAIN_LEVELS) -> float:
-    """How large one value becomes at most below a node; infinite where nothing is known about it, or it nests deeply."""
+    """How large one value becomes at most below a node; infinite where nothing is known, or it nests deeply."""
     own = 1.0
     if (
         levels == 0
