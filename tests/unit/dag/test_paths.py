@@ -81,7 +81,7 @@ def test_a_whole_output_may_be_null() -> None:
         (' | &"x"', "only as an argument"),
         (".[&a]", "only as an argument"),
         (".a" * MAX_PATH_CHARS + " | b", "longer than"),
-        (" | " + "(" * 900, "nested too deeply"),
+        (" | " + "[" * 900, "nested too deeply"),
         (" | " + "[" * 30 + "a" + "]" * 30, "nested deeper than 30 levels"),
         (" | a" * 30, "nested deeper than 30 levels"),
         ('."\\x"', "Bad|Invalid|escape"),
