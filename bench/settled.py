@@ -9,21 +9,24 @@ from threading import Event
 
 IDLE = 0.85
 LOOK_S = 1.0
-LOOKS = 4
-"""So many looks in a row must find it idle. Ray ends a worker that has been idle for a second: after fewer looks some
-of them would still be there and some not, and a figure would depend on chance."""
-AT_MOST_S = 60.0
+AT_MOST_S = 30.0
+REST_S = 3.0
+"""Ray ends a worker that has been idle for a second: without a rest some of them would still be there and some not, and
+a figure would depend on chance."""
 
 
 def settle() -> None:
-    """Wait until the processors have been idle for LOOKS seconds; on a machine that never is, go on after a minute."""
+    """Wait until the processors have been idle for a second, and three more.
+
+    On a machine that never is idle, go on after half a minute, and the three seconds.
+    """
     end = time.monotonic() + AT_MOST_S
-    idle_looks = 0
-    while idle_looks < LOOKS and time.monotonic() < end:
+    while time.monotonic() < end:
         before = _idle_s()
         Event().wait(LOOK_S)
-        is_idle = _idle_s() - before >= IDLE * LOOK_S * (os.cpu_count() or 1)
-        idle_looks = idle_looks + 1 if is_idle else 0
+        if _idle_s() - before >= IDLE * LOOK_S * (os.cpu_count() or 1):
+            break
+    Event().wait(REST_S)
 
 
 def _idle_s() -> float:
