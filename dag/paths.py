@@ -70,13 +70,16 @@ def search(path: str, output: Json) -> Json | Missing:
     if isinstance(compiled, tuple):
         return _walk(compiled, output)
     expression, null_is_welcome = compiled.expression, compiled.null_is_welcome
-    if compiled.times > 1 and size(output, limit=MAX_GROWN_SIZE // compiled.times) * compiled.times > MAX_GROWN_SIZE:
+    growing, steps = compiled.times > 1, compiled.work
+    limits = [MAX_GROWN_SIZE // compiled.times] if growing else []
+    limits += [MAX_WORK // steps.times] if steps.times else []
+    # Counted once for both, and not at all where it matters to none.
+    values = size(output, limit=max(limits)) if limits else 0
+    if growing and values * compiled.times > MAX_GROWN_SIZE:
         raise TooLarge(
             f"it can give {compiled.times} times as much as it is given, and the output has too many values for that: "
             f"above {MAX_GROWN_SIZE // compiled.times:,} use the tool json.query"
         )
-    steps = compiled.work
-    values = size(output, limit=MAX_WORK // steps.times) if steps.times else 0
     if steps.times * values + steps.besides > MAX_WORK:
         raise TooLarge(
             f"it can take more than {MAX_WORK:,} steps, as many values as the output has; use the tool json.query"
