@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.actors.backlog import Backlog
-from rayloom.actors.jobs import Jobs
+from rayloom.actors.jobs import ENDS, Jobs
 from rayloom.actors.judge import Judge
 from rayloom.actors.splitting import AGAIN_S, BROKEN_MAX, WAITED_FOR, WAITING_MAX, Away
 from rayloom.actors.tries import Tries, planning_lines
@@ -133,7 +133,7 @@ class Growing:
                     note = f"not planned on yet: {error.message}; tried again in {pause_s:.0f} s"
                     await append_if_taken(self._engine, planning_lines(task.task_id, (note,), ()))
                 failure: BaseException = error
-            except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
+            except ENDS:
                 raise
             # A panic of native code is no Exception.
             except BaseException as error:  # noqa: BLE001 - what breaks us must end this growth, and nothing else

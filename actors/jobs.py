@@ -10,6 +10,9 @@ from uuid import UUID
 
 _log = logging.getLogger(__name__)
 
+ENDS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
+"""What a job lets through, whatever else it catches: it is ended from outside."""
+
 
 class Jobs:
     """The jobs that run. They are rows; losing this object loses nothing.

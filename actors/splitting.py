@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.beginning import Beginning
-from rayloom.actors.jobs import Jobs
+from rayloom.actors.jobs import ENDS, Jobs
 from rayloom.actors.judge import Judge
 from rayloom.actors.tries import Tries
 from rayloom.dag.decision import QUOTA_EXCEEDED
@@ -189,7 +189,7 @@ class Splitting:
             except Stale:
                 # The task has moved on without us. Who refused has told so.
                 return
-            except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
+            except ENDS:
                 raise
             # A panic of native code is no Exception.
             except BaseException as error:  # noqa: BLE001 - a plan that breaks us must end its own task, and no other

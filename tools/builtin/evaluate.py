@@ -11,7 +11,7 @@ import base64
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from types import BuiltinMethodType, FunctionType, GeneratorType, MethodType, MethodWrapperType
 from typing import Any, Final
@@ -20,6 +20,7 @@ import jmespath
 import orjson
 from jinja2 import Template, TemplateError, TemplateRuntimeError, nodes
 from jinja2.exceptions import SecurityError
+from jinja2.filters import FILTERS
 from jinja2.runtime import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -73,9 +74,6 @@ _PLAIN_FILTERS: Final = (
     | dict.fromkeys(("capitalize", "lower", "title", "upper"), 3)
     | dict.fromkeys(("e", "escape", "string"), 6)
 )
-_PIECEMEAL: Final = (
-    "batch", "items", "map", "reject", "rejectattr", "reverse", "select", "selectattr", "slice", "unique",
-)  # fmt: skip
 _PLAIN_TESTS: Final = frozenset(["defined", "even", "in", "mapping", "none", "number", "odd", "string", "undefined"])
 
 
@@ -124,15 +122,6 @@ def _with_text(value: Any) -> Any:
     return value
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = _Environment(
-        undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, finalize=_with_text
-    )
-    environment.globals.pop("lipsum", None)
-    environment.filters |= {name: _whole(environment.filters[name]) for name in _PIECEMEAL}
-    return environment
-
-
 def _whole(piecemeal: Callable[..., Any]) -> Callable[..., Any]:
     """A filter that gives a list, where Jinja's gives what goes over one: that has no text but its address."""
 
@@ -142,6 +131,23 @@ def _whole(piecemeal: Callable[..., Any]) -> Callable[..., Any]:
         return made if isinstance(made, str) else list(made)
 
     return whole
+
+
+_FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
+    name: _whole(FILTERS[name])
+    for name in (
+        "batch", "items", "map", "reject", "rejectattr", "reverse", "select", "selectattr", "slice", "unique",
+    )
+}  # fmt: skip
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = _Environment(
+        undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, finalize=_with_text
+    )
+    environment.globals.pop("lipsum", None)
+    environment.filters |= _FILTERS
+    return environment
 
 
 def _template(source: str) -> Template:
