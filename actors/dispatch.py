@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from uuid import UUID
 
 from rayloom.actors.backlog import KNOWN_SHAPES, Backlog
 from rayloom.actors.commits import Commits
-from rayloom.actors.flight import Flight, never_started, not_begun, turning, unreadable, unschedulable
+from rayloom.actors.flight import Flight, never_started, turning, unreadable, unschedulable
 from rayloom.actors.passing import Passing
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.errors import Transient
 from rayloom.dag.ports import AdmissionPort, Ask, Finished, Waiting
 from rayloom.dag.resources import ResourceShape
 from rayloom.dag.window import Window
-from rayloom.db import attempts, incarnations
+from rayloom.db import attempts, incarnations, leases
 from rayloom.db.attempts import Claimed
 from rayloom.db.engine import Line
 from rayloom.db.queue import Queued
@@ -187,11 +187,12 @@ class Dispatch:
     async def _start(self, taken: Sequence[tuple[Queued, bool]]) -> tuple[Claimed, ...]:
         admitted = await self._admit(taken)
         claimed: tuple[Claimed, ...] = ()
+        # While the controller was asked, this life may have come to its end.
+        incarnation = self.incarnation
         try:
-            # While the controller was asked, this life may have come to its end.
-            if admitted and self.incarnation is not None:
+            if admitted and incarnation is not None:
                 asked = [(item.sub_task_id, running) for item, running in admitted]
-                claimed = await attempts.claim(self._line, asked, incarnation=self.incarnation)
+                claimed = await attempts.claim(self._line, asked, incarnation=incarnation)
         except BaseException:
             for item, _ in admitted:
                 self._forget(item)
@@ -205,13 +206,12 @@ class Dispatch:
         if missing and (won or await self._lives()):
             # They may have hidden others.
             self._backlog.dirty = True
-        surplus = self._surplus(claimed)
+        surplus = {one.sub_task_id: one for one in self._surplus(claimed)}
         for one in claimed:
             shape = self._backlog.shape(one.shape)
             if one.sub_task_id in surplus:
-                self.window.give_back(shape)
-                self._commits.add(never_started(one, shape), not_begun())
-            elif fallback := self._passing.turns_to(one.sub_task_id):
+                continue
+            if fallback := self._passing.turns_to(one.sub_task_id):
                 self.window.give_back(shape)
                 self._commits.add(never_started(one, shape, turns=True), turning(one.tool, fallback))
             elif one.unreadable:
@@ -226,23 +226,33 @@ class Dispatch:
         if missing and attempts.may_have_left(claimed):
             # Their inputs may have been too much for one claim.
             await self._backlog.add(missing)
+        if surplus and incarnation is not None:
+            await self._unclaim([item for item, _ in admitted if item.sub_task_id in surplus], surplus, incarnation)
         return claimed
 
     async def _lives(self) -> bool:
         """Whether it is worth while to go on, when nothing at all was won: a life that was ended wins nothing more."""
         return self.incarnation is not None and await incarnations.lives(self._line, self.incarnation)
 
-    def _surplus(self, claimed: Sequence[Claimed]) -> frozenset[str]:
+    async def _unclaim(self, items: Sequence[Queued], claimed: Mapping[str, Claimed], incarnation: UUID) -> None:
+        """Take claims back as if they had not been made. Raises Transient: then the reaper finds those leases."""
+        for item in items:
+            self._forget(item)
+        claims = [(item.sub_task_id, claimed[item.sub_task_id].attempt) for item in items]
+        self._flight.unclaimed.update(claims)
+        await self._backlog.add(await leases.unclaim(self._line, claims, incarnation=incarnation))
+
+    def _surplus(self, claimed: Sequence[Claimed]) -> list[Claimed]:
         """What is not to be started yet after all: slow attempts would keep more urgent ones waiting."""
         demand: dict[str, list[Claimed]] = {}
         for one in claimed:
             if not one.running:
                 demand.setdefault(one.shape, []).append(one)
-        return frozenset(
-            ones[index].sub_task_id
+        return [
+            ones[index]
             for key, ones in demand.items()
             for index in self.window.surplus(self._backlog.shape(key), [one.use for one in ones])
-        )
+        ]
 
     async def _admit(self, taken: Sequence[tuple[Queued, bool]]) -> list[tuple[Queued, bool]]:
         """Ask the token controller for the whole batch in one call, and tell it what has finished since."""

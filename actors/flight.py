@@ -91,6 +91,8 @@ class Flight:
     lane: Lane
     on_end: Callable[[Flying, Outcome], None]
     attempts: dict[str, Flying] = field(default_factory=dict)
+    unclaimed: set[tuple[str, int]] = field(default_factory=set)
+    """What was claimed and not started after all, since the reaper looked last: (subtask id, attempt)."""
 
     def start(
         self,
@@ -211,11 +213,6 @@ def _thought(claimed: Claimed) -> Thought:
 def never_started(claimed: Claimed, shape: ResourceShape, *, turns: bool = False) -> Flying:
     """An attempt whose lease was taken, and that is not handed over: its commit frees the lease."""
     return Flying(claimed, shape, _NeverStarted(), turns=turns)
-
-
-def not_begun() -> Outcome:
-    """The outcome of an attempt whose lease is to be given back unused."""
-    return _in_its_place("lost", "NOT_BEGUN", "transient", "it was claimed too early")
 
 
 def turning(tool: str, fallback: str) -> Outcome:

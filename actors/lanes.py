@@ -122,7 +122,8 @@ class _Ends:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._new: queue.SimpleQueue[_Watched] = queue.SimpleQueue()
+        self._fresh: list[_Watched] = []
+        self._new: queue.SimpleQueue[list[_Watched]] = queue.SimpleQueue()
         self._ended: deque[tuple[Callable[[Outcome], None], Outcome]] = deque()
         self._waking = False
         self._never = threading.Event()
@@ -131,7 +132,14 @@ class _Ends:
 
     def watch(self, watched: _Watched) -> None:
         """Its ``done`` will be called in the event loop, once."""
-        self._new.put(watched)
+        # Those that are started in one step are seen together: else the end of the first would be told by itself.
+        if not self._fresh:
+            self._loop.call_soon(self._hand_over)
+        self._fresh.append(watched)
+
+    def _hand_over(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        self._new.put(fresh)
 
     def _collect(self) -> None:
         young: dict[Any, _Watched] = {}
@@ -151,8 +159,7 @@ class _Ends:
     def _take_new(self, young: dict[Any, _Watched]) -> None:
         """Wait for something to watch, if there is nothing."""
         while not young or not self._new.empty():
-            watched = self._new.get()
-            young[watched.ref] = watched
+            young.update((watched.ref, watched) for watched in self._new.get())
 
     def _old_one_ended(self, watched: _Watched, _future: Any) -> None:
         """Called in a thread of Ray's."""

@@ -88,9 +88,11 @@ class Reaper:
 
         One that is not known here at two sweeps in a row is such a one: a claim under way is over by then.
         """
+        unclaimed, self._flight.unclaimed = self._flight.unclaimed, set()
         unknown = await leases.leases_of(self._engine, incarnation) - self._known()
         # Again, because an attempt may have been started, or have ended, meanwhile.
-        orphans = (unknown & self._suspects) - self._known()
+        # And what was unclaimed since the last look may be claimed again, under the same number.
+        orphans = (unknown & self._suspects) - self._known() - unclaimed
         self._suspects = unknown - orphans
         if orphans:
             taken = await leases.recover(self._engine, [incarnation], only=sorted(orphans))

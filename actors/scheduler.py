@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence, Sized
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from rayloom.actors.dispatch import Dispatch
 from rayloom.actors.flight import Flight, Flying, Lane
 from rayloom.actors.letters import LetterKeeper
 from rayloom.actors.nodes import ClusterView
+from rayloom.actors.pace import Pace
 from rayloom.actors.passing import Passing
 from rayloom.actors.planning import Planning
 from rayloom.actors.reaper import Reaper
@@ -34,6 +35,7 @@ from rayloom.dag.ports import AdmissionPort, Health, RegistryPort, Waiting
 from rayloom.dag.replan import PlannerPort
 from rayloom.dag.resources import NodeShape
 from rayloom.db import incarnations
+from rayloom.db.attempts import Claimed
 from rayloom.db.blobs import BlobStore
 from rayloom.db.engine import Line, make_engine
 from rayloom.db.queue import TASKS, WAKE, ReadyQueue, Signals, make_redis
@@ -45,9 +47,6 @@ AGAIN_S = 0.3
 NODES_S = 2.0
 CLOSE_S = 2.0
 LISTEN_S = 5.0
-BUSY = 4
-BUSY_TURN_S = 0.01
-"""With more than BUSY attempts in flight, turns begin at least so far apart."""
 
 
 class Scheduler:
@@ -88,7 +87,7 @@ class Scheduler:
         self._view, self._beat_trouble = ClusterView(), Trouble()
         self._incarnation: UUID | None = None
         self._loops: list[asyncio.Task[None]] = []
-        self._closing, self._turns = False, 0
+        self._closing, self._turns, self._pace = False, 0, Pace()
         self._timers = Timers(self._awake.set)
         self._held_timer: asyncio.TimerHandle | None = None
 
@@ -213,16 +212,11 @@ class Scheduler:
 
     async def _turn(self) -> None:
         """Write down what has ended, start what has become ready, as long as there is either."""
-        loop = asyncio.get_running_loop()
-        began_at = loop.time()
         while True:
             await self._awake.wait()
             self._awake.clear()
             while True:
-                if len(self._flight) > BUSY:
-                    # Many ends are about to come: one commit for several is worth more than a moment for the first.
-                    await asyncio.sleep(began_at + BUSY_TURN_S - loop.time())
-                began_at = loop.time()
+                await self._pace.until_next(len(self._flight))
                 self._turns += 1
                 committed = await self._commits.turn()
                 if committed.retry_in_s is not None:
@@ -231,7 +225,7 @@ class Scheduler:
                     self._tell_ends()
                 if committed.grows:
                     self._split_awake.set()
-                started: Sized = ()
+                started: Sequence[Claimed] = ()
                 may_start, backlog = self._incarnation is not None, self._backlog
                 if backlog.next_held_s() == 0:
                     # While there is always something to do, the timer is never set.
@@ -239,6 +233,7 @@ class Scheduler:
                 # Without Redis nobody tells what has been queued.
                 if may_start and (backlog.dirty or backlog.waiting or backlog.redis_away or self._commits.finished):
                     started = await self._dispatch.turn()
+                self._pace.started(sum(one.sub_task_id in self._flight.attempts for one in started))
                 if not started and not len(self._commits) and not (may_start and backlog.dirty):
                     break
             held_s = self._backlog.next_held_s()
@@ -248,6 +243,7 @@ class Scheduler:
             self._held_timer = None if held_s is None else self._timers.after(held_s + 0.01, put_back)
 
     def _ended(self, flying: Flying, outcome: Outcome) -> None:
+        self._pace.ended()
         lasted_s = outcome.finished_at - outcome.started_at
         self._dispatch.window.ended(flying.shape, flying.claimed.use, lasted_s=lasted_s)
         self._commits.add(flying, outcome)

@@ -42,6 +42,21 @@ async def release(engine: Source, leases: Sequence[tuple[str, int]]) -> tuple[Qu
     return queued_of(rows)
 
 
+async def unclaim(engine: Source, claims: Sequence[tuple[str, int]], *, incarnation: UUID) -> tuple[Queued, ...]:
+    """Take back claims (subtask id, attempt) of this life as if they had never been made: no number is spent.
+
+    Only for what was claimed as demand and never handed to anybody.
+    """
+    async with driver(engine) as connection:
+        rows = await connection.fetch(
+            "SELECT * FROM unclaim_subtasks($1::uuid[], $2, $3)",
+            [claim for claim, _ in claims],
+            [attempt for _, attempt in claims],
+            incarnation,
+        )
+    return queued_of(rows)
+
+
 async def requeue_due(engine: AsyncEngine, *, limit: int = 1000) -> Committed:
     """Queue again what has waited out its back-off."""
     async with driver(engine) as connection:

@@ -65,6 +65,7 @@ class MemoryRecord:
         monkeypatch.setattr(engine, "takes_writes", self.takes_writes)
         monkeypatch.setattr(incarnations, "lives", self.lives)
         monkeypatch.setattr(leases, "release", self.release)
+        monkeypatch.setattr(leases, "unclaim", self.unclaim)
         monkeypatch.setattr(leases, "queued_page", self.queued_page)
         monkeypatch.setattr(leases, "queued_counts", self.queued_counts)
         monkeypatch.setattr(leases, "calls_of", self.calls_of)
@@ -160,6 +161,16 @@ class MemoryRecord:
         self.released += [id_ for id_, _ in given]
         free = {id_: self.known.get(id_, Queued(id_, "ann", SHAPE, 0.0)) for id_, _ in given}
         self.queued |= free
+        return tuple(free.values())
+
+    async def unclaim(
+        self, _engine: Any, claims: Sequence[tuple[str, int]], *, incarnation: UUID
+    ) -> tuple[Queued, ...]:
+        """See `leases.unclaim`."""
+        self._answer()
+        taken = [id_ for id_, attempt in claims if id_ not in self.queued and self.attempt[id_] == attempt]
+        self.attempt |= {id_: self.attempt[id_] - 1 for id_ in taken}
+        self.queued |= (free := {id_: self.known[id_] for id_ in taken})
         return tuple(free.values())
 
     async def queued_page(

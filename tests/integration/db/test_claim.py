@@ -178,6 +178,27 @@ async def test_a_lease_given_back_is_free_and_its_attempt_over(spine: Spine) -> 
     await spine.succeed(again["a"], begun["b"])
 
 
+async def test_what_is_unclaimed_was_never_claimed(spine: Spine) -> None:
+    made = await spine.submit({"a": [], "b": [], "c": [], "d": []}, {"b": FALLBACK})
+    await spine.fail((await spine.claim(made.task_id, "b"))["b"])
+    before = dict(await spine.subtask(made.task_id, "b")) | {"worker_id": None}
+    handed = await spine.claim(made.task_id, "a", "b", running=False)
+    runs = (await spine.claim(made.task_id, "c"))["c"]
+    of_others = (await spine.claim(made.task_id, "d", running=False))["d"]
+    ours = [(one.sub_task_id, one.attempt) for one in handed.values()]
+    wrong = [(handed["a"].sub_task_id, 2), (runs.sub_task_id, 1), (str(uuid7()), 1)]
+    assert await leases.unclaim(spine.engine, wrong, incarnation=spine.incarnation) == ()
+    assert await leases.unclaim(spine.engine, [(of_others.sub_task_id, 1)], incarnation=uuid7()) == ()
+    taken = await leases.unclaim(spine.engine, ours, incarnation=spine.incarnation)
+    assert {item.sub_task_id for item in taken} == {id_ for id_, _ in ours}
+    assert await leases.unclaim(spine.engine, ours, incarnation=spine.incarnation) == ()
+    assert dict(await spine.subtask(made.task_id, "b")) == before
+    again = await spine.claim(made.task_id, "a", "b")
+    assert {key: (one.attempt, one.tool) for key, one in again.items()} == {"a": (1, "t"), "b": (2, "u")}
+    await spine.succeed(*again.values(), runs, of_others)
+    assert (await spine.subtask(made.task_id, "b"))["fallback_attempts"] == [2]
+
+
 async def test_the_leases_of_the_dead_are_taken_back_and_spend_no_retry(spine: Spine, other: Spine) -> None:
     made = await spine.submit({"ran": [], "handed": [], "done": [], "theirs": [], "free": []})
     ran = (await spine.claim(made.task_id, "ran"))["ran"]

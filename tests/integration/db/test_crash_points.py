@@ -40,8 +40,8 @@ PLAN: Mapping[str, Sequence[str]] = {"a": [], "b": ["a"], "c": ["a"], "d": ["b",
 # What changes something. Reads, heartbeats and the listening connection are no crash points: dying there is dying
 # between two of these.
 WRITES = (
-    "claim_subtasks", "complete_attempts", "recover_leases", "requeue_due", "release_leases", "begin_attempt", "COMMIT",
-    "ZADD", "EVALSHA", "PUBLISH",
+    "claim_subtasks", "complete_attempts", "recover_leases", "requeue_due", "release_leases", "unclaim_subtasks",
+    "begin_attempt", "COMMIT", "ZADD", "EVALSHA", "PUBLISH",
 )  # fmt: skip
 
 _inside = contextvars.ContextVar("inside", default=False)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
+    consumes,
     initialize,
     invariant,
     multiple,
@@ -189,6 +190,12 @@ class Engine(RuleBasedStateMachine):
     @rule(given=st.lists(attempts, min_size=1, max_size=3))
     def release(self, given: list[Claimed]) -> None:
         self._do(leases.release(self.spine.engine, [(one.sub_task_id, one.attempt) for one in given]))
+
+    @rule(given=st.lists(consumes(attempts), min_size=1, max_size=3), who=st.integers(0, 1))
+    def unclaim(self, given: list[Claimed], who: int) -> None:
+        """What nobody was ever given is taken back; nobody can tell its end any more."""
+        claims = [(one.sub_task_id, one.attempt) for one in given]
+        self._do(leases.unclaim(self.spine.engine, claims, incarnation=self.lives[who]))
 
     @rule()
     def time_passes(self) -> None:

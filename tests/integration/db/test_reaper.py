@@ -10,12 +10,12 @@ from pydantic import SecretStr
 
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.commits import Commits
-from rayloom.actors.flight import Flight, never_started, not_begun
+from rayloom.actors.flight import Flight, never_started, unreadable
 from rayloom.actors.letters import LetterKeeper
 from rayloom.actors.reaper import LOST_WORKER_GRACE_S, SILENT_WORKER_GRACE_S, Reaper
 from rayloom.actors.settings import EngineSettings
 from rayloom.dag.outcome import Outcome
-from rayloom.db import attempts, task_moves
+from rayloom.db import attempts, leases, task_moves
 from rayloom.db.attempts import Claimed
 from rayloom.db.engine import Line
 from rayloom.db.incarnations import begin_incarnation, end_incarnation
@@ -151,7 +151,7 @@ async def test_leases_that_never_reached_us_are_taken_back_at_the_second_look(sp
     claimed |= await spine.claim(made.task_id, "handed", running=False)
     watch.fly(claimed["flies"])
     ended = claimed["ended"]
-    watch.commits.add(never_started(ended, watch.backlog.shape(ended.shape)), not_begun())
+    watch.commits.add(never_started(ended, watch.backlog.shape(ended.shape)), unreadable("torn"))
     await watch.reaper.reclaim(spine.incarnation)
     assert await watch.queued() == set()
     # What was only on its way at the first look is no orphan at the second.
@@ -165,6 +165,25 @@ async def test_leases_that_never_reached_us_are_taken_back_at_the_second_look(sp
     assert {one.attempt for one in again.values()} == {2}
     assert again["ran"].retry_count == 0
     await spine.succeed(claimed["flies"], claimed["ended"], *again.values())
+
+
+async def test_what_was_unclaimed_and_is_claimed_again_is_no_orphan(spine: Spine, watch: Watch) -> None:
+    made = await spine.submit({"a": []})
+
+    async def claimed_and_not_handed_over_yet() -> tuple[str, int]:
+        one = (await spine.claim(made.task_id, running=False))["a"]
+        assert one.attempt == 1
+        await watch.reaper.reclaim(spine.incarnation)
+        return one.sub_task_id, one.attempt
+
+    claim = await claimed_and_not_handed_over_yet()
+    watch.flight.unclaimed.add(claim)
+    await leases.unclaim(spine.engine, [claim], incarnation=spine.incarnation)
+    await claimed_and_not_handed_over_yet()
+    assert await watch.queued() == set()
+    # It stays so, and nobody knows of it.
+    await watch.reaper.reclaim(spine.incarnation)
+    assert await watch.queued() == {claim[0]}
 
 
 async def test_an_attempt_of_which_nobody_has_said_anything_is_stopped_much_later(spine: Spine, watch: Watch) -> None:

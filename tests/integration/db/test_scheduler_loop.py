@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from rayloom.actors.nodes import ClusterView
 from rayloom.actors.order import AttemptOrder
+from rayloom.actors.pace import BUSY, Pace
 from rayloom.actors.scheduler import Scheduler
 from rayloom.actors.settings import EngineSettings, WebhookSettings, WorkerSettings
 from rayloom.dag.breaker import BreakerView
@@ -25,7 +26,7 @@ from rayloom.dag.planned import Early, Planned, PlanRequest
 from rayloom.dag.ports import RegistryPort, ToolSnapshot
 from rayloom.dag.replan import ReplanRequest
 from rayloom.dag.values import JsonObject
-from rayloom.db import incarnations, usage
+from rayloom.db import incarnations, leases, usage
 from rayloom.db.cipher import Cipher
 from rayloom.db.engine import dump
 from rayloom.db.queue import ReadyQueue, make_redis
@@ -43,6 +44,9 @@ NO_REDIS = "redis://127.0.0.1:1/0"
 NO_TOOLS = ToolSnapshot(version=1, tools={})
 LAYERS: dict[str, list[str]] = {
     f"l{layer}n{n}": [f"l{layer - 1}n{k}" for k in range(4)] if layer else [] for layer in range(6) for n in range(4)
+}
+WIDE: dict[str, list[str]] = {
+    f"l{layer}n{n}": [f"l{layer - 1}n{n}"] if layer else [] for layer in range(3) for n in range(2 * BUSY)
 }
 
 
@@ -80,6 +84,10 @@ async def _look() -> ClusterView:
     return ClusterView(nodes=NODES, types=NODES, total={"CPU": 4.0}, free={"CPU": 4.0})
 
 
+async def _look_without_autoscaler() -> ClusterView:
+    return ClusterView(nodes=NODES, types=(), total={"CPU": 4.0}, free={"CPU": 4.0})
+
+
 Running = Callable[..., Any]
 
 
@@ -95,7 +103,7 @@ async def running(database: DatabaseSettings, redis: str) -> AsyncIterator[Runni
 
     @asynccontextmanager
     async def run(
-        lane: InlineLane, *, actor: str = "one", registry: Registry | None = None, **more: Any
+        lane: InlineLane, *, actor: str = "one", registry: Registry | None = None, look: Any = _look, **more: Any
     ) -> AsyncIterator[Scheduler]:
         settings = WorkerSettings(
             engine=EngineSettings(retry_initial_s=0.01, retry_max_s=0.02, heartbeat_s=0.2, sweep_s=1, **more),
@@ -106,7 +114,7 @@ async def running(database: DatabaseSettings, redis: str) -> AsyncIterator[Runni
         )
         knows = cast(RegistryPort, registry or Registry())
         scheduler = Scheduler(
-            settings, lane=lane, registry=knows, tokens=ScriptedTokens(), parser=Parser(), look=_look, actor=actor
+            settings, lane=lane, registry=knows, tokens=ScriptedTokens(), parser=Parser(), look=look, actor=actor
         )
         nonlocal open_now, others
         others, open_now = others if open_now else asyncio.all_tasks(), open_now + 1
@@ -154,6 +162,55 @@ async def test_a_plan_runs_to_its_end(spine: Spine, running: Running) -> None:
         assert len(lane.started) == len(LAYERS)
         health = await scheduler.health()
         assert (health["status"], health["in_flight"], health["uncommitted"]) == ("ok", 0, 0)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a turn that started many, schedulers wait for half of their ends, however long that takes."""
+    monkeypatch.setattr("rayloom.actors.scheduler.Pace", lambda: Pace(burst_s=3_600))
+
+
+@pytest.mark.usefixtures("patient")
+async def test_what_a_burst_frees_starts_when_half_of_it_has_ended(spine: Spine, running: Running) -> None:
+    lane = InlineLane()
+    async with running(lane) as scheduler:
+        made = await spine.submit(WIDE)
+        await scheduler.wake()
+        assert await _ended(spine, made.task_id) == "COMPLETED"
+
+
+@pytest.mark.usefixtures("patient")
+async def test_nobody_waits_for_the_ends_of_what_is_not_started(spine: Spine, running: Running) -> None:
+    shut = BreakerView(state="open", retry_at=None)
+    tools = ToolSnapshot(version=1, tools={name: tool(name) for name in "tu"}, breakers={"t": shut})
+    keys = "abcdefgh"
+    async with running(InlineLane(), registry=Registry(tools)) as scheduler:
+        made = await spine.submit({key: [] for key in keys}, {key: FALLBACK | {"max_retries": 0} for key in keys})
+        await scheduler.wake()
+        assert await _ended(spine, made.task_id) == "COMPLETED"
+
+
+async def test_what_is_claimed_too_early_spends_no_number_of_an_attempt(
+    spine: Spine, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane, unclaimed, unclaim = InlineLane(), [], leases.unclaim
+
+    async def listen(engine: Any, claims: Any, *, incarnation: UUID) -> Any:
+        unclaimed.extend(claims)
+        return await unclaim(engine, claims, incarnation=incarnation)
+
+    monkeypatch.setattr(leases, "unclaim", listen)
+    async with running(lane, look=_look_without_autoscaler) as scheduler:
+        quick = await spine.submit({f"n{n}": [] for n in range(400)})
+        await scheduler.wake()
+        assert await _ended(spine, quick.task_id) == "COMPLETED"
+        # What that has earned is not theirs: most of what is claimed of it at once goes back.
+        other = await spine.submit({f"n{n}": [] for n in range(100)})
+        await scheduler.wake()
+        assert await _ended(spine, other.task_id) == "COMPLETED"
+        assert {order.attempt for order in lane.started} == {1}
+        assert len(lane.started) == 500
+        assert unclaimed
 
 
 async def test_the_end_of_a_task_is_told_by_whoever_schedules(spine: Spine, running: Running) -> None:

@@ -114,6 +114,7 @@ FORBIDDEN = (
     "SELECT recover_leases('{}'::uuid[], 1), recover_leases(ARRAY[gen_random_uuid()], 1)",
     "SELECT requeue_due(1)",
     "SELECT release_leases(ARRAY[gen_random_uuid()], ARRAY[1])",
+    "SELECT unclaim_subtasks(ARRAY[gen_random_uuid()], ARRAY[1], gen_random_uuid())",
     "SELECT lock_tasks_of(ARRAY[gen_random_uuid()])",
     "SELECT block_subtasks(ARRAY[gen_random_uuid()])",
     "SELECT close_tasks(ARRAY[gen_random_uuid()], 1)",

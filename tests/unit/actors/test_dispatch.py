@@ -14,7 +14,8 @@ from rayloom.dag.errors import ErrorInfo, Transient
 from rayloom.dag.outcome import Outcome
 from rayloom.dag.resources import NodeShape
 from rayloom.dag.window import TRIAL
-from rayloom.db import attempts
+from rayloom.db import attempts, leases
+from rayloom.db.queue import Queued
 from tests.fakes.desk import Desk
 from tests.fakes.memory_record import SHAPE
 
@@ -199,15 +200,39 @@ async def test_after_quick_ends_slow_ones_are_not_handed_over_beyond_a_nodes_wor
     await desk.turns(1)
     await desk.dispatch.turn()
     assert desk.running() == [f"s{n:02}" for n in range(8)]
-    await desk.commits.turn()
+    assert desk.flight.unclaimed == {("s08", 1), ("s09", 1)}
     await desk.turns()
-    # What was claimed too early is free again, and counted against nobody.
+    # What was claimed too early is free again, counted against nobody, and its attempt is still the first.
     assert desk.record.queued.keys() == {f"s{n:02}" for n in range(8, 20)}
     assert {(one.sub_task_id, one.started) for one in desk.tokens.finished} == {("s08", False), ("s09", False)}
     await desk.lane.end("s00", Outcome(verdict="succeeded", output="1", ray_task_id="r"))
     await desk.commits.turn()
     await desk.turns()
     assert "s08" in desk.running()
+    assert {order.attempt for order in desk.lane.started} == {1}
+
+
+async def test_a_database_that_is_away_when_claims_go_back_keeps_nobody_from_starting(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.dispatch.window.types = ()
+    shape = desk.backlog.shape(SHAPE)
+    for _ in range(TRIAL + 6):
+        desk.dispatch.window.take(shape)
+        desk.dispatch.window.ended(shape, ("another task", "t"), lasted_s=0.0)
+    await desk.queue.push(desk.record.add(*(f"s{n:02}" for n in range(20))))
+    await desk.turns(1)
+
+    async def away(*_: Any, **__: Any) -> tuple[Queued, ...]:
+        raise Transient("DATABASE_UNAVAILABLE", "the database did not answer")
+
+    monkeypatch.setattr(leases, "unclaim", away)
+    with pytest.raises(Transient):
+        await desk.dispatch.turn()
+    await desk.turns()
+    assert desk.running() == [f"s{n:02}" for n in range(8)]
+    assert sum(desk.dispatch.window.running.values()) + sum(desk.dispatch.window.demand.values()) == 8
+    assert {(one.sub_task_id, one.started) for one in desk.tokens.finished} == {("s08", False), ("s09", False)}
 
 
 async def test_what_no_node_can_run_fails_after_some_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
