@@ -235,12 +235,20 @@ class Dispatch:
         return self.incarnation is not None and await incarnations.lives(self._line, self.incarnation)
 
     async def _unclaim(self, items: Sequence[Queued], claimed: Mapping[str, Claimed], incarnation: UUID) -> None:
-        """Take claims back as if they had not been made. Raises Transient: then the reaper finds those leases."""
+        """Take claims back as if they had not been made. Raises Transient; what is claimed still the reaper finds."""
         for item in items:
             self._forget(item)
         claims = [(item.sub_task_id, claimed[item.sub_task_id].attempt) for item in items]
+        # Before it is done: what the reaper sees from now on may be another claim of the same number.
         self._flight.unclaimed.update(claims)
-        await self._backlog.add(await leases.unclaim(self._line, claims, incarnation=incarnation))
+        try:
+            free = await leases.unclaim(self._line, claims, incarnation=incarnation)
+        except BaseException:
+            # Not told again: if the first was heard late, after another claim, it would take back that one.
+            for item in items:
+                self._backlog.hold(item, ASK_AGAIN_S)
+            raise
+        await self._backlog.add(free)
 
     def _surplus(self, claimed: Sequence[Claimed]) -> list[Claimed]:
         """What is not to be started yet after all: slow attempts would keep more urgent ones waiting."""

@@ -88,11 +88,13 @@ class Reaper:
 
         One that is not known here at two sweeps in a row is such a one: a claim under way is over by then.
         """
-        unclaimed, self._flight.unclaimed = self._flight.unclaimed, set()
         unknown = await leases.leases_of(self._engine, incarnation) - self._known()
+        # What was unclaimed since the last look may be claimed again, under its number: such a claim is seen anew.
+        # Taken and judged in one step: no claim can be unclaimed, and made again, between the two.
+        unclaimed, self._flight.unclaimed = self._flight.unclaimed, set()
         # Again, because an attempt may have been started, or have ended, meanwhile.
-        # And what was unclaimed since the last look may be claimed again, under the same number.
-        orphans = (unknown & self._suspects) - self._known() - unclaimed
+        unknown -= self._known() | unclaimed
+        orphans = unknown & self._suspects
         self._suspects = unknown - orphans
         if orphans:
             taken = await leases.recover(self._engine, [incarnation], only=sorted(orphans))

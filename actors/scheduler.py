@@ -233,7 +233,8 @@ class Scheduler:
                 # Without Redis nobody tells what has been queued.
                 if may_start and (backlog.dirty or backlog.waiting or backlog.redis_away or self._commits.finished):
                     started = await self._dispatch.turn()
-                self._pace.started(sum(one.sub_task_id in self._flight.attempts for one in started))
+                is_full = len(self._commits) >= self._settings.batch_max
+                self._pace.started(0 if is_full else sum(one.sub_task_id in self._flight.attempts for one in started))
                 if not started and not len(self._commits) and not (may_start and backlog.dirty):
                     break
             held_s = self._backlog.next_held_s()

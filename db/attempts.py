@@ -143,6 +143,9 @@ async def _claim(
             incarnation,
             chars,
         )
+    # The function answers in any order.
+    places = {item: place for place, (item, _) in enumerate(items)}
+    rows.sort(key=lambda row: places[str(row["id"])])
     return tuple(
         Claimed(
             sub_task_id=str(row["id"]),

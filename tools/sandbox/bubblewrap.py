@@ -29,7 +29,7 @@ from rayloom.tools.sandbox.measures import Stages
 from rayloom.tools.sandbox.result import result_of
 from rayloom.tools.sandbox.sandbox import ENVIRONMENT, RunResult, RunSpec, SandboxReport
 from rayloom.tools.sandbox.supervisor import Child, Verdict, cant_start
-from rayloom.tools.sandbox.walls import Walls
+from rayloom.tools.sandbox.walls import MEMORY_FOLDERS, Walls
 from rayloom.tools.settings import SandboxLimits
 
 START_S: Final = 20.0
@@ -129,8 +129,7 @@ async def _supervise(
         if not alive:
             await child.close()
             raise _not_started(child)
-        root, limited = _confine(child, spec.limits, info)
-        stack.callback(os.close, root)
+        root, limited = _confine(child, spec.limits, info, stack)
         started_at = time.monotonic()
         stages.stood()
         child.release()
@@ -147,7 +146,7 @@ async def _supervise(
     ), limited
 
 
-def _confine(child: Child, limits: SandboxLimits, info: int) -> tuple[int, bool]:
+def _confine(child: Child, limits: SandboxLimits, info: int, stack: ExitStack) -> tuple[int, bool]:
     """Take hold of what stands but has not begun: its workspace, and whether a control group holds it."""
     try:
         init = int(orjson.loads(os.read(info, 65_536))["child-pid"])
@@ -164,8 +163,13 @@ def _confine(child: Child, limits: SandboxLimits, info: int) -> tuple[int, bool]
                 group.discard()
                 group = None
         child.adopt(init, group)
-        # The program has not begun, so that nothing in this path can be a trap.
-        return os.open(f"/proc/{init}/root/workspace", os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC), group is not None
+        folders = []
+        for place in MEMORY_FOLDERS:
+            # The program has not begun, so that nothing in this path can be a trap.
+            folders.append(os.open(f"/proc/{init}/root{place}", os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+            stack.callback(os.close, folders[-1])
+        child.count_files(folders)
+        return folders[0], group is not None
     except OSError as error:
         if group is not None:
             group.discard()

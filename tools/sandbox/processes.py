@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -39,27 +40,44 @@ def thread_count(pids: list[int]) -> int:
     return count
 
 
-def memory_bytes(pids: list[int], *, enough: int) -> int:
-    """The memory that the processes hold together, their own and shared, pages of files left out.
+def memory_bytes(pids: list[int], *, enough: int, files: int = 0) -> int:
+    """The memory that the processes hold together, their own and shared, pages of files on disk left out.
 
     The first sum counts pages that forks share several times; only when it passes ``enough`` is it counted exactly.
+    ``files``: what their files in memory take, in bytes. As they may have mapped these, whichever is more counts, these
+    or all that they share: never too much, but too little where they share other memory as well.
     """
     rough = {pid: _sizes(pid, "status", ("RssAnon", "RssShmem")) for pid in pids}
-    if sum(rough.values()) <= enough:
-        return sum(rough.values())
-    return sum(_sizes(pid, "smaps_rollup", ("Pss_Anon", "Pss_Shmem")) or rough[pid] for pid in pids)
+    held = _together(rough.values(), files)
+    if held <= enough:
+        return held
+    exact = (_sizes(pid, "smaps_rollup", ("Pss_Anon", "Pss_Shmem")) for pid in pids)
+    return _together((each if any(each) else rough[pid] for pid, each in zip(pids, exact, strict=True)), files)
 
 
-def _sizes(pid: int, file: str, names: tuple[str, ...]) -> int:
-    """The sum of the named sizes in a file of a process, in bytes; 0 when it has ended meanwhile."""
-    wanted = re.compile(rf"^(?:{'|'.join(names)}):\s+(\d+) kB", re.MULTILINE)
-    sizes = wanted.findall(_read(f"/proc/{pid}/{file}"))
+def _together(sizes: Iterable[tuple[int, int]], files: int) -> int:
+    """``sizes``: what each holds of its own, and shared."""
+    each = list(sizes)
+    return sum(own for own, _ in each) + max(sum(shared for _, shared in each), files)
+
+
+def files_bytes(folders: Sequence[int]) -> int:
+    """What file systems in memory take, by descriptors of folders in them, in bytes."""
+    found = [os.fstatvfs(folder) for folder in folders]
+    return sum((status.f_blocks - status.f_bfree) * status.f_frsize for status in found)
+
+
+def _sizes(pid: int, file: str, names: tuple[str, str]) -> tuple[int, int]:
+    """The two named sizes in a file of a process, in bytes; 0 when it has ended meanwhile."""
+    wanted = re.compile(rf"^({'|'.join(names)}):\s+(\d+) kB", re.MULTILINE)
+    sizes = dict(wanted.findall(_read(f"/proc/{pid}/{file}")))
     if not sizes:
         # The thread that a process is named after may end before the others, which hold the memory then.
         with suppress(OSError):
             for thread in os.listdir(f"/proc/{pid}/task"):
-                sizes = sizes or wanted.findall(_read(f"/proc/{pid}/task/{thread}/{file}"))
-    return sum(map(int, sizes)) * 1024
+                sizes = sizes or dict(wanted.findall(_read(f"/proc/{pid}/task/{thread}/{file}")))
+    own, shared = (int(sizes.get(name, 0)) * 1024 for name in names)
+    return own, shared
 
 
 def _read(path: str) -> str:

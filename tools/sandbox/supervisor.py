@@ -121,6 +121,8 @@ class Child:
         self._closed = False
         self._root: PidFd | None = None
         self._cgroup: ControlGroup | None = None
+        self._folders: Sequence[int] = ()
+        self._files_before = 0
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         keep_bytes = limits.output_kb * 1024
@@ -151,6 +153,13 @@ class Child:
         """Watch and kill the tree from this process on; ``cgroup`` holds it, if any."""
         self._root = PidFd(pid)
         self._cgroup = cgroup
+
+    def count_files(self, folders: Sequence[int]) -> None:
+        """What is written in memory from now on counts as memory, where no control group counts it.
+
+        ``folders``: where that is, by descriptors that stay open until ``close``.
+        """
+        self._folders, self._files_before = folders, processes.files_bytes(folders)
 
     async def started(self) -> bool:
         """Wait for the sign of life; False when the child ended without one."""
@@ -214,7 +223,8 @@ class Child:
             return "memory" if self._cgroup.oom_kills() else None
         pids = processes.tree(self._root.pid if self._root else self.pid)
         enough = self._limits.memory_mb * processes.MIB
-        if processes.memory_bytes(pids, enough=enough) > enough:
+        files = max(processes.files_bytes(self._folders) - self._files_before, 0)
+        if processes.memory_bytes(pids, enough=enough, files=files) > enough:
             return "memory"
         # One of them is the sandbox's own init.
         return "processes" if processes.thread_count(pids) > self._limits.pids + 1 else None

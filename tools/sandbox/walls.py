@@ -18,6 +18,8 @@ from rayloom.tools.sandbox.host import Host
 from rayloom.tools.sandbox.processes import MIB
 
 UID: Final = 65534
+MEMORY_FOLDERS: Final = ("/workspace", "/tmp", "/dev/shm")
+"""The memory file systems of a sandbox."""
 
 
 class Walls:
@@ -38,7 +40,7 @@ class Walls:
             # bwrap's init runs as the program does: who may write its memory can make it outlive us.
             *("--proc", "/proc", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1", "--dev", "/dev"),
         ]
-        for size_mb, place in ((shm_mb, "/dev/shm"), (disk_mb, "/tmp"), (disk_mb, "/workspace")):
+        for size_mb, place in zip((disk_mb, disk_mb, shm_mb), MEMORY_FOLDERS, strict=True):
             self._words += ["--size", str(size_mb * MIB), "--tmpfs", place]
         self._words += ["--remount-ro", "/dev"]
         self.put("/etc/passwd", f"sandbox:x:{UID}:{UID}:sandbox:{home}:/bin/sh\n".encode())

@@ -2,7 +2,7 @@
 --
 -- Take claims back as if they had never been made: the numbers of their attempts are free again. Only for what was
 -- claimed as demand by this life of a scheduler and never handed to anybody: nobody else may ever have heard of these
--- attempts. Told again, it changes nothing.
+-- attempts. Told again it changes nothing, unless the same life has claimed one of them again meanwhile.
 CREATE FUNCTION unclaim_subtasks(p_ids uuid[], p_attempt integer[], p_incarnation uuid) RETURNS SETOF change
 LANGUAGE plpgsql AS $$
 BEGIN

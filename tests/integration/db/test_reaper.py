@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from uuid import UUID
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rayloom.actors.backlog import Backlog
 from rayloom.actors.commits import Commits
@@ -14,6 +16,7 @@ from rayloom.actors.flight import Flight, never_started, unreadable
 from rayloom.actors.letters import LetterKeeper
 from rayloom.actors.reaper import LOST_WORKER_GRACE_S, SILENT_WORKER_GRACE_S, Reaper
 from rayloom.actors.settings import EngineSettings
+from rayloom.dag.errors import Transient
 from rayloom.dag.outcome import Outcome
 from rayloom.db import attempts, leases, task_moves
 from rayloom.db.attempts import Claimed
@@ -167,7 +170,12 @@ async def test_leases_that_never_reached_us_are_taken_back_at_the_second_look(sp
     await spine.succeed(claimed["flies"], claimed["ended"], *again.values())
 
 
-async def test_what_was_unclaimed_and_is_claimed_again_is_no_orphan(spine: Spine, watch: Watch) -> None:
+async def test_what_was_unclaimed_and_is_claimed_again_is_no_orphan(
+    spine: Spine, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuses(_engine: AsyncEngine, _incarnation: UUID) -> frozenset[tuple[str, int]]:
+        raise Transient("DATABASE_UNAVAILABLE", "the database did not answer")
+
     made = await spine.submit({"a": []})
 
     async def claimed_and_not_handed_over_yet() -> tuple[str, int]:
@@ -176,13 +184,38 @@ async def test_what_was_unclaimed_and_is_claimed_again_is_no_orphan(spine: Spine
         await watch.reaper.reclaim(spine.incarnation)
         return one.sub_task_id, one.attempt
 
+    async def unclaim(claim: tuple[str, int]) -> None:
+        watch.flight.unclaimed.add(claim)
+        await leases.unclaim(spine.engine, [claim], incarnation=spine.incarnation)
+
     claim = await claimed_and_not_handed_over_yet()
+    await unclaim(claim)
+    # A look that fails forgets nothing.
+    monkeypatch.setattr(leases, "leases_of", refuses)
+    with pytest.raises(Transient):
+        await watch.reaper.reclaim(spine.incarnation)
+    monkeypatch.undo()
+    await claimed_and_not_handed_over_yet()
+    # Marked before a look, and done after it.
     watch.flight.unclaimed.add(claim)
+    await watch.reaper.reclaim(spine.incarnation)
     await leases.unclaim(spine.engine, [claim], incarnation=spine.incarnation)
     await claimed_and_not_handed_over_yet()
+    # Marked and claimed again while a look waits for its turn.
+    leases_of = leases.leases_of
+
+    async def late(engine: AsyncEngine, incarnation: UUID) -> frozenset[tuple[str, int]]:
+        await unclaim(claim)
+        await spine.claim(made.task_id, running=False)
+        return await leases_of(engine, incarnation)
+
+    monkeypatch.setattr(leases, "leases_of", late)
+    await watch.reaper.reclaim(spine.incarnation)
+    monkeypatch.undo()
     assert await watch.queued() == set()
     # It stays so, and nobody knows of it.
-    await watch.reaper.reclaim(spine.incarnation)
+    for _ in range(2):
+        await watch.reaper.reclaim(spine.incarnation)
     assert await watch.queued() == {claim[0]}
 
 

@@ -84,7 +84,7 @@ async def _look() -> ClusterView:
     return ClusterView(nodes=NODES, types=NODES, total={"CPU": 4.0}, free={"CPU": 4.0})
 
 
-async def _look_without_autoscaler() -> ClusterView:
+async def look_without_autoscaler() -> ClusterView:
     return ClusterView(nodes=NODES, types=(), total={"CPU": 4.0}, free={"CPU": 4.0})
 
 
@@ -200,7 +200,7 @@ async def test_what_is_claimed_too_early_spends_no_number_of_an_attempt(
         return await unclaim(engine, claims, incarnation=incarnation)
 
     monkeypatch.setattr(leases, "unclaim", listen)
-    async with running(lane, look=_look_without_autoscaler) as scheduler:
+    async with running(lane, look=look_without_autoscaler) as scheduler:
         quick = await spine.submit({f"n{n}": [] for n in range(400)})
         await scheduler.wake()
         assert await _ended(spine, quick.task_id) == "COMPLETED"

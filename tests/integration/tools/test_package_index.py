@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,11 @@ async def test_another_digest_than_ours_is_told_as_what_it_is(digest: str, index
     _, lines = await run(index, ["rayleaf==1.0"])
     data = (index.folder / "rayleaf-1.0-py3-none-any.whl").read_bytes()
     known = digest or "sha256"
-    assert lines == [f"package rayleaf==1.0 {known}:{hashlib.new(known, data).hexdigest()}"]
+    told = f" {known}:{hashlib.new(known, data).hexdigest()}"
+    if not digest and metadata.version("pip").startswith(("22.", "23.0")):
+        # Where the index names no digest, pip makes one since 23.1 (Debian 12 has 23.0.1).
+        told = ""
+    assert lines == [f"package rayleaf==1.0{told}"]
 
 
 async def test_an_index_that_is_away_is_asked_again_later(index: Index) -> None:

@@ -233,6 +233,8 @@ async def test_a_database_that_is_away_when_claims_go_back_keeps_nobody_from_sta
     assert desk.running() == [f"s{n:02}" for n in range(8)]
     assert sum(desk.dispatch.window.running.values()) + sum(desk.dispatch.window.demand.values()) == 8
     assert {(one.sub_task_id, one.started) for one in desk.tokens.finished} == {("s08", False), ("s09", False)}
+    assert desk.backlog.is_held("s08")
+    assert desk.backlog.is_held("s09")
 
 
 async def test_what_no_node_can_run_fails_after_some_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ ESCAPES: Final = (
     ),
     Attack(
         name="files of the host",
-        code="for path in ('/root', '/home', '/work', '/etc/shadow', '/var/run/docker.sock', '/run/docker.sock',\n"
+        code="for path in ('/root', '/home', '/opt', '/etc/shadow', '/var/run/docker.sock', '/run/docker.sock',\n"
         "             '/var/lib', '/boot', '/host', '/mnt', os.environ.get('HERE', '/x')):\n"
         "    attempt(lambda: os.listdir(path) if os.path.isdir(path) else open(path).read(), path)\nprint('end')",
         says=r"(refused: \w+\n){11}end",
