@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import get_args
 
@@ -25,9 +26,29 @@ def page(request: pytest.FixtureRequest) -> Path:
     return chosen
 
 
+def _anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings: small letters, hyphens for blanks, a number for a repetition."""
+    seen: Counter[str] = Counter()
+    anchors = set()
+    for heading in re.findall(r"^#{1,6} +(.+?) *$", _without_code(page.read_text()), re.MULTILINE):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+        anchors.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        seen[slug] += 1
+    return anchors
+
+
+def _without_code(text: str) -> str:
+    return re.sub(r"^( *)```.*?^\1```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def test_links_lead_somewhere(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
-    broken = [each for each in targets if "://" not in each and not (page.parent / each).exists()]
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)[^)]*\)", page.read_text()):
+        name, _, anchor = target.partition("#")
+        there = page.parent / name if name else page
+        if "://" not in target and (not there.exists() or (anchor and anchor not in _anchors(there))):
+            broken.append(target)
     assert not broken
 
 
