@@ -16,6 +16,8 @@ from rayloom.dag.references import SECRET
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
 VARIABLES = {f"RAYLOOM_{name.upper()}" for name in Settings.model_fields}
+# What Kubernetes sets for a service called rayloom.
+SERVICE_LINKS = {"RAYLOOM_SERVICE_HOST", "RAYLOOM_PORT_8000_TCP"}
 # Read by the tests, not by rayloom.
 TEST_VARIABLES = {"RAYLOOM_TEST_DATABASE_URL", "RAYLOOM_TEST_REDIS_URL", "RAYLOOM_TEST_DOCKER_ADDRESS"}
 
@@ -53,8 +55,17 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_settings_exist(page: Path) -> None:
-    named = set(re.findall(r"\bRAYLOOM_[A-Z][A-Z_]*[A-Z]\b", page.read_text()))
-    assert named <= VARIABLES | TEST_VARIABLES
+    assert _named(page.read_text()) <= VARIABLES | TEST_VARIABLES | SERVICE_LINKS
+
+
+def test_every_setting_is_told_of() -> None:
+    pages = (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
+    told = {name for each in pages for name in _named(each.read_text())}
+    assert sorted(VARIABLES - told) == []
+
+
+def _named(text: str) -> set[str]:
+    return set(re.findall(r"\bRAYLOOM_[A-Z][A-Z0-9_]*[A-Z0-9]\b", text))
 
 
 def test_make_targets_exist(page: Path) -> None:
