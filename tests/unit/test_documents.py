@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -10,8 +11,16 @@ from typing import get_args
 import pytest
 
 from rayloom.cluster.settings import Settings
+from rayloom.dag.errors import InvalidPlan
 from rayloom.dag.kinds import UNSUPPORTED
+from rayloom.dag.plan import Budget, Resources, Subtask, parse_plan
 from rayloom.dag.references import SECRET
+from rayloom.dag.tool_view import ToolView
+from rayloom.dag.verified import VerifiedPlan
+from rayloom.dag.verify import verify
+from rayloom.serve.intake import Submission
+from rayloom.serve.problems import problem_of
+from rayloom.tools.builtin.catalogue import BUILTINS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
@@ -81,6 +90,33 @@ def test_the_readme_names_what_is_refused_as_not_built_and_nothing_that_is() -> 
     unbuilt |= {f"`{field.rpartition('/')[2]}:" for field, _, _ in UNSUPPORTED} | {SECRET}
     assert [word for word in unbuilt if not any(word in point for point in points)] == []
     assert not any(built in point for point in points for built in ("REASONING", "CODE_GEN", "budget"))
+
+
+def test_the_plan_that_is_shown_is_accepted_and_the_refusal_is_what_it_is() -> None:
+    text = (ROOT / "docs" / "plans.md").read_text()
+    accepted, refused, problem = (json.loads(each) for each in re.findall(r"```json\n(.*?)```", text, re.DOTALL))
+    assert set(accepted) <= set(Submission.model_fields)
+    verified = _verified(accepted["plan"])
+    assert verified.sinks == ("tell",)
+    with pytest.raises(InvalidPlan) as caught:
+        _verified(refused["plan"])
+    found = problem_of(caught.value)
+    assert found is not None
+    assert json.loads(bytes(found.response("/api/v1/tasks").body)) == problem
+
+
+def test_the_page_on_plans_names_every_field() -> None:
+    text = (ROOT / "docs" / "plans.md").read_text()
+    for model in (Submission, Subtask, Resources, Budget):
+        assert [name for name in model.model_fields if f"`{name}`" not in text and f'"{name}"' not in text] == []
+
+
+def _verified(plan: object) -> VerifiedPlan:
+    views = {
+        name: ToolView(name=name, schema=tool.spec.input_schema, resources=tool.spec.resources)
+        for name, tool in BUILTINS.items()
+    }
+    return verify(parse_plan(plan), tools=views, nodes=())
 
 
 def test_a_decision_says_context_decision_and_consequences() -> None:
