@@ -105,6 +105,11 @@ def test_the_plan_that_is_shown_is_accepted_and_the_refusal_is_what_it_is() -> N
     assert json.loads(bytes(found.response("/api/v1/tasks").body)) == problem
 
 
+def test_every_built_in_tool_is_told_of_with_its_level() -> None:
+    rows = re.findall(r"^\| `([a-z]+\.[a-z_]+)` \|.*\| `([a-z]+)` \|$", (ROOT / "docs" / "tools.md").read_text(), re.M)
+    assert dict(rows) == {name: tool.spec.permission_level for name, tool in BUILTINS.items()}
+
+
 def test_the_page_on_plans_names_every_field() -> None:
     text = (ROOT / "docs" / "plans.md").read_text()
     for model in (Submission, Subtask, Resources, Budget):
