@@ -43,7 +43,7 @@ class EngineSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     retry_initial_s: PositiveFloat = Field(default=1.0, description="the wait before the first retry, at least")
-    retry_max_s: PositiveFloat = Field(default=60.0, description="the wait before a retry, at most, without jitter")
+    retry_max_s: PositiveFloat = Field(default=60.0, description="the wait before a retry, at most")
     lane: Literal["auto", "own"] = "auto"
     heartbeat_s: PositiveFloat = Field(default=1.0, description="how often a scheduler says that it lives")
     lease_s: PositiveFloat = Field(

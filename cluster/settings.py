@@ -1,4 +1,4 @@
-"""All settings of rayloom in one place; the only file that reads the environment for them.
+"""All settings of rayloom in one place. Only this file and ``settings_of_up`` read the environment for them.
 
 Sources, the first that names a setting wins: arguments, the environment, ``.env`` and ``rayloom.toml`` in the folder
 of ``rayloom up``, those in ``RAYLOOM_HOME``, defaults. An empty value means the default. A job's own folder is never

@@ -86,8 +86,8 @@ def wait_s(tries: int, *, initial_s: float, asked_s: float | None, jitter: float
     """Seconds until a webhook that failed so many times is sent again; None when it is given up.
 
     With ``initial_s`` of one second about those that Standard Webhooks suggests: 5 s, 25 s, 2 min, 10 min, 52 min, 4 h,
-    then a day each, so that a receiver that is away for a weekend hears of it. Never shorter than what the receiver
-    asked for (``Retry-After``). ``jitter``, from 0 to 1, is a chance number handed in, and adds up to a tenth.
+    22 h, then a day each, so that a receiver that is away for a weekend hears of it. Never shorter than what the
+    receiver asked for (``Retry-After``). ``jitter``, from 0 to 1, is a chance number handed in, and adds up to a tenth.
     """
     if tries >= ATTEMPTS:
         return None

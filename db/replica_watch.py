@@ -43,7 +43,8 @@ _REPLICA: Final = (
 )
 # That the tables are there, and that this role may read them.
 _READABLE: Final = (
-    "SELECT FROM tasks, sub_tasks, execution_logs, task_events, log_lines, schedulers, dead_letters LIMIT 0"
+    "SELECT users.id, users.name FROM tasks, sub_tasks, execution_logs, task_events, log_lines, schedulers, "
+    "dead_letters, model_calls, limit_alerts, users LIMIT 0"
 )
 
 _UNSEEN: Final = "was not looked at yet"

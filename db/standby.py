@@ -17,7 +17,8 @@ CHECK_TIMEOUT_S: Final = 1.0
 """A replica that does not say within this how far it is does not live."""
 _FIRST_PAUSE_S: Final = 0.002
 # A commit is seen by others only after it was flushed (``synchronous_commit`` is on), and a replica gets what was
-# flushed. NULL where the primary has become a standby itself.
+# flushed. Only ``reserve_calls`` commits without that: what is reserved may be seen here a moment late.
+# NULL where the primary has become a standby itself.
 _WRITTEN: Final = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::int8 END"
 _REPLAYED: Final = "SELECT pg_is_in_recovery(), (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::int8"
 

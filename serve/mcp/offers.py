@@ -67,8 +67,9 @@ _ALL: Final = (
         name="submit_task",
         title="Submit a task",
         description="Submit work to rayloom, which runs it durably as a DAG of subtasks on a cluster. Give a `plan`, "
-        "or a `prompt` whose structure (lists, 'then', 'meanwhile', `@tool {…}`) is split into one. Returns at once "
-        f"with the task's id, or after its end with `wait_s`. {_PLAN}",
+        "or a `prompt`: it is planned by a model where one is configured, else split by its structure (lists, 'then', "
+        "'meanwhile', `@tool {…}`). Returns at once with the task's id, or after its end with `wait_s`. "
+        f"{_PLAN}",
         arguments=arguments.SubmitTask,
         answer=answers.Submitted,
         run=calls.submit_task,

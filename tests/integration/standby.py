@@ -35,6 +35,7 @@ CREATE ROLE {READER} LOGIN PASSWORD '{READER_PASSWORD}';
 GRANT SELECT
     ON tasks, sub_tasks, execution_logs, task_events, log_lines, schedulers, dead_letters, model_calls, limit_alerts
     TO {READER};
+GRANT SELECT (id, name) ON users TO {READER};
 """
 # A standby needs room for as many connections as its primary has.
 _SETTINGS = {

@@ -133,7 +133,7 @@ async def see_all(person: Person, task_id: str) -> None:
 
 
 async def test_lists_logs_traces_and_reports_come_from_the_replica(world: World, standby: Standby) -> None:
-    me = await world.user()
+    me, admin = await world.user(), await world.user("admin")
     task_id = await me.submit({"plan": DIAMOND})
     await world.run(task_id)
 
@@ -141,7 +141,8 @@ async def test_lists_logs_traces_and_reports_come_from_the_replica(world: World,
         # On a machine that is busy the replica may be more than a moment late.
         before = (await reads(world)).get(("replica", ""), 0)
         await see_all(me, task_id)
-        return (await reads(world)).get(("replica", ""), 0) >= before + 4
+        assert len((await admin.get("/audit", task_id=task_id))["items"]) == 4
+        return (await reads(world)).get(("replica", ""), 0) >= before + 5
 
     await until(all_there)
     # The replica's own word for it: the last statement of each connection of the API.
