@@ -13,7 +13,7 @@ from rayloom.cluster.home import Home
 from rayloom.cluster.settings import Settings
 from rayloom.db.engine import make_engine
 from rayloom.db.keys import ensure_admin
-from rayloom.db.migrate import WorkerRoleError, ensure_worker_role, missing_grants, upgrade
+from rayloom.db.migrate import MigrationError, WorkerRoleError, ensure_worker_role, missing_grants, upgrade
 from rayloom.db.settings import DatabaseSettings
 
 _log = logging.getLogger(__name__)
@@ -21,7 +21,10 @@ _log = logging.getLogger(__name__)
 
 async def prepare_database(settings: Settings, home: Home, database: DatabaseSettings) -> tuple[DatabaseSettings, str]:
     """Answers the settings with the workers' URL, and the first key. Raises StartRefused, in one line."""
-    await upgrade(database.primary_dsn())
+    try:
+        await upgrade(database.primary_dsn())
+    except MigrationError as error:
+        raise StartRefused(str(error)) from None
     if database.worker_url is None:
         database = await _with_worker_role(home, database)
     else:

@@ -42,6 +42,10 @@ _HELD_BY_GRANT = {
 WORKER_GRANTS = tuple(_HELD_BY_GRANT)
 
 
+class MigrationError(Exception):
+    """The role may not bring the schema to this version; the message is one line."""
+
+
 class WorkerRoleError(Exception):
     """The role of the workers can't be made; the message is one line."""
 
@@ -54,7 +58,10 @@ def _upgrade(connection: Connection) -> None:
 
 
 async def upgrade(url: str) -> None:
-    """Apply what is missing. Several processes may do so at once: an advisory lock makes them take turns."""
+    """Apply what is missing. Several processes may do so at once: an advisory lock makes them take turns.
+
+    Raises MigrationError where the role of ``url`` lacks a right.
+    """
     engine = create_async_engine(url, poolclass=NullPool)
     try:
         async with engine.connect() as guard, engine.connect() as connection:
@@ -64,6 +71,13 @@ async def upgrade(url: str) -> None:
                 await connection.commit()
             finally:
                 await guard.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
+    except DBAPIError as error:
+        if not _lacks_rights(error):
+            raise
+        raise MigrationError(
+            f"the database can't be brought to this version's schema: {_told(error)}; the role of RAYLOOM_DATABASE_URL "
+            "has to own what rayloom has made, and to be allowed to make more (GRANT CREATE ON SCHEMA public)"
+        ) from None
     finally:
         await engine.dispose()
 
@@ -104,10 +118,18 @@ async def ensure_worker_role(url: str, *, role: str, password: str) -> str | Non
                 await connection.execute(text(grant.format(role=role)))
             await connection.commit()
     except DBAPIError as error:
-        if "InsufficientPrivilege" not in type(error.orig).__name__ and "permission denied" not in str(error.orig):
-            told = str((error.orig and error.orig.__cause__) or error.orig).partition("\n")[0]
-            raise WorkerRoleError(f"the workers' role {role} can't be made: {told}") from None
+        if not _lacks_rights(error):
+            raise WorkerRoleError(f"the workers' role {role} can't be made: {_told(error)}") from None
         return None
     finally:
         await engine.dispose()
     return make_url(url).set(username=role, password=password).render_as_string(hide_password=False)
+
+
+def _lacks_rights(error: DBAPIError) -> bool:
+    return "InsufficientPrivilege" in type(error.orig).__name__ or "permission denied" in str(error.orig)
+
+
+def _told(error: DBAPIError) -> str:
+    """What PostgreSQL said, in one line."""
+    return str((error.orig and error.orig.__cause__) or error.orig).partition("\n")[0]

@@ -105,13 +105,16 @@ def _database(url: str | None) -> DatabaseSettings:
 async def _migrate(database: DatabaseSettings) -> None:
     from rayloom.cluster import reach
     from rayloom.cluster.checks import StartRefused
-    from rayloom.db.migrate import upgrade
+    from rayloom.db.migrate import MigrationError, upgrade
 
     try:
         await reach.database(database)
     except StartRefused as refusal:
         raise UserError("DATABASE_UNREACHABLE", str(refusal)) from None
-    await upgrade(database.primary_dsn())
+    try:
+        await upgrade(database.primary_dsn())
+    except MigrationError as error:
+        raise UserError("DATABASE_RIGHTS_MISSING", str(error)) from None
 
 
 def batch(

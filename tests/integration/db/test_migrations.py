@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 from uuid_utils.compat import uuid7
 
-from rayloom.db.migrate import upgrade
+from rayloom.db.migrate import MigrationError, upgrade
 from tests.integration.db.conftest import administer, url_of
 
 
@@ -59,3 +60,22 @@ async def test_a_migration_that_breaks_off_leaves_nothing_and_is_done_by_the_nex
     await engine.dispose()
     await upgrade(empty)
     assert {"tasks", "schedulers"} <= {name for name, _ in await _schema(empty)}
+
+
+@pytest.mark.parametrize(
+    ("is_made", "why"), [(False, "permission denied for schema public"), (True, "permission denied for table \\w+")]
+)
+async def test_a_role_that_may_not_make_the_schema_is_told_so_in_one_line(
+    empty: str, server_url: str, is_made: bool, why: str
+) -> None:
+    if is_made:
+        await upgrade(empty)
+    role = f"rl_{uuid7().hex}"
+    await administer(server_url, f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    try:
+        url = make_url(empty).set(username=role, password="x").render_as_string(hide_password=False)
+        with pytest.raises(MigrationError, match=f"{why}; .*GRANT CREATE") as error:
+            await upgrade(url)
+        assert "\n" not in str(error.value)
+    finally:
+        await administer(server_url, f"DROP ROLE {role}")
