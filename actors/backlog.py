@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from uuid import UUID
 
@@ -34,10 +34,14 @@ def _shape(key: str) -> ResourceShape:
 
 
 class Backlog:
-    """The ready queue with its safety net. ``redis_away`` says that PostgreSQL stands in for Redis."""
+    """The ready queue with its safety net. ``redis_away`` says that PostgreSQL stands in for Redis.
 
-    def __init__(self, engine: AsyncEngine, queue: ReadyQueue) -> None:
+    ``on_queued`` is told when something has become QUEUED, by whom ever.
+    """
+
+    def __init__(self, engine: AsyncEngine, queue: ReadyQueue, *, on_queued: Callable[[], None] = lambda: None) -> None:
         self._engine, self._queue, self._calls = engine, queue, Bound()
+        self._on_queued = on_queued
         self._held: list[tuple[float, str, Queued]] = []
         self.parked, self.halted = Parked(), Halted()
         self._sweep_after: tuple[float, UUID] | None = None
@@ -61,6 +65,8 @@ class Backlog:
             # So that the next look takes them already: else it would only learn that there is something to take.
             self.waiting[item.shape] = self.waiting.get(item.shape, 0) + 1
         await self._push(items, tasks)
+        if items:
+            self._on_queued()
 
     async def put_back(self, items: Sequence[Queued]) -> None:
         """There is no room for these yet. No reason to look again."""

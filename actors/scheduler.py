@@ -70,7 +70,7 @@ class Scheduler:
         self._engine = make_engine(database.primary_dsn(), pool_size=size, max_overflow=more, name=NAME)
         self._redis = make_redis(settings.redis, name=NAME)
         blobs = BlobStore(self._engine, self._redis, settings.blobs)
-        self._backlog = Backlog(self._engine, ReadyQueue(self._redis))
+        self._backlog = Backlog(self._engine, ReadyQueue(self._redis), on_queued=self._awake.set)
         # Commits and claims take turns in one loop, so they share one line.
         self._line = Line(self._engine)
         self._passing = Passing(self._line, self._backlog, registry)

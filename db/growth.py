@@ -18,6 +18,7 @@ from uuid_utils.compat import uuid7
 
 from rayloom.dag.errors import Stale
 from rayloom.dag.order import queue_score
+from rayloom.dag.output import sanitise
 from rayloom.dag.plan import subtasks_of
 from rayloom.dag.planned import WHOLE
 from rayloom.dag.states import SubtaskStatus
@@ -230,7 +231,8 @@ async def extend_plan(
             "UPDATE tasks SET plan = $2, subtask_count = subtask_count + $4, open_count = open_count + $5, "
             "plan_meta = (plan_meta || $3::jsonb) - CASE WHEN $6 THEN ARRAY['partial', $8] ELSE '{}' END, "
             "replans_left = coalesce($7, replans_left) WHERE id = $1",
-            task_id, dump(plan.plan.model_dump(mode="json", exclude_unset=True)), dump(meta | shape_of_plan(plan)),
+            task_id, dump(plan.plan.model_dump(mode="json", exclude_unset=True)),
+            dump(sanitise(meta | shape_of_plan(plan))),
             len(rows), still_open, is_last, replans, TRIED,
         )  # fmt: skip
         said = f"{len(rows)} more subtasks, width {plan.width}"

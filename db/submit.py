@@ -14,6 +14,7 @@ from uuid_utils.compat import uuid7
 
 from rayloom.dag.errors import Bug, Refused, UserError
 from rayloom.dag.order import queue_score
+from rayloom.dag.output import sanitise
 from rayloom.dag.planned import BEGINS
 from rayloom.dag.states import SubtaskStatus, TaskEvent, TaskStatus, move_task
 from rayloom.dag.values import JsonObject
@@ -269,7 +270,7 @@ async def _write_plan(
         "UPDATE tasks SET status = $2, plan = $3, plan_meta = $4, subtask_count = $5, open_count = $6, "
         "incarnation = NULL, held_at = $7, replans_left = $8 WHERE id = $1",
         task_id, ready, dump(plan.plan.model_dump(mode="json", exclude_unset=True)),
-        dump(meta | ({"partial": True} if begins else {}) | shape_of_plan(plan)), len(ids), len(rows),
+        dump(sanitise(meta | ({"partial": True} if begins else {}) | shape_of_plan(plan))), len(ids), len(rows),
         now if target.hold else None, target.replans,
     )  # fmt: skip
     events.append((task_id, "task", None, TaskStatus.SPLITTING, ready, None, now))

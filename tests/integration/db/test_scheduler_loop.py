@@ -213,6 +213,33 @@ async def test_what_is_claimed_too_early_spends_no_number_of_an_attempt(
         assert unclaimed
 
 
+async def test_what_a_prompt_was_split_into_starts_at_once(
+    spine: Spine, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat, beats = Scheduler._beat, 0
+
+    async def only_once(scheduler: Scheduler, incarnation: UUID) -> bool:
+        nonlocal beats
+        beats += 1
+        return await beat(scheduler, incarnation) if beats == 1 else await asyncio.Event().wait()
+
+    # Each beat of its heart wakes it.
+    monkeypatch.setattr(Scheduler, "_beat", only_once)
+    tools = ToolSnapshot(version=1, tools={"nothing": tool("nothing")})
+    async with running(InlineLane(), registry=Registry(tools)) as scheduler:
+
+        async def stands() -> bool:
+            return beats == 2
+
+        await until(stands)
+        new = NewTask(user_id=spine.user_id, title="a prompt", prompt="do nothing", priority=5)
+        made = await submit_task(spine.engine, spine.blobs, new)
+        await scheduler.wake()
+        assert await _ended(spine, made.task_id) == "COMPLETED"
+        # What PostgreSQL can't keep of how it was planned is not kept, and fails nothing.
+        assert (await spine.task(made.task_id))["plan_meta"]["notes"] == ["said\N{REPLACEMENT CHARACTER}so"]
+
+
 async def test_the_end_of_a_task_is_told_by_whoever_schedules(spine: Spine, running: Running) -> None:
     callback_secret = Cipher(MASTER).encrypt("whsec_" + base64.b64encode(bytes(32)).decode())
     async with serving() as web, running(InlineLane()) as one, running(InlineLane(), actor="two") as two:
