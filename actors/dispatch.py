@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from time import monotonic
 from uuid import UUID
 
@@ -206,7 +206,7 @@ class Dispatch:
         if missing and (won or await self._lives()):
             # They may have hidden others.
             self._backlog.dirty = True
-        surplus = {one.sub_task_id: one for one in self._surplus(claimed)}
+        surplus = self._surplus(claimed)
         for one in claimed:
             shape = self._backlog.shape(one.shape)
             if one.sub_task_id in surplus:
@@ -227,18 +227,18 @@ class Dispatch:
             # Their inputs may have been too much for one claim.
             await self._backlog.add(missing)
         if surplus and incarnation is not None:
-            await self._unclaim([item for item, _ in admitted if item.sub_task_id in surplus], surplus, incarnation)
+            items = [item for item, _ in admitted if item.sub_task_id in surplus]
+            await self._unclaim(items, tuple(surplus.items()), incarnation)
         return claimed
 
     async def _lives(self) -> bool:
         """Whether it is worth while to go on, when nothing at all was won: a life that was ended wins nothing more."""
         return self.incarnation is not None and await incarnations.lives(self._line, self.incarnation)
 
-    async def _unclaim(self, items: Sequence[Queued], claimed: Mapping[str, Claimed], incarnation: UUID) -> None:
+    async def _unclaim(self, items: Sequence[Queued], claims: Sequence[tuple[str, int]], incarnation: UUID) -> None:
         """Take claims back as if they had not been made. Raises Transient; what is claimed still the reaper finds."""
         for item in items:
             self._forget(item)
-        claims = [(item.sub_task_id, claimed[item.sub_task_id].attempt) for item in items]
         # Before it is done: what the reaper sees from now on may be another claim of the same number.
         self._flight.unclaimed.update(claims)
         try:
@@ -250,17 +250,17 @@ class Dispatch:
             raise
         await self._backlog.add(free)
 
-    def _surplus(self, claimed: Sequence[Claimed]) -> list[Claimed]:
-        """What is not to be started yet after all: slow attempts would keep more urgent ones waiting."""
+    def _surplus(self, claimed: Sequence[Claimed]) -> dict[str, int]:
+        """What is not to be started yet after all, with its attempt: slow ones would keep more urgent ones waiting."""
         demand: dict[str, list[Claimed]] = {}
         for one in claimed:
             if not one.running:
                 demand.setdefault(one.shape, []).append(one)
-        return [
-            ones[index]
+        return {
+            ones[index].sub_task_id: ones[index].attempt
             for key, ones in demand.items()
             for index in self.window.surplus(self._backlog.shape(key), [one.use for one in ones])
-        ]
+        }
 
     async def _admit(self, taken: Sequence[tuple[Queued, bool]]) -> list[tuple[Queued, bool]]:
         """Ask the token controller for the whole batch in one call, and tell it what has finished since."""

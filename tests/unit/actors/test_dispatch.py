@@ -190,7 +190,8 @@ async def test_a_lane_that_is_away_loses_attempts_that_are_tried_again(desk: Des
     assert ending.retry_in_s is not None
 
 
-async def test_after_quick_ends_slow_ones_are_not_handed_over_beyond_a_nodes_worth(desk: Desk) -> None:
+async def _before_too_much_is_claimed(desk: Desk) -> None:
+    """Another task has earned a lead: the next turn claims two more than a node's worth of what has earned none."""
     desk.dispatch.window.types = ()
     shape = desk.backlog.shape(SHAPE)
     for _ in range(TRIAL + 6):
@@ -198,6 +199,10 @@ async def test_after_quick_ends_slow_ones_are_not_handed_over_beyond_a_nodes_wor
         desk.dispatch.window.ended(shape, ("another task", "t"), lasted_s=0.0)
     await desk.queue.push(desk.record.add(*(f"s{n:02}" for n in range(20))))
     await desk.turns(1)
+
+
+async def test_after_quick_ends_slow_ones_are_not_handed_over_beyond_a_nodes_worth(desk: Desk) -> None:
+    await _before_too_much_is_claimed(desk)
     await desk.dispatch.turn()
     assert desk.running() == [f"s{n:02}" for n in range(8)]
     assert desk.flight.unclaimed == {("s08", 1), ("s09", 1)}
@@ -215,13 +220,7 @@ async def test_after_quick_ends_slow_ones_are_not_handed_over_beyond_a_nodes_wor
 async def test_a_database_that_is_away_when_claims_go_back_keeps_nobody_from_starting(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk.dispatch.window.types = ()
-    shape = desk.backlog.shape(SHAPE)
-    for _ in range(TRIAL + 6):
-        desk.dispatch.window.take(shape)
-        desk.dispatch.window.ended(shape, ("another task", "t"), lasted_s=0.0)
-    await desk.queue.push(desk.record.add(*(f"s{n:02}" for n in range(20))))
-    await desk.turns(1)
+    await _before_too_much_is_claimed(desk)
 
     async def away(*_: Any, **__: Any) -> tuple[Queued, ...]:
         raise Transient("DATABASE_UNAVAILABLE", "the database did not answer")
