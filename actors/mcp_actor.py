@@ -1,4 +1,7 @@
-"""The host of the MCP servers' sessions as an actor: like the other singletons, but with processes of its own."""
+"""The host of the MCP servers' sessions as an actor: like the other singletons, but with processes of its own.
+
+What it is made of is imported where it lives (see `singletons`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from pydantic import SecretStr
 
 from rayloom.actors.callers import RayRegistry
 from rayloom.actors.mcp_caller import MCP_NAME, RayMcp
-from rayloom.actors.mcp_host import McpHost
 from rayloom.actors.periodic import repeat
 from rayloom.actors.settings import EngineSettings
 from rayloom.actors.singletons import HEALTH_GROUP, POOL_SIZE, start_singleton
@@ -19,9 +21,6 @@ from rayloom.dag.mcp import CallLine, McpAnswer, McpCall, McpServer
 from rayloom.dag.ports import Health
 from rayloom.dag.values import JsonObject
 from rayloom.db import faults
-from rayloom.db.cipher import Cipher
-from rayloom.db.engine import make_engine
-from rayloom.db.mcp_servers import McpServers
 from rayloom.db.settings import DatabaseSettings
 from rayloom.tools.settings import ToolSettings
 
@@ -32,6 +31,11 @@ class _McpHostActor:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, engine: EngineSettings, database: DatabaseSettings, secret_key: SecretStr, tools: ToolSettings
     ) -> None:
+        from rayloom.actors.mcp_host import McpHost
+        from rayloom.db.cipher import Cipher
+        from rayloom.db.engine import make_engine
+        from rayloom.db.mcp_servers import McpServers
+
         faults.install(engine.faults, "mcp")
         rows = McpServers(
             make_engine(database.primary_dsn(), pool_size=POOL_SIZE, max_overflow=0, name=MCP_NAME), Cipher(secret_key)

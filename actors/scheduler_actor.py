@@ -1,4 +1,7 @@
-"""The scheduler on Ray: the one place where it becomes an actor, and its callers' side."""
+"""The scheduler on Ray: the one place where it becomes an actor, and its callers' side.
+
+What it is made of is imported where it lives (see `singletons`).
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,23 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import ray
 
 from rayloom.actors.callers import HEALTH_TIMEOUT_S, RayRegistry, RayTokens
-from rayloom.actors.lanes import OwnLane
 from rayloom.actors.named import NamedActor
-from rayloom.actors.node_sweeper import NodeSweeper
 from rayloom.actors.nodes import ClusterView, look_at_cluster
-from rayloom.actors.parsing import ServeParser
 from rayloom.actors.periodic import repeat
-from rayloom.actors.scheduler import Scheduler
 from rayloom.actors.settings import EngineSettings, WorkerSettings
 from rayloom.actors.singletons import HEALTH_GROUP, start_singleton
 from rayloom.dag.answer import Answer, as_value
 from rayloom.dag.ports import Health, Waiting
 from rayloom.dag.resources import NodeShape, ResourceShape
 from rayloom.db import faults
+
+if TYPE_CHECKING:
+    from rayloom.actors.node_sweeper import NodeSweeper
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +57,11 @@ class _SchedulerActor:
 
     async def __init__(self, settings: WorkerSettings, cluster: str) -> None:  # type: ignore[misc]  # Ray awaits it
         _go_before_workers()
+        from rayloom.actors.lanes import OwnLane
+        from rayloom.actors.node_sweeper import NodeSweeper
+        from rayloom.actors.parsing import ServeParser
+        from rayloom.actors.scheduler import Scheduler
+
         faults.install(settings.engine.faults, "scheduler")
         self._lane = OwnLane(settings.for_workers())
 

@@ -3,6 +3,9 @@
 A singleton is a detached, named actor that Ray restarts for ever; it is asked for with ``get_if_exists``, so whoever
 comes second gets the first one's. Names carry a version: a release that talks differently must not meet an old actor.
 Constructors read nothing: Ray gives up an actor whose constructor fails, and a database may be away for a while.
+
+Who starts an actor has to import its class: what the actor is made of is therefore imported in its constructor, so that
+`rayloom up` does not take seconds over what only others need.
 """
 
 from __future__ import annotations
@@ -13,26 +16,16 @@ from typing import Any, Final
 
 import ray
 
-from rayloom.actors.breakers import Breakers
 from rayloom.actors.callers import REGISTRY_NAME, TOKENS_NAME, RayRegistry, RayTokens
 from rayloom.actors.periodic import repeat
-from rayloom.actors.registry import ToolRegistry
 from rayloom.actors.settings import EngineSettings
-from rayloom.actors.tokens import TokenController
 from rayloom.dag.answer import Answer, as_value
 from rayloom.dag.breaker import BreakerPolicy, Call
 from rayloom.dag.model import Denied, ModelUse, ProviderLimits, Reservation
 from rayloom.dag.ports import Ask, BreakerWish, Finished, Health, Held, Limited, Quota, RegisteredTool, ToolSnapshot
 from rayloom.dag.token_port import TokenFigures
 from rayloom.db import faults
-from rayloom.db.alerts import AlertStore
-from rayloom.db.breaker_rows import BreakerRows
-from rayloom.db.catalogue import Catalogue
-from rayloom.db.engine import make_engine
-from rayloom.db.ledger import Ledger
-from rayloom.db.quotas import QuotaStore
 from rayloom.db.settings import DatabaseSettings
-from rayloom.tools.builtin.catalogue import BUILTINS
 
 POOL_SIZE: Final = 2
 TOKENS_POOL_SIZE: Final = 6
@@ -47,6 +40,13 @@ class _ToolRegistryActor:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, database: DatabaseSettings, policy: BreakerPolicy, may_fail: str
     ) -> None:
+        from rayloom.actors.breakers import Breakers
+        from rayloom.actors.registry import ToolRegistry
+        from rayloom.db.breaker_rows import BreakerRows
+        from rayloom.db.catalogue import Catalogue
+        from rayloom.db.engine import make_engine
+        from rayloom.tools.builtin.catalogue import BUILTINS
+
         faults.install(may_fail, "registry")
         engine = make_engine(database.primary_dsn(), pool_size=POOL_SIZE, max_overflow=0, name=REGISTRY_NAME)
         self._registry = ToolRegistry(Catalogue(engine), BUILTINS, Breakers(BreakerRows(engine), policy))
@@ -96,6 +96,12 @@ class _TokenControllerActor:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, database: DatabaseSettings, models: Mapping[str, Quota], warn_share: float, may_fail: str
     ) -> None:
+        from rayloom.actors.tokens import TokenController
+        from rayloom.db.alerts import AlertStore
+        from rayloom.db.engine import make_engine
+        from rayloom.db.ledger import Ledger
+        from rayloom.db.quotas import QuotaStore
+
         faults.install(may_fail, "tokens")
         engine = make_engine(database.primary_dsn(), pool_size=TOKENS_POOL_SIZE, max_overflow=0, name=TOKENS_NAME)
         self._tokens = TokenController(

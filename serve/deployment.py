@@ -1,12 +1,14 @@
-"""The thin Ray Serve wrapping: the API's ingress and the parser, each a plain thing made elsewhere."""
+"""The thin Ray Serve wrapping: the API's ingress and the parser, each a plain thing made elsewhere.
+
+Who deploys them has to import them: what a replica is made of is imported in the replica.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
@@ -15,11 +17,14 @@ from rayloom.dag.answer import Answer, as_value, as_values
 from rayloom.dag.planned import Early, Planned, PlanRequest
 from rayloom.dag.replan import ReplanRequest
 from rayloom.db.settings import BlobSettings, DatabaseSettings, RedisSettings
-from rayloom.serve.app import build_app
-from rayloom.serve.deps import Ports, open_deps
-from rayloom.serve.parser import ModelsFor, Parser
 from rayloom.serve.replica_port import stay_on_node_address
 from rayloom.serve.settings import REPLICA_RETRIES, ServeSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from rayloom.serve.deps import Ports
+    from rayloom.serve.parser import ModelsFor
 
 API_DEPLOYMENT: Final = "Api"
 PARSER_DEPLOYMENT: Final = "Parser"
@@ -30,11 +35,11 @@ LOOK_S: Final = 2.0
 DRAIN_LOOK_S: Final = 0.5
 """How often a replica that is to end looks whether its requests have ended."""
 
-PortsFactory = Callable[[], Ports]
+PortsFactory: TypeAlias = "Callable[[], Ports]"
 """Makes the ports inside the replica; pickled by name and arguments."""
 
 
-ModelsFactory = Callable[[], ModelsFor]
+ModelsFactory: TypeAlias = "Callable[[], ModelsFor]"
 """Makes the models inside the replica; pickled by name and arguments."""
 
 
@@ -42,6 +47,8 @@ class ParserDeployment:
     """The parser behind Serve: its errors cross as values."""
 
     def __init__(self, models: ModelsFactory | None = None) -> None:
+        from rayloom.serve.parser import Parser
+
         stay_on_node_address()
         self._parser = Parser(None if models is None else models())
 
@@ -72,6 +79,8 @@ class Api:
         ports: PortsFactory,
         parser: DeploymentHandle[Any],
     ) -> None:
+        from rayloom.serve.deps import open_deps
+
         stay_on_node_address()
         self._settings = settings
         self._open = lambda: open_deps(settings, database, redis, blobs, ports())
@@ -79,6 +88,8 @@ class Api:
         self._parser = parser
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        from rayloom.serve.app import build_app
+
         return build_app(self._settings, self._open)
 
 
