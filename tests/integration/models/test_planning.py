@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
+from rayloom.actors import callers
 from rayloom.actors.settings import EngineSettings
-from rayloom.cluster import planning_models
+from rayloom.cluster.planning_models import planning_models
 from rayloom.dag.errors import NeedsClarification, Transient, UserError
 from rayloom.dag.model import Denied, ModelUse, Payer, ProviderLimits, Reservation
 from rayloom.dag.plan import parse_plan
 from rayloom.dag.planned import Planned, PlanRequest
 from rayloom.dag.verify import verify
 from rayloom.serve.parser import Parser
+from rayloom.tools.models import clients as model_clients
 from rayloom.tools.models import patience
 from rayloom.tools.models.clients import ModelClients
 from rayloom.tools.models.metered import MeteredModels
@@ -207,12 +209,12 @@ async def test_who_plans_a_task_waits_no_window_for_a_repair(
 
     account = Full()
     monkeypatch.setattr(patience, "AGAIN_MAX_S", 0.01)
-    monkeypatch.setattr(planning_models, "RayAccounts", lambda engine: account)
+    monkeypatch.setattr(callers, "RayAccounts", lambda engine: account)
     model = ModelSettings(base_url=serve([Reply(text=CYCLE), Reply(text=GOOD)]).url, model="scripted")
     clients = ModelClients(ModelsSettings(models=(model,)))
     closing.append(clients)
-    monkeypatch.setattr(planning_models, "ModelClients", lambda settings: clients)
-    parser = Parser(planning_models.planning_models(ModelsSettings(), EngineSettings()))
+    monkeypatch.setattr(model_clients, "ModelClients", lambda settings: clients)
+    parser = Parser(planning_models(ModelsSettings(), EngineSettings()))
     asked = replace(request(prompt), payer=Payer(user_id="u", task_id=task_id))
     if not task_id:
         # It would have to be paid for again: nobody keeps it.
