@@ -19,7 +19,7 @@ MINUTES ?= 5
 SEED ?= 1
 CHAOS ?=
 
-LOCKED := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-strip-extras --no-header \
+LOCKED := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --strip-extras --no-header \
     --no-annotate
 
 # Says what a virtual environment was made from, so that nothing is done twice: the lock, the project, the place.
