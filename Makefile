@@ -145,7 +145,7 @@ clean:  ## remove what was built here (.venv, build, caches); data in RAYLOOM_HO
 define install
 if [ "$$(cat .venv/installed-$(1) 2>/dev/null)" != "$(call key,$(2))" ]; then \
     echo "Installing the locked dependencies ($(2)); the first time takes a minute or two ..."; \
-    $(PIP) install --quiet --require-hashes -r $(2) \
+    $(PIP) install --quiet --require-hashes --no-deps -r $(2) \
         || { echo "make: pip could not install $(2): see its message above (network? disk full?)" >&2; exit 1; }; \
     PYTHONWARNINGS=ignore $(PIP) install --quiet --no-deps --no-build-isolation -e . \
         || { echo "make: pip could not install rayloom itself: see its message above" >&2; exit 1; }; \
