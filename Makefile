@@ -6,6 +6,8 @@ SHELL := /bin/sh
 MAKEFLAGS += --no-builtin-rules
 
 PYTHON ?=
+# The versions of Python that the locks are made for; requires-python and cluster/checks.py name the same.
+PYTHONS := 3.11 3.12 3.13
 ROOMS := dag db tools actors serve cluster
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
@@ -115,21 +117,23 @@ clean:  ## remove what was built here (.venv, build, caches); data in RAYLOOM_HO
 
 # --- how an environment comes to be ---------------------------------------------------------------------------------
 
-# The first Python 3.11 or 3.12 that really starts and can make environments. A name on PATH proves little: a pyenv
+RIGHT_VERSION := import sys; sys.exit("%d.%d" % sys.version_info[:2] not in "$(PYTHONS)".split())
+
+# The first Python of a right version that really starts and can make environments. A name on PATH proves little: a pyenv
 # shim stands there for versions that are not chosen, and Debian's python3 comes without venv. So each one is tried.
 .PHONY: .venv-made
 .venv-made:
-	@if [ -x $(BIN)/python ] && $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
-	    2>/dev/null && { [ ! -f .venv/made-in ] || [ "$$(cat .venv/made-in)" = "$$(pwd)" ]; }; then exit 0; fi; \
+	@if [ -x $(BIN)/python ] && $(BIN)/python -c '$(RIGHT_VERSION)' 2>/dev/null \
+	    && { [ ! -f .venv/made-in ] || [ "$$(cat .venv/made-in)" = "$$(pwd)" ]; }; then exit 0; fi; \
 	[ -d .venv ] && echo "Making .venv anew: it was moved, or its Python is gone."; \
 	old=""; \
-	set -- python3.11 python3.12 python3 python /usr/bin/python3.11 /usr/bin/python3.12 /usr/bin/python3 \
-	    /usr/local/bin/python3.11 /usr/local/bin/python3.12 /opt/homebrew/bin/python3.11 /opt/homebrew/bin/python3.12 \
-	    "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.11.*/bin/python "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12.*/bin/python \
-	    "$$HOME"/.local/share/uv/python/cpython-3.11*/bin/python3.11 "$$HOME"/.local/share/uv/python/cpython-3.12*/bin/python3.12; \
+	set -- $(PYTHONS:%=python%) python3 python $(PYTHONS:%=/usr/bin/python%) /usr/bin/python3 \
+	    $(PYTHONS:%=/usr/local/bin/python%) $(PYTHONS:%=/opt/homebrew/bin/python%) \
+	    $(PYTHONS:%="$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/%.*/bin/python) \
+	    $(foreach v,$(PYTHONS),"$$HOME"/.local/share/uv/python/cpython-$(v).*/bin/python$(v)); \
 	if [ -n "$(PYTHON)" ]; then set -- "$(PYTHON)"; fi; \
 	for python in "$$@"; do \
-	    "$$python" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null || continue; \
+	    "$$python" -c '$(RIGHT_VERSION)' 2>/dev/null || continue; \
 	    if ! "$$python" -c 'import venv, ensurepip' 2>/dev/null; then old="$$python"; continue; fi; \
 	    "$$python" -m venv --clear .venv && pwd > .venv/made-in && exit 0; \
 	    echo "make: $$python can't make .venv here: is the disk full, or the folder not yours?" >&2; exit 1; \
@@ -137,7 +141,7 @@ clean:  ## remove what was built here (.venv, build, caches); data in RAYLOOM_HO
 	if [ -n "$$old" ]; then \
 	    echo "make: $$old has no venv module: install it (Debian, Ubuntu: apt-get install python3-venv) and try again." >&2; \
 	else \
-	    echo "make: rayloom needs Python 3.11 or 3.12: install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
+	    echo "make: rayloom needs Python 3.11, 3.12 or 3.13: install one, or name it: make PYTHON=/path/to/python3.13" >&2; \
 	fi; \
 	exit 1
 

@@ -20,7 +20,7 @@ from rayloom.tools.models.presence import absence
 from rayloom.tools.sandbox.select import sandbox_for
 
 Level = Literal["ok", "warn", "fail"]
-PYTHONS = ((3, 11), (3, 12))
+PYTHONS = ((3, 11), (3, 12), (3, 13))
 GIB = 1024**3
 LEAST_DISK_BYTES = GIB
 LEAST_KEY_CHARS = 8
@@ -51,7 +51,7 @@ def python_version() -> Check:
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] in PYTHONS:
         return ok("python", version)
-    advice = "install Python 3.11 or 3.12, and make the virtual environment with that"
+    advice = "install Python 3.11, 3.12 or 3.13, and make the virtual environment with that"
     return Check(name="python", level="fail", detail=f"Python {version} is not supported", advice=advice)
 
 

@@ -100,8 +100,8 @@ def test_a_home_that_is_yet_to_be_made_is_measured_where_it_will_be(tmp_path: Pa
 
 
 def test_another_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "version_info", (3, 13, 1, "final", 0))
+    monkeypatch.setattr(sys, "version_info", (3, 14, 1, "final", 0))
     found = checks.python_version()
     assert found.level == "fail"
-    assert "3.13.1" in found.detail
-    assert "3.11 or 3.12" in found.advice
+    assert "3.14.1" in found.detail
+    assert "3.11, 3.12 or 3.13" in found.advice
