@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -34,8 +35,8 @@ class PlainRay:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # Ray's default, tokens between its processes, is off in rayloom's local Ray: so it is off here.
-            env={"RAY_AUTH_MODE": "disabled", **os.environ},
+            # Rayloom's local Ray checks a token in each call: so does this one.
+            env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex()},
         )
         return self
 

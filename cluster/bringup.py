@@ -24,6 +24,7 @@ from rayloom.cluster.home import Home
 from rayloom.cluster.local_model.server import LlamaSettings
 from rayloom.cluster.node_types import node_types
 from rayloom.cluster.planning_time import answer_s
+from rayloom.cluster.ray_access import refuse_wrong_token, set_authentication, temporary_folder
 from rayloom.cluster.running import RunningCluster, end_singletons
 from rayloom.cluster.serving import serve_model, serve_runs, start_serve, until_deployed
 from rayloom.cluster.settings import Settings
@@ -87,7 +88,7 @@ async def start(
         ),
     )
     settings = settings.model_copy(update={"secret_key": secret_key})
-    _environment(settings)
+    _environment(settings, home)
     with _signals_kept():
         dashboard = _start_ray(settings)
     running = RunningCluster(
@@ -115,11 +116,9 @@ async def start(
     return running
 
 
-def _environment(settings: Settings) -> None:
+def _environment(settings: Settings, home: Home) -> None:
     """What Ray, its workers and its jobs find in their environment; read when Ray is imported."""
-    # Ray's token mode is on by default for local clusters only, and then refuses `ray job submit` and `ray list` of
-    # whoever does not set this too. The cluster listens on the loopback; RAY_AUTH_MODE=token is honoured when set.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    set_authentication(settings, home)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not settings.ray_address:
@@ -171,6 +170,7 @@ def _start_ray(settings: Settings) -> str:
 
     keep_out_of_the_terminal()
     if settings.ray_address:
+        refuse_wrong_token(settings.ray_address)
         try:
             context = ray.init(
                 address=settings.ray_address, namespace="rayloom", log_to_driver=False, logging_level=logging.ERROR
@@ -181,11 +181,12 @@ def _start_ray(settings: Settings) -> str:
                 "start one with `ray start --head`, or unset it to start a local Ray"
             ) from None
     else:
-        cpus = _cpus(settings)
+        cpus, folder = _cpus(settings), temporary_folder()
         _take_jobs_on_any_port()
         try:
             # In this thread: Ray's processes die with the thread that started them, and this one lives as long as `up`.
             context = ray.init(
+                address="local",
                 num_cpus=cpus,
                 resources={"sandbox": cpus * SANDBOXES_PER_CPU},
                 object_store_memory=OBJECT_STORE_BYTES,
@@ -194,6 +195,7 @@ def _start_ray(settings: Settings) -> str:
                 dashboard_host="127.0.0.1",
                 dashboard_port=settings.ray_dashboard_port,
                 _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder),
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
@@ -203,7 +205,7 @@ def _start_ray(settings: Settings) -> str:
                 raise
             raise StartRefused(
                 "Ray did not start within its 30 s: this machine is too busy or has too little memory free; try again "
-                "when it is quieter (Ray's own logs: /tmp/ray/session_latest/logs)"
+                f"when it is quieter (Ray's own logs: {folder}/session_latest/logs)"
             ) from None
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""
 

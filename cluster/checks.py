@@ -151,6 +151,20 @@ def faults(settings: Settings) -> Check:
     return ok("faults", "none are injected")
 
 
+def ray_auth(settings: Settings) -> Check:
+    """Check that only this user can use the ports of the Ray that `up` starts."""
+    if settings.ray_address:
+        return ok("ray-auth", "that of the Ray cluster")
+    if settings.ray_auth == "token":
+        return ok("ray-auth", "Ray asks for a token")
+    return Check(
+        name="ray-auth",
+        level="warn",
+        detail="RAYLOOM_RAY_AUTH=disabled lets every user of this machine run commands as you, through Ray",
+        advice="unset it, so that Ray asks for a token",
+    )
+
+
 def ports_are_free(settings: Settings) -> bool:
     """Whether nobody listens where we and a Ray of ours would."""
     return port(settings).level == dashboard_port(settings).level == "ok"
@@ -171,7 +185,7 @@ def refuse_to_start(settings: Settings) -> None:
 
 def warnings(settings: Settings) -> list[str]:
     """What somebody who starts this should know, one line each."""
-    found = (api_key(settings), faults(settings))
+    found = (api_key(settings), ray_auth(settings), faults(settings))
     return [f"{check.detail}: {check.advice}" for check in found if check.level == "warn"]
 
 

@@ -58,6 +58,7 @@ def diagnose(folder: Path | None = None) -> Iterator[Check]:
     yield home_folder(home)
     yield checks.disk_space(home.path)
     yield checks.api_key(settings)
+    yield checks.ray_auth(settings)
     yield local_model.check(settings)
     yield checks.models(local_model.as_served(settings))
     yield instance(home)

@@ -26,7 +26,15 @@ _BEFORE_FIRST_START = frozenset(
     {".env", "rayloom.toml", "skills", "logs", "api_key", "secret_key", "models", "lost+found"}
 )
 
-Secret = Literal["api_key", "secret_key", "database_password", "worker_password", "redis_password", "local_model_key"]
+Secret = Literal[
+    "api_key",
+    "secret_key",
+    "database_password",
+    "worker_password",
+    "redis_password",
+    "local_model_key",
+    "ray_auth_token",
+]
 
 
 class HomeError(Exception):
@@ -56,6 +64,8 @@ class RunningInstance:
     folder: str = ""
     """Where it was started, and whose ``.env`` and ``rayloom.toml`` it reads; empty where it did not say."""
     ray_address: str | None = None
+    ray_auth: str = ""
+    """The authentication of its own Ray: ``token`` or ``disabled``; empty on a given Ray."""
     services: dict[str, str] = field(default_factory=dict)
     """``database`` and ``redis``: ``embedded`` with the port, or ``external``."""
 
@@ -253,4 +263,5 @@ _MAKERS: dict[Secret, Callable[[], str]] = {
     "worker_password": _url_safe,
     "redis_password": _url_safe,
     "local_model_key": _url_safe,
+    "ray_auth_token": _url_safe,
 }

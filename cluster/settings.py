@@ -80,6 +80,7 @@ class Settings(EngineFields, BlobFields, E2bFields, LocalModelFields, ModelField
     secret_key: SecretStr = Field(default=_NONE, description="encrypts secrets of users; empty: HOME/secret_key")
 
     ray_address: str = Field(default="", description="a running Ray cluster; empty: start a local Ray")
+    ray_auth: Literal["token", "disabled"] = Field(default="token", description="authentication of the local Ray")
     ray_cluster_file: Path | None = Field(default=None, description="the file of `ray up`: nodes that may be added")
     ray_dashboard_port: int = Field(default=8265, ge=1, le=65_535)
     ray_num_cpus: int | None = Field(default=None, ge=1, description="CPUs of the local Ray; empty: all")

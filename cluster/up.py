@@ -34,6 +34,7 @@ from rayloom.cluster.local_model.chosen import agree, asked_by_all, put_here
 from rayloom.cluster.local_model.look import Loading
 from rayloom.cluster.local_model.server import LlamaSettings
 from rayloom.cluster.logbook import open_logbook
+from rayloom.cluster.ray_access import token_file
 from rayloom.cluster.settings import Settings, load_settings
 from rayloom.dag.errors import RayloomError
 from rayloom.db.settings import DatabaseSettings, RedisSettings
@@ -222,6 +223,8 @@ class _Supervisor:
         width = max((len(name) for name in running.urls), default=0)
         for name, url in running.urls.items():
             self._say(f"  {name.ljust(width)}  {url}")
+        if "ray" in running.urls and not self._settings.ray_address and self._settings.ray_auth == "token":
+            self._say(f"  {''.ljust(width)}  (asks for the token in {token_file(self._home)}; shells: `rayloom env`)")
         if given:
             self._say(f"  {'key'.ljust(width)}  the one in RAYLOOM_API_KEY")
         else:
@@ -269,5 +272,6 @@ class _Supervisor:
             urls=dict(self._urls),
             folder=self._folder,
             ray_address=self._settings.ray_address or "local",
+            ray_auth="" if self._settings.ray_address else self._settings.ray_auth,
             services=self._services.told() | ({"local_model": self._settings.local_model} if self._llama else {}),
         )

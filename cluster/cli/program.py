@@ -60,6 +60,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None] | typer.Typer], ...] = (
     ("up", services.up),
     ("down", services.down),
     ("status", services.status),
+    ("env", services.env),
     ("submit", tasks.submit),
     ("plan", plans.plan),
     ("watch", tasks.watch),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -63,6 +64,24 @@ def status(as_json: AsJson = False) -> None:
     from rayloom.cluster.up import run_status
 
     raise typer.Exit(run_status(as_json=as_json))
+
+
+def env(as_json: AsJson = False) -> None:
+    """Print what a shell needs to use this rayloom and its Ray: eval "$(rayloom env)"."""
+    from rayloom.cluster.home import Home
+    from rayloom.cluster.ray_access import shell_variables
+    from rayloom.cluster.settings_of_up import settings_of_up
+
+    settings = settings_of_up()
+    running = Home(settings.home).read_run()
+    variables = shell_variables(settings, running)
+    if as_json:
+        Output(as_json=True).json(variables)
+        return
+    if running is None:
+        complain(f"no rayloom runs in {settings.home}; these are the variables for the next one")
+    for name, value in variables.items():
+        typer.echo(f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}")
 
 
 def doctor(as_json: AsJson = False) -> None:

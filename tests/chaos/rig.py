@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 POINTS = "[rayloom.tools]\nchaos_step = rayloom_chaos_drill:STEP\n"
 # What `rayloom up` tells a Ray of its own, told here to the one that it joins.
 RAY = {
-    "RAY_AUTH_MODE": "disabled",
+    "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_event_stats": "0",
@@ -134,18 +135,21 @@ class Rig:
             self._nodes = None
 
     def _start_nodes(self) -> None:
+        token = self.folder / "ray_token"
+        token.write_text(secrets.token_hex())
+        ray = {**RAY, "RAY_AUTH_TOKEN_PATH": str(token)}
         # Ray gives a node 30 s to start, which a machine that is busy with other tests may not keep.
         for tries_left in reversed(range(NODE_TRIES)):
             with (self.folder / "nodes.log").open("ab") as sink:
                 self._nodes = subprocess.Popen(
                     [sys.executable, "-m", "tests.chaos.nodes", str(HEAD_CPUS)],
-                    cwd=ROOT, env={**self.instance.environ, **RAY, MARK: str(self.folder)},
+                    cwd=ROOT, env={**self.instance.environ, **ray, MARK: str(self.folder)},
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sink, text=True,
                 )  # fmt: skip
             patience = threading.Timer(NODES_S, self._nodes.kill)
             patience.start()
             try:
-                self.instance.environ |= {**RAY, "RAYLOOM_RAY_ADDRESS": str(self._told()["address"])}
+                self.instance.environ |= {**ray, "RAYLOOM_RAY_ADDRESS": str(self._told()["address"])}
                 break
             except AssertionError:
                 if not tries_left:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -77,7 +78,13 @@ class FakeAutoscalingCluster:
         ]  # fmt: skip
         self.address = f"127.0.0.1:{self._port}"
         # What a process needs to be in it as a driver: RAYLOOM_RAY_ADDRESS of a rayloom goes beside these.
-        self.environment: Mapping[str, str] = {"RAY_AUTH_MODE": "disabled", MARK: str(self._folder)}
+        token = self._folder / "auth_token"
+        token.write_text(secrets.token_hex())
+        self.environment: Mapping[str, str] = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            MARK: str(self._folder),
+        }
         self._config = _autoscaling_config(node_types, head_cpus, self.address, idle_timeout_s)
         self._seen: list[Counter[str]] = []
         self._changed = threading.Condition()

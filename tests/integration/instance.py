@@ -272,6 +272,10 @@ class Instance:
         assert ended.returncode == code, f"exit {ended.returncode}:\n{ended.stdout}{ended.stderr}"
         return ended.stdout
 
+    def ray(self, *arguments: str, folder: Path | None = None) -> str:
+        """One command of Ray, called as README.md says; what it printed."""
+        return self.command("sh", "-ec", 'eval "$(rayloom env)"; exec ray "$@"', "ray", *arguments, folder=folder)
+
     def json(self, *arguments: str) -> Any:
         """One command with --json; its document."""
         return json.loads(self.rayloom(*arguments, "--json"))

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Final
 
 _LISTENING: Final = "0A"
+_ACCEPTS: Final = 0x10000
+"""The flag of a Unix socket that listens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +28,26 @@ class Listener:
 
 def listeners_of(pid: int) -> list[Listener]:
     """The listening TCP sockets that a process has open; none of one that has ended."""
+    inodes = _inodes(pid)
+    return [listener for inode, listener in _listening(pid) if inode in inodes]
+
+
+def unix_listeners_of(pid: int) -> list[str]:
+    """The paths of the listening Unix sockets that a process has open; abstract ones begin with ``@``."""
+    inodes = _inodes(pid)
+    with suppress(FileNotFoundError):
+        lines = (line.split(maxsplit=7) for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:])
+        return [each[7] for each in lines if len(each) == 8 and int(each[3], 16) & _ACCEPTS and each[6] in inodes]
+    return []
+
+
+def _inodes(pid: int) -> set[str]:
     inodes: set[str] = set()
     with suppress(OSError):
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):
                 inodes.add(str(entry.readlink()).removeprefix("socket:[").removesuffix("]"))
-    return [listener for inode, listener in _listening(pid) if inode in inodes]
+    return inodes
 
 
 def _listening(pid: int) -> list[tuple[str, Listener]]:

@@ -14,7 +14,8 @@ from rayloom.cluster.home import Home
 
 CHECKS = [
     "python", "packages", "ray", "memory", "shared-memory", "file-handles", "settings", "home", "disk", "api-key",
-    "local-model", "models", "instance", "port", "dashboard-port", "postgresql", "redis", "blob-store", "sandbox",
+    "ray-auth", "local-model", "models", "instance", "port", "dashboard-port", "postgresql", "redis", "blob-store",
+    "sandbox",
 ]  # fmt: skip
 
 

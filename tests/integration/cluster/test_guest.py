@@ -94,3 +94,31 @@ def test_a_start_that_is_stopped_half_way_leaves_nothing(
             instance.destroy()
     assert neighbour.asked("seen") == NOTHING_OF_OURS
     assert neighbour.asked("ask") == "still here"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"RAY_AUTH_MODE": "disabled"}, "asks for a token, and RAY_AUTH_MODE is not token: set RAY_AUTH_MODE=token"),
+        ({"RAY_AUTH_TOKEN": "another"}, "refuses the token of RAY_AUTH_TOKEN: let RAY_AUTH_TOKEN_PATH name"),
+        ({"RAY_AUTH_TOKEN_PATH": "/dev/null"}, "there is no token for the Ray cluster"),
+    ],
+    ids=["mode is not token", "wrong token", "no token"],
+)
+def test_cluster_that_refuses_the_token_is_one_line(
+    cluster: FakeAutoscalingCluster, given: dict[str, str], said: str
+) -> None:
+    with given_services() as services:
+        instance = Instance(Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp")), services, environ(cluster) | given)
+        try:
+            ended = subprocess.run(
+                [*PROGRAM, "up"], cwd=instance.folder, env=instance.environ, capture_output=True, text=True,
+                timeout=START_S, check=False,
+            )  # fmt: skip
+            assert ended.returncode == 1, ended.stdout
+            (line,) = ended.stderr.splitlines()
+            assert line.startswith("rayloom: ")
+            assert said in line
+            assert "another" not in line
+        finally:
+            instance.destroy()

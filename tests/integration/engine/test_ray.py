@@ -28,10 +28,7 @@ def test_ray_shows_a_subtask_by_its_name_with_its_resources(
         name = f"{run.task_id}:napping"
 
         def listed() -> list[dict[str, object]]:
-            said = instance.command(
-                "ray", "list", "tasks", "--address", instance.dashboard, "--filter", f"name={name}", "--detail",
-                "--format", "json",
-            )  # fmt: skip
+            said = instance.ray("list", "tasks", "--filter", f"name={name}", "--detail", "--format", "json")
             # Where it finds none, which is so until Ray's events have come in, it says so in words.
             found: list[dict[str, object]] = json.loads(said) if said.startswith("[") else []
             return [task for task in found if task["state"] == "RUNNING"]
@@ -63,10 +60,10 @@ def test_a_batch_as_a_ray_job_in_a_folder_with_rooms_of_its_own(instance: Instan
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     out = tmp_path / "results.jsonl"
     command = (
-        "ray", "job", "submit", "--address", instance.dashboard, "--working-dir", str(tmp_path), "--",
+        "job", "submit", "--working-dir", ".", "--",
         "python", "-m", "rayloom.cluster.batch", "tasks.jsonl", "--out", str(out),
     )  # fmt: skip
-    said = instance.command(*command, folder=tmp_path)
+    said = instance.ray(*command, folder=tmp_path)
     assert "succeeded" in said
     results = [json.loads(line) for line in out.read_text().splitlines()]
     assert [result["line"] for result in results] == list(range(1, LINES + 1))
@@ -76,7 +73,7 @@ def test_a_batch_as_a_ray_job_in_a_folder_with_rooms_of_its_own(instance: Instan
     assert f"{LINES}" in said, "the job's log tells the progress"
     # Started again it makes no new task.
     first = out.read_bytes()
-    instance.command(*command, folder=tmp_path)
+    instance.ray(*command, folder=tmp_path)
     assert out.read_bytes() == first
     (count,) = instance.sql("SELECT count(*) AS n FROM tasks WHERE title LIKE 'line %'")
     assert count["n"] == LINES

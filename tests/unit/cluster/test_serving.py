@@ -14,6 +14,7 @@ from ray.exceptions import ActorDiedError
 from rayloom.actors.settings import EngineSettings, WorkerSettings
 from rayloom.cluster import bringup
 from rayloom.cluster.checks import StartRefused
+from rayloom.cluster.home import Home
 from rayloom.cluster.serving import start_serve
 from rayloom.cluster.settings import load_settings
 from rayloom.db.settings import DatabaseSettings, RedisSettings
@@ -55,7 +56,7 @@ def test_serve_finds_how_often_to_look_at_proxies_how_long_they_may_start_and_th
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    bringup._environment(load_settings(None, environ={"RAYLOOM_HOME": str(tmp_path)}))
+    bringup._environment(load_settings(None, environ={"RAYLOOM_HOME": str(tmp_path)}), Home(tmp_path))
     ask = (
         "from ray.serve._private import constants as c; print(c.PROXY_HEALTH_CHECK_PERIOD_S, "
         "c.PROXY_HEALTH_CHECK_TIMEOUT_S, c.PROXY_READY_CHECK_TIMEOUT_S, c.MAX_PER_REPLICA_RETRY_COUNT)"
