@@ -215,10 +215,9 @@ class _Supervisor:
         given = bool(self._settings.api_key.get_secret_value())
         if self._as_json:
             told = self._told("serving")
-            # Whoever gave the key has it.
-            Output(as_json=True).json(
-                {**asdict(told), "home": str(self._home.path), "api_key": None if given else running.api_key}
-            )
+            # Never the key itself: what reads this document may write it to a log.
+            kept_at = None if given else str(self._home.path / "api_key")
+            Output(as_json=True).json({**asdict(told), "home": str(self._home.path), "api_key_path": kept_at})
             return
         width = max((len(name) for name in running.urls), default=0)
         for name, url in running.urls.items():
@@ -227,8 +226,11 @@ class _Supervisor:
             self._say(f"  {''.ljust(width)}  (asks for the token in {token_file(self._home)}; shells: `rayloom env`)")
         if given:
             self._say(f"  {'key'.ljust(width)}  the one in RAYLOOM_API_KEY")
-        else:
+        elif sys.stdout.isatty():
             self._say(f"  {'key'.ljust(width)}  {running.api_key}  (kept in {self._home.path / 'api_key'})")
+        else:
+            # A service manager or a pipe keeps this output, where others may read it.
+            self._say(f"  {'key'.ljust(width)}  in {self._home.path / 'api_key'}")
 
     def _begin_demonstration(self, running: Running) -> None:
         # A thread that nobody waits for: Ctrl-C in the middle of it must not hang.

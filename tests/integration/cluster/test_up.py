@@ -43,7 +43,8 @@ def test_it_serves_until_it_is_told_to_stop(home: Path, number: int) -> None:
     up = Up(home)
     said = up.until("serving until")
     assert any("http://127.0.0.1:1" in line for line in said)
-    assert any(f"rl_key  (kept in {home / 'api_key'})" in line for line in said)
+    assert any(line.endswith(f"key  in {home / 'api_key'}") for line in said)
+    assert "rl_key" not in "".join(said)
     told = Home(home).read_run()
     assert told is not None
     assert (told.pid, told.state) == (up.process.pid, "serving")
@@ -56,6 +57,26 @@ def test_it_serves_until_it_is_told_to_stop(home: Path, number: int) -> None:
     assert all(has_ended(pid) for pid in servers)
     assert not (home / "run.json").exists()
     assert Home(home).owner() is None
+
+
+def test_key_is_printed_to_a_terminal_alone(home: Path) -> None:
+    terminal, its_end = os.openpty()
+    with os.fdopen(its_end) as end, mock.patch.object(Up, "stdout", end.fileno()):
+        up = Up(home)
+    with os.fdopen(terminal) as screen:
+        said = list(iter(screen.readline, "serving until Ctrl-C\n"))
+        up.process.terminate()
+        assert up.end()[0] == 0
+    assert any(f"rl_key  (kept in {home / 'api_key'})" in line for line in said)
+
+
+def test_json_names_the_file_of_the_key_and_not_the_key(home: Path) -> None:
+    up = Up(home, "json")
+    [line] = up.until("serving")
+    up.process.terminate()
+    up.end()
+    assert json.loads(line)["api_key_path"] == str(home / "api_key")
+    assert "rl_key" not in line
 
 
 def test_a_full_disk_does_not_keep_it_from_stopping_in_order(home: Path) -> None:
@@ -129,7 +150,8 @@ def test_with_json_one_document_says_that_it_serves(home: Path) -> None:
     [line] = up.until("serving")
     document = json.loads(line)
     assert (document["state"], document["pid"], document["home"]) == ("serving", up.process.pid, str(home))
-    assert document["api_key"] is None
+    assert document["api_key_path"] is None
+    assert "api_key" not in document
     assert document["urls"]["api"].startswith("http://")
     assert document["services"]["database"].startswith("embedded")
     stopped = json.loads(rayloom(home, "down", "--json").stdout)
