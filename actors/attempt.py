@@ -204,8 +204,7 @@ async def _phases(
             if calls is None:
                 record.result = await make()
             else:
-                scope = "" if tool.spec.is_public else order.user_id
-                key = cache_key(tool=name, version=tool.spec.version, input=input_, scope=scope)
+                key = cache_key(tool=name, version=tool.spec.version, input=input_, scope=_scope(order, tool.spec))
                 record.result, told["cache"] = await calls.call(key, make)
             ok = True
         finally:
@@ -250,6 +249,14 @@ async def _placed(made: bytes, surroundings: Surroundings, reporter: Reporter) -
 def is_shared(order: AttemptOrder, spec: ToolSpec) -> bool:
     """Whether the result of an equal call will do."""
     return not spec.uses_workspace and (order.cacheable or (spec.deterministic and not spec.instant))
+
+
+def _scope(order: AttemptOrder, spec: ToolSpec) -> str:
+    """Whom a kept result may serve: its user, or, with an empty scope, all users.
+
+    An input that holds the output of another subtask holds data of its user, whatever the tool says.
+    """
+    return "" if spec.shared_cache and spec.deterministic and not order.referred else order.user_id
 
 
 def _fitting(tool: Tool, input_: Json, order: AttemptOrder, reporter: Reporter) -> dict[str, Json]:

@@ -22,7 +22,7 @@ def input_digest(input: Json) -> str:
 def cache_key(*, tool: str, version: str, input: Json, scope: str) -> str:
     """The key of a call's result: 64 hexadecimal digits.
 
-    ``input`` is what the tool is given, its references resolved; the order of its keys says nothing. ``scope`` names
-    whoever the result may be shown to: a user's id, or empty for everybody.
+    ``input`` is the input of the tool, its references resolved; the order of its keys says nothing. ``scope`` names
+    who may be given the result: a user's id, or empty for all users.
     """
     return hashlib.sha256(orjson.dumps([_FORMAT, tool, version, scope, input], option=_CANONICAL)).hexdigest()

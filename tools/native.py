@@ -68,7 +68,7 @@ def native(
     lane: ToolLane = "shared",
     deterministic: bool = False,
     instant: bool = False,
-    is_public: bool = False,
+    shared_cache: bool = False,
     uses_workspace: bool = False,
     breaker: bool = True,
 ) -> NativeTool[InputT]:
@@ -88,7 +88,7 @@ def native(
         lane=lane,
         deterministic=deterministic,
         instant=instant,
-        is_public=is_public,
+        shared_cache=shared_cache,
         uses_workspace=uses_workspace,
         breaker=breaker,
     )

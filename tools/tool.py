@@ -27,7 +27,8 @@ class ToolSpec:
     The schemas are JSON Schema, draft 2020-12. ``lane`` declares ``shared`` for work that mostly waits.
     ``deterministic`` promises that equal inputs give equal outputs, with no side effect: results are kept and serve
     equal calls of the same user, but for an ``instant`` tool, which is faster than a look at what is kept.
-    ``is_public`` says that a result depends on nothing but the input, and may be shown to every user.
+    ``shared_cache`` lets the kept result of a ``deterministic`` tool serve all users: only for a tool that an admin
+    registers, and whose input never holds data of users. No built-in tool sets it.
     ``uses_workspace``: it reads or writes the files of its task, so no result of it serves another call. ``breaker``:
     its failures speak of something that all its callers share, so they count against its breaker; False for what only
     runs what its caller brings, and for drills.
@@ -44,7 +45,7 @@ class ToolSpec:
     lane: ToolLane = "shared"
     deterministic: bool = False
     instant: bool = False
-    is_public: bool = False
+    shared_cache: bool = False
     uses_workspace: bool = False
     breaker: bool = True
 

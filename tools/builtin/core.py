@@ -80,7 +80,6 @@ NOOP = native(
     output_schema={"type": "null"},
     deterministic=True,
     instant=True,
-    is_public=True,
     breaker=False,
 )
 ECHO = native(
@@ -91,7 +90,6 @@ ECHO = native(
     permission_level="read",
     deterministic=True,
     instant=True,
-    is_public=True,
     breaker=False,
 )
 SLEEP = native(

@@ -72,7 +72,6 @@ TEMPLATE = native(
     },
     deterministic=True,
     instant=True,
-    is_public=True,
     breaker=False,
 )
 QUERY = native(
@@ -89,6 +88,5 @@ QUERY = native(
     },
     deterministic=True,
     instant=True,
-    is_public=True,
     breaker=False,
 )

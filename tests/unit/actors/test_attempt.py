@@ -28,6 +28,7 @@ from rayloom.dag.references import Outputs
 from rayloom.dag.states import Phase
 from rayloom.dag.values import Json, JsonObject
 from rayloom.db.settings import DatabaseSettings, RedisSettings
+from rayloom.tools.builtin.catalogue import BUILTINS
 from rayloom.tools.ports import ContentsPort, FilesPort
 from rayloom.tools.settings import ToolSettings
 from rayloom.tools.tool import Tool, ToolContext, ToolResult, ToolSpec
@@ -438,13 +439,48 @@ async def test_equal_calls_share_a_result_where_they_may(
     ]
 
 
-@pytest.mark.parametrize(("is_public", "source"), [(False, "made"), (True, "hit")])
-async def test_another_user_is_only_given_what_is_public(is_public: bool, source: str) -> None:
-    spec = replace(SPEC, deterministic=True, is_public=is_public)
-    place = Place(gives(1), calls=SharedCalls(Memory(), ttl_s=60), spec=spec)
-    await run_attempt(order(), place)
-    outcome = await run_attempt(order(user_id="bob"), place)
+@pytest.mark.parametrize(
+    ("spec", "fields", "source"),
+    [
+        (replace(SPEC, deterministic=True), {}, "made"),
+        (replace(SPEC, deterministic=True, shared_cache=True), {}, "hit"),
+        # What a plan says of its own subtask is no promise of the tool.
+        (replace(SPEC, shared_cache=True), {"cacheable": True}, "made"),
+        (replace(SPEC, deterministic=True, shared_cache=True), {"referred": ("a",)}, "made"),
+    ],
+)
+async def test_kept_result_serves_other_users_only_with_shared_cache(
+    spec: ToolSpec, fields: dict[str, Any], source: str
+) -> None:
+    place = Place(gives(1), calls=SharedCalls(Memory(), ttl_s=60), spec=spec, known={"a": 1})
+    await run_attempt(order(**fields), place)
+    outcome = await run_attempt(order(user_id="bob", **fields), place)
     assert source_of(outcome) == {"cache": source}
+
+
+@pytest.mark.parametrize("tool", BUILTINS.values(), ids=BUILTINS)
+async def test_built_in_tool_never_shares_a_result_between_users(tool: Tool) -> None:
+    place = Place(gives(1), calls=SharedCalls(Memory(), ttl_s=60), spec=replace(tool.spec, output_schema=None))
+    outcomes = [await run_attempt(order(user_id=user, cacheable=True), place) for user in ("ann", "bob")]
+    assert "hit" not in [source_of(outcome).get("cache") for outcome in outcomes]
+
+
+async def test_calls_of_two_users_in_flight_are_made_once_each() -> None:
+    both, made = asyncio.Event(), 0
+
+    async def tool(_input: dict[str, Json], context: ToolContext) -> ToolResult:
+        nonlocal made
+        made += 1
+        if made == 2:
+            both.set()
+        # Ends only when the call of the other user is made, too.
+        await both.wait()
+        return ToolResult(output=context.user_id)
+
+    place = Place(tool, calls=SharedCalls(Memory(), ttl_s=60), spec=replace(SPEC, deterministic=True))
+    async with asyncio.timeout(5):
+        outcomes = await asyncio.gather(*(run_attempt(order(user_id=user), place) for user in ("alice", "bob")))
+    assert [outcome.output for outcome in outcomes] == ['"alice"', '"bob"']
 
 
 async def test_with_the_cache_switched_off_a_cacheable_call_is_made() -> None:
