@@ -11,24 +11,19 @@ import base64
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
-from functools import wraps
-from types import BuiltinMethodType, FunctionType, GeneratorType, MethodType, MethodWrapperType
 from typing import Any, Final
 
 import jmespath
 import orjson
-from jinja2 import Template, TemplateError, TemplateRuntimeError, nodes
+from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
-from jinja2.filters import FILTERS
-from jinja2.runtime import StrictUndefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rayloom.dag.errors import RayloomError, Refused, UserError
 from rayloom.dag.growth import MAX_NESTING, makes_texts, measure, nesting
 from rayloom.dag.output import clean_text
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.page import read_page
+from rayloom.tools.builtin.template_values import compiled, environment
 
 PLAIN_SOURCE_CHARS: Final = 8_192
 PLAIN_DATA_BYTES: Final = 131_072
@@ -77,88 +72,6 @@ _PLAIN_FILTERS: Final = (
 _PLAIN_TESTS: Final = frozenset(["defined", "even", "in", "mapping", "none", "number", "odd", "string", "undefined"])
 
 
-class _Method:
-    """A method of a value: to be called, not to be written."""
-
-    def __init__(self, method: Callable[..., Any], name: str) -> None:
-        self._method = method
-        self._name = name
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._method(*args, **kwargs)
-
-    def __repr__(self) -> str:
-        raise TemplateRuntimeError(f"there is no member `{self._name}`, but a method, which has no text")
-
-
-_CALLED: Final = "called:"
-"""Stands before the name of what is called as a method; no name of a template begins so."""
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """Where a member of the data comes before the method of the same name (``order.items``), unless it is called."""
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        if attribute.startswith(_CALLED):
-            return super().getattr(obj, attribute.removeprefix(_CALLED))
-        if isinstance(obj, dict) and attribute in obj:
-            return obj[attribute]
-        return _not_bare(super().getattr(obj, attribute), attribute)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        return _not_bare(super().getitem(obj, argument), str(argument))
-
-
-def _not_bare(value: Any, name: str) -> Any:
-    bare = (BuiltinMethodType, FunctionType, MethodType, MethodWrapperType)
-    return _Method(value, name) if isinstance(value, bare) else value
-
-
-def _with_text(value: Any) -> Any:
-    """What may be written. Other things would be written as addresses in our memory."""
-    kind: Any = type(value)
-    if isinstance(value, GeneratorType) or (kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__):
-        raise TemplateRuntimeError(f"a {kind.__name__} has no text")
-    return value
-
-
-def _whole(piecemeal: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that gives a list, where Jinja's gives what goes over one: that has no text but its address."""
-
-    @wraps(piecemeal)
-    def whole(*args: Any, **kwargs: Any) -> Any:
-        made = piecemeal(*args, **kwargs)
-        return made if isinstance(made, str) else list(made)
-
-    return whole
-
-
-_FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
-    name: _whole(FILTERS[name])
-    for name in (
-        "batch", "items", "map", "reject", "rejectattr", "reverse", "select", "selectattr", "slice", "unique",
-    )
-}  # fmt: skip
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = _Environment(
-        undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, finalize=_with_text
-    )
-    environment.globals.pop("lipsum", None)
-    environment.filters |= _FILTERS
-    return environment
-
-
-def _template(source: str) -> Template:
-    environment = _environment()
-    tree = environment.parse(source)
-    for call in tree.find_all(nodes.Call):
-        if isinstance(call.node, nodes.Getattr):
-            call.node.attr = _CALLED + call.node.attr
-    return environment.from_string(tree)
-
-
 def render(template: str, values: dict[str, Any], *, max_chars: int) -> str:
     """The text of a template.
 
@@ -167,7 +80,7 @@ def render(template: str, values: dict[str, Any], *, max_chars: int) -> str:
     chunks: list[str] = []
     size = 0
     try:
-        for chunk in _template(template).generate(values):
+        for chunk in compiled(template).generate(values):
             size += len(chunk)
             if size > max_chars:
                 raise Refused("OUTPUT_TOO_LARGE", f"the template gives more than {max_chars} characters")
@@ -221,7 +134,7 @@ def is_plain_template(template: str, values_bytes: int) -> bool:
     if len(template) * values_bytes > PLAIN_WORK:
         return False
     try:
-        return _largest_growth(_environment().parse(template)) <= PLAIN_GROWTH
+        return _largest_growth(environment().parse(template)) <= PLAIN_GROWTH
     except (TemplateError, RecursionError):
         return False
 

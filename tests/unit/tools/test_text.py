@@ -107,6 +107,33 @@ async def test_what_goes_over_a_list_is_written_as_a_list(template: str, text: s
         "{{ order|attr('items') }}",
         "{{ ''.format }}",
         "{{ joiner() }}",
+        "{{ range }}",
+        "{{ range|pprint }}",
+        "{{ [range]|pprint }}",
+        "{{ range|string }}",
+        "{{ range|urlize }}",
+        "{{ range|upper }}",
+        "{{ range|e }}",
+        "{{ range ~ '' }}",
+        "{{ '%s'|format(range) }}",
+        "{{ '{}'.format(range) }}",
+        "{{ 'x'|replace('x', range) }}",
+        "{{ [range]|join }}",
+        "{{ [range]|map('string')|list }}",
+        "{{ {'a': range}|xmlattr }}",
+        "{{ dict(a=range) }}",
+        "{{ namespace(a=range) }}",
+        "{{ nothing|default(range)|pprint }}",
+        "{{ {}[range] }}",
+        "{{ [].index(range) }}",
+        "{{ cycler }}",
+        "{{ namespace }}",
+        "{{ cycler(1)|string }}",
+        "{{ [cycler(1)] }}",
+        "{{ joiner()|pprint }}",
+        "{{ ''.join|pprint }}",
+        "{% block b %}{% endblock %}{{ self.b|string }}",
+        "{% for x in [1] %}{{ [loop.cycle] }}{% endfor %}",
     ],
 )
 async def test_addresses_in_memory_are_not_written(template: str) -> None:
@@ -114,6 +141,16 @@ async def test_addresses_in_memory_are_not_written(template: str) -> None:
         await render(template, {"order": {}})
     assert error.value.code == "TEMPLATE_INVALID"
     assert "has no text" in error.value.message
+    assert "0x" not in error.value.message
+
+
+async def test_functions_of_templates_can_be_called() -> None:
+    template = (
+        "{{ range(2)|list }}{% set c = cycler(1, 2) %}{{ c.next() }}{{ c.next() }}{{ c.current }}"
+        "{% set j = joiner('-') %}{{ j() }}{{ j() }}{% set n = namespace(a=1) %}{% set n.a = 2 %}{{ n.a }}{{ n }}"
+        "{% block b %}b{% endblock %}{{ self.b() }}{{ range is callable }}"
+    )
+    assert await render(template, {}) == "[0, 1]121-2<Namespace {'a': 2}>bbTrue"
 
 
 @pytest.mark.parametrize(
