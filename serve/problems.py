@@ -29,6 +29,8 @@ from rayloom.serve.json_answer import json_bytes
 MEDIA_TYPE: Final = "application/problem+json"
 DEFAULT_RETRY_AFTER_S: Final = 2
 RAISED_LIMIT_S: Final = 60.0
+# The words of RFC 9110, which Python has from 3.13 on.
+_TITLES: Final = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
 """When to try again where only somebody's act helps, another limit or another key: nobody knows when that will be."""
 _OF_MODELS: Final = frozenset({"MODEL_REFUSED", "MODEL_MISSING"})
 """Refusals that are no word on the caller: it is our own key that an endpoint does not take."""
@@ -75,13 +77,17 @@ class Problem(Exception):
         if retry_after_s is not None:
             self.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
 
+    @property
+    def title(self) -> str:
+        """The name of the status."""
+        return _TITLES.get(self.status) or HTTPStatus(self.status).phrase
+
     def response(self, instance: str) -> Response:
         """The answer to a request for the path ``instance``."""
-        title = HTTPStatus(self.status).phrase
         kind = "about:blank" if self.code is None else f"urn:rayloom:problem:{self.code.lower().replace('_', '-')}"
         document: dict[str, object] = {
             "type": kind,
-            "title": title,
+            "title": self.title,
             "status": self.status,
             "detail": self.detail,
             "instance": instance,

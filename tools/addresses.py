@@ -128,7 +128,7 @@ def _host(parts: SplitResult) -> str:
             address = None
         if address is None or address.scope_id is not None:  # no public address has a zone (%eth0)
             raise _invalid(f"{host!r} is no public IPv6 address")
-        return str(address)
+        return _spelled(address)
     if not host.isascii():
         try:
             host = idna.encode(host, uts46=True).decode("ascii").removesuffix(".")
@@ -143,6 +143,14 @@ def _host(parts: SplitResult) -> str:
     if len(host) > 253 or not _HOST_NAME.fullmatch(host):
         raise _invalid(f"{host[:80]!r} is no host name")
     return host
+
+
+def _spelled(address: IPv6Address) -> str:
+    """Spell an address as URLs do: an IPv4 address inside has no dots. Python writes it with dots from 3.13 on."""
+    if address.ipv4_mapped is None:
+        return str(address)
+    high, low = divmod(int(address.ipv4_mapped), 1 << 16)
+    return f"::ffff:{high:x}:{low:x}"
 
 
 def is_public(address: Address) -> bool:

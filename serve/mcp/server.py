@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from http import HTTPStatus
 from typing import Any, Final
 
 import orjson
@@ -104,11 +103,10 @@ def _answer(offer: Offer, document: dict[str, Any]) -> CallToolResult:
 def _refusal(problem: Problem) -> CallToolResult:
     """A problem, in words for an assistant; programs find the document in ``_meta``."""
     faults = [Fault(_place(fault.pointer), fault.message) for fault in problem.errors]
-    title = HTTPStatus(problem.status).phrase
     if faults:
-        lines = [f"{title}:", *(f"- {fault.pointer or 'the arguments'}: {fault.message}" for fault in faults)]
+        lines = [f"{problem.title}:", *(f"- {fault.pointer or 'the arguments'}: {fault.message}" for fault in faults)]
     else:
-        lines = [f"{title}: {problem.detail}"]
+        lines = [f"{problem.title}: {problem.detail}"]
     document: dict[str, Any] = {"status": problem.status, "code": problem.code, "detail": problem.detail}
     if faults:
         document["errors"] = [fault.as_json() for fault in faults]

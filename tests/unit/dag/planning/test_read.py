@@ -196,7 +196,7 @@ def test_what_a_model_does_not_set_is_left_out_and_told() -> None:
         ([{"id": "a", "tool": "any", "input": [1]}], "/subtasks/0/input"),
         ([{"id": "a", "tool": "any", "input": '{"a":' * 70 + "1" + "}" * 70}], "/subtasks/0/input" + "/a" * 64),
         ([{"id": "a", "tool": "any", "input": '{"a":' * 900 + "1" + "}" * 900}], "/subtasks/0/input" + "/a" * 64),
-        ([{"id": "a", "tool": "any", "input": '{"a":' * 9_000 + "1" + "}" * 9_000}], "/subtasks/0/input"),
+        ([{"id": "a", "tool": "any", "input": '{"a":' * 20_000 + "1" + "}" * 20_000}], "/subtasks/0/input"),
     ],
 )
 def test_what_can_not_be_read_is_a_fault(raw: Any, pointer: str) -> None:
