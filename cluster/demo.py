@@ -48,7 +48,7 @@ def build_plan() -> JsonObject:
     """The plan: a measurement for each room, a sandbox for each section, the report, and its place."""
     measurements = [_measurement(room) for room in ROOMS]
     sections = [_section(section) for section in SECTIONS]
-    values: JsonObject = {section: {"$ref": f"section-{section}.output.stdout"} for section in SECTIONS}
+    values: JsonObject = {section: {"$ref": f"section-{section}.output"} for section in SECTIONS}
     values["version"] = metadata.version("rayloom")
     report: JsonObject = {
         "id": "report",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from rich.console import Console
 from rayloom.cluster.demo import ROOMS, SECTIONS, build_plan, build_request, run
 from rayloom.cluster.demo_steps.combine import SECTIONS as WRITERS
 from rayloom.cluster.demo_steps.measure import measure
+from rayloom.dag.errors import UserError
 from rayloom.dag.plan import parse_plan
 from rayloom.dag.resources import NodeShape
 from rayloom.dag.tool_view import ToolView
 from rayloom.dag.verify import verify
 from rayloom.tools.builtin.catalogue import BUILTINS
+from rayloom.tools.builtin.evaluate import render
 from tests.unit.cli.api import KEY, FakeApi
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
@@ -100,6 +103,17 @@ def test_the_sections_are_markdown() -> None:
     assert "Against the rules: dag → db." in WRITERS["arrows"](measured)
     assert "Every import runs downwards" in WRITERS["arrows"](measured[1:])
     assert "| `open_door` (dag/door.py:5) | 6 | 5 |" in WRITERS["hardest"](measured)
+
+
+def test_the_report_fails_with_the_words_of_a_section_that_failed() -> None:
+    subtasks: Any = build_plan()["subtasks"]
+    template = next(each["input"]["template"] for each in subtasks if each["id"] == "report")
+    good = {"stdout": "a table", "stderr": "", "exit_code": 0}
+    values: dict[str, Any] = dict.fromkeys(SECTIONS, good)
+    assert render(template, {**values, "version": "1"}, max_chars=10_000).count("a table") == len(SECTIONS)
+    bad = {"stdout": "", "stderr": "[sandbox] killed", "exit_code": 137}
+    with pytest.raises(UserError, match=re.escape("[sandbox] killed")):
+        render(template, {**values, "rooms": bad, "version": "1"}, max_chars=10_000)
 
 
 def test_every_room_travels_with_its_sources() -> None:
