@@ -15,8 +15,8 @@ import orjson
 from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
 from rayloom.dag.values import Json
 from rayloom.tools.builtin.database import refuse_writing
+from rayloom.tools.builtin.postgresql_role import refuse_mighty
 from rayloom.tools.builtin.rows import Rows, SqlLimits, Taker
-from rayloom.tools.ports import LogPort
 
 CONNECT_S: Final = 10.0
 MAX_FETCHED_ROWS: Final = 16
@@ -35,11 +35,11 @@ _FROM_TEXT: Final[Mapping[str, Callable[[str], Any]]] = {
 _TEXTS: Final = frozenset({"text", "varchar", "bpchar", "name", "uuid", "inet", "cidr", "unknown"})
 
 
-async def query(url: str, sql: str, params: Sequence[Any] | Mapping[str, Any], limits: SqlLimits, log: LogPort) -> Rows:
+async def query(url: str, sql: str, params: Sequence[Any] | Mapping[str, Any], limits: SqlLimits) -> Rows:
     """The rows of one statement.
 
-    Raises UserError (``SQL_INVALID``, ``CONNECTION_INVALID``), Refused (``SQL_READ_ONLY``, ``SQL_FORBIDDEN``) and
-    Transient (``SQL_TIMEOUT``, ``SQL_UNAVAILABLE``).
+    Raises UserError (``SQL_INVALID``, ``CONNECTION_INVALID``), Refused (``SQL_READ_ONLY``, ``SQL_FORBIDDEN``,
+    ``SQL_ROLE_REFUSED``) and Transient (``SQL_TIMEOUT``, ``SQL_UNAVAILABLE``).
     """
     refuse_writing(sql)
     if isinstance(params, Mapping):
@@ -59,7 +59,8 @@ async def query(url: str, sql: str, params: Sequence[Any] | Mapping[str, Any], l
                 "idle_in_transaction_session_timeout": str(max(int(limits.timeout_s * 1000), 1)),
             },
         )
-        return await _read(connection, sql, params, limits, log)
+        await refuse_mighty(connection)
+        return await _read(connection, sql, params, limits)
     except RayloomError:
         raise
     except _DRIVER_ERRORS as error:
@@ -70,10 +71,8 @@ async def query(url: str, sql: str, params: Sequence[Any] | Mapping[str, Any], l
             connection.terminate()
 
 
-async def _read(connection: Any, sql: str, params: Sequence[Any], limits: SqlLimits, log: LogPort) -> Rows:
+async def _read(connection: Any, sql: str, params: Sequence[Any], limits: SqlLimits) -> Rows:
     taker = Taker(limits)
-    if await connection.fetchval("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"):
-        log.line("the SQL connection uses a superuser: give it a role that may only read", level="WARNING")
     transaction = connection.transaction(readonly=True)
     await transaction.start()
     try:

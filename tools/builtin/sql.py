@@ -1,8 +1,8 @@
 """sql.query: one read-only statement on a connection that an administrator named.
 
-What holds: a read-only transaction or file, one statement, limits of time, rows and bytes, and never rayloom's own
-database. What can't: on PostgreSQL a function may do what its caller's role may do, so give the connection a role that
-can do little; and one row is read whole before it is known how large it is.
+What holds: a read-only transaction or file, one statement, limits of time, rows and bytes, never rayloom's own
+database, and on PostgreSQL no role that reaches files, programs or other connections. What can't: a function of the
+database may do more than its caller (SECURITY DEFINER), and one row is read whole before it is known how large it is.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def _query(input: QueryInput, context: ToolContext) -> ToolResult:
     scheme = urlsplit(url).scheme.partition("+")[0]
     if scheme in ("postgresql", "postgres"):
         await refuse_own(url, [own.get_secret_value() for own in settings.sql_forbidden_urls])
-        rows = await postgresql.query(url, input.sql, input.params, limits, context.log)
+        rows = await postgresql.query(url, input.sql, input.params, limits)
     elif scheme == "sqlite":
         rows = await sqlite.query(url, input.sql, input.params, limits)
     else:
