@@ -1,14 +1,16 @@
 """What the commands say: for people on a terminal, as plain lines in a pipe, as the API's JSON when asked.
 
-In a pipe a table is one line a row, columns parted by tabs, no colours, no header; nothing is ever cut off.
+In a pipe a table is one line a row, columns parted by tabs, no colours, no header; nothing is ever cut off. All that a
+command prints of data passes `printable` or `json_text`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import orjson
 import typer
@@ -32,6 +34,20 @@ STATUS_STYLES = {
     "SKIPPED": "yellow",
     "CANCELLED": "yellow",
 }
+
+
+# Controls but tab and line feed; soft hyphen, zero-width and bidirectional marks; fillers that look like nothing;
+# interlinear marks; tags; lone surrogates. A joiner between two emoji, and one variation selector after a character
+# that is seen, only choose how that is drawn.
+_EMOJI: Final = "\u2190-\u2bff\U0001f000-\U0001faff"
+_SELECTORS: Final = "\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef"
+_HIDDEN: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u200b\u200c\u200e\u200f\u2028-\u202e"
+    "\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e00ff\U000e01f0-\U000e0fff]"
+    f"|(?<![{_EMOJI}\ufe0f])\u200d|\u200d(?![{_EMOJI}])"
+    f"|(?:^|(?<=[\\s\x00-\x20\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff{_SELECTORS}]))[{_SELECTORS}]",
+)
 
 
 class Output:
@@ -58,8 +74,7 @@ class Output:
 
     def json(self, document: object) -> None:
         """The API's own document: indented on a terminal, one line in a pipe."""
-        option = orjson.OPT_INDENT_2 if sys.stdout.isatty() else 0
-        typer.echo(_escaped(orjson.dumps(document, option=option).decode()))
+        typer.echo(json_text(document, indent=sys.stdout.isatty()))
 
     def line(self, text: str = "") -> None:
         """One plain line."""
@@ -85,6 +100,7 @@ class Output:
         """Names and values, one a line."""
         width = max((len(name) for name, _ in pairs), default=0) if self.rich else 0
         for name, value in pairs:
+            name = one_line(name)
             typer.echo(f"{name.ljust(width)}  {one_line(value)}" if self.rich else f"{name}\t{one_line(value)}")
 
     def value(self, value: Json) -> None:
@@ -112,13 +128,22 @@ def one_line(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that can't steer a terminal: tools and models write titles, logs and results."""
-    return "".join(c if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f") else "\ufffd" for c in text)
+    """Text that can't steer a terminal or hide in it: tools, models and strangers write titles, logs and results.
+
+    Control, bidirectional and invisible characters are shown escaped (``\\x1b``, ``\\u202e``). Twice is as once.
+    """
+    return _HIDDEN.sub(_shown, text.replace("\r\n", "\n"))
 
 
-def _escaped(document: str) -> str:
-    # JSON leaves DEL and the C1 controls as they are, and a terminal obeys them; escaped it is the same JSON.
-    return "".join(f"\\u{ord(c):04x}" if "\x7f" <= c <= "\x9f" else c for c in document)
+def json_text(document: object, *, indent: bool = False) -> str:
+    """A document as JSON in which the same characters are escaped, as JSON allows: what it says is unchanged."""
+    text = orjson.dumps(document, option=orjson.OPT_INDENT_2 if indent else 0).decode()
+    return _HIDDEN.sub(lambda found: json.dumps(found.group())[1:-1].replace("\x7f", "\\u007f"), text)
+
+
+def _shown(found: re.Match[str]) -> str:
+    code = ord(found.group())
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def seconds(value_ms: object) -> str:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from rayloom.cluster.cli.output import one_line
 from rayloom.dag.values import JsonObject
 
 PLAN_OPEN = "the plan is not whole"
@@ -113,7 +114,7 @@ class WatchedTask:
         return WatchedSubtask(
             id=key,
             name=str(row.get("name") or key),
-            tool=str(row.get("tool") or row.get("type") or ""),
+            tool=one_line(row.get("tool") or row.get("type")),
             depends_on=tuple(str(d) for d in depends_on) if isinstance(depends_on, list) else (),
             status=status,
             phase=phase if isinstance(phase, str) else None,

@@ -12,7 +12,7 @@ import typer
 from rayloom.cluster.cli.connection import connect
 from rayloom.cluster.cli.exits import ExitCode
 from rayloom.cluster.cli.options import AsJson, TaskId
-from rayloom.cluster.cli.output import Output, one_line
+from rayloom.cluster.cli.output import Output, json_text, one_line
 from rayloom.dag.errors import UserError
 from rayloom.dag.values import Json, JsonObject
 
@@ -94,7 +94,7 @@ def trace(
 
 def _show_line(out: Output, line: JsonObject) -> None:
     if out.as_json:
-        typer.echo(orjson.dumps(line).decode())
+        typer.echo(json_text(line))
         return
     where = one_line(line.get("subtask")) or "-"
     attempt = line.get("attempt")

@@ -8,7 +8,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +16,7 @@ import typer
 from rayloom.cluster.cli.connection import connect
 from rayloom.cluster.cli.exits import ExitCode
 from rayloom.cluster.cli.options import AsJson, InJson
-from rayloom.cluster.cli.output import Output, complain
+from rayloom.cluster.cli.output import Output, complain, printable
 from rayloom.dag.errors import UserError
 
 if TYPE_CHECKING:
@@ -152,7 +151,7 @@ def batch(
     options = BatchOptions(source=file, out=out, concurrency=concurrency, timeout_s=timeout_s, run=run)
     try:
         with connect(patience_s=options.patience_s, connections=concurrency + 8) as client:
-            ended = run_batch(client, options, say=partial(typer.echo, err=as_json))
+            ended = run_batch(client, options, say=lambda line: typer.echo(printable(line), err=as_json))
     except KeyboardInterrupt:
         complain("stopped; the tasks under way go on, and the same command goes on from here")
         raise typer.Exit(ExitCode.INTERRUPTED) from None

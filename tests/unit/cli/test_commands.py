@@ -86,7 +86,7 @@ def test_lists_are_lines_in_a_pipe_and_the_apis_json_when_asked(
         api.add({"title": title})
     assert rayloom("list") == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert [row[-1] for row in rows] == ["one", "two lines �[31m", "three"]
+    assert [row[-1] for row in rows] == ["one", "two lines \\x1b[31m", "three"]
     assert {len(row) for row in rows} == {6}
     assert rayloom("list", "--limit", "2", "--json") == 0
     page = json.loads(capsys.readouterr().out)
