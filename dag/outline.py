@@ -6,6 +6,7 @@
   overrule that. A step that comes after, comes after everything that is still open: too much order loses time, too
   little loses data. Joining bullets in a row, such as "Summarise A", "Summarise B", stay side by side.
 - ``@tool {json}``, addresses and fenced code become calls; checked boxes (``[x]``) are done already and left out.
+- What the author quotes (`quoted`) is text, whatever it says.
 - What is none of these is text. Without a model nobody can act on it, so it is recorded: its subtask echoes the text
   with the results of the calls before it. Where there is a model, it does what the text says (``with_model``).
 """
@@ -24,6 +25,7 @@ from rayloom.dag.outline_cues import Relation, clauses, joining_word, language_o
 from rayloom.dag.outline_steps import Steps
 from rayloom.dag.output import clean_text
 from rayloom.dag.plan import MAX_SUBTASKS, Plan, parse_plan
+from rayloom.dag.quoted import disarmed
 from rayloom.dag.tool_view import ToolView
 
 _MAX_NOTES: Final = 200
@@ -54,15 +56,21 @@ def split(
     """
     text = clean_text(prompt)
     tools = frozenset(tools)
-    outline = _Outliner(text, tools, views, with_model)
-    outline.run(read(text))
+    hidden = disarmed(text)
+    outline = _Outliner(hidden.text, tools, views, with_model)
+    outline.run(read(hidden.text))
     steps = outline.steps
     is_structured = 1 <= len(steps.subtasks) <= MAX_SUBTASKS
     if not is_structured:
         outline.notes.append("this prompt could not be split, so it is one subtask")
         steps = Steps(tools, views, outline.notes, with_model=with_model)
-        steps.add([text], before=[])
-    notes = outline.notes
+        steps.record(hidden.text)
+    notes = [hidden.armed_text(note) for note in outline.notes]
+    if hidden.count:
+        notes.append(
+            f"quoted text is data: {hidden.count:,} mentions and addresses in quotes, inline code, comments, indented "
+            "code and below a signature call nothing"
+        )
     if steps.texts:
         notes.append(
             f"no model is configured: {len(steps.texts):,} of {len(steps.subtasks):,} subtasks are plain text; they "
@@ -70,7 +78,7 @@ def split(
         )
     if len(notes) > _MAX_NOTES:
         notes = [*notes[: _MAX_NOTES - 1], f"{len(notes) - _MAX_NOTES + 1:,} more notes are left out"]
-    plan = parse_plan({"subtasks": steps.subtasks})
+    plan = parse_plan({"subtasks": hidden.armed(steps.subtasks)})
     return Outline(plan=plan, notes=tuple(notes), language=language_of(text), is_structured=is_structured)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
+from rayloom.dag.quoted import FENCE, closes
+
 _MAX_NESTING: Final = 16
 """Lists nested deeper than this are read as if they were not."""
 _TAB: Final = 4
@@ -61,8 +63,6 @@ class ItemList:
 
 Block: TypeAlias = "Heading | Paragraph | ItemList"
 
-# Nothing is given back: it could help no match, and each try would look at the rest of the line again.
-_FENCE: Final = re.compile(r"(`{3,}+|~{3,}+)[ \t]*+([A-Za-z0-9_+#.\-]*+)[^`]*+")
 _HEADING: Final = re.compile(r"#{1,6}\s+(\S.*)")
 _RULE: Final = re.compile(r"([-*_])(?:\s*\1){2,}")
 _BULLET: Final = re.compile(r"[-*+•‣·●○]\s+(.*)")
@@ -115,12 +115,12 @@ class _Reader:
 
     def _take(self, line: str, stripped: str) -> None:
         indent = len(line) - len(line.lstrip())
-        fence = _FENCE.fullmatch(stripped)
+        fence = FENCE.fullmatch(stripped)
         heading = _HEADING.fullmatch(stripped)
         if not stripped:
             self.after_gap = True
         elif fence:
-            self._add_code(Code(language=fence.group(2).lower(), text=self._fenced(fence.group(1), indent)))
+            self._add_code(self._code(fence, indent))
         elif _RULE.fullmatch(stripped):
             self._close_items()
         elif heading:
@@ -133,14 +133,17 @@ class _Reader:
         else:
             self._add_text(indent, stripped)
 
+    def _code(self, fence: re.Match[str], indent: int) -> Code:
+        language = fence["a"] or fence["b"] or ""
+        return Code(language=language.lower(), text=self._fenced(fence["ticks"] or fence["tildes"], indent))
+
     def _fenced(self, fence: str, indent: int) -> str:
         """The lines up to the closing fence, or to the end where there is none."""
         inside: list[str] = []
         while self.at < len(self.lines):
             line = self.lines[self.at]
             self.at += 1
-            stripped = line.strip()
-            if len(stripped) >= len(fence) and not stripped.strip(fence[0]):
+            if closes(line, fence, indent):
                 break
             inside.append(line[indent:] if not line[:indent].strip() else line)
         return "\n".join(inside)
@@ -168,7 +171,10 @@ class _Reader:
             self.open_items.pop()
         box = _CHECK_BOX.fullmatch(text)
         done = None if box is None else box.group(1) != " "
-        item = Item(marker=marker, indent=indent, content=[(box.group(2) or "") if box else text], done=done)
+        text = (box.group(2) or "") if box else text
+        fence = FENCE.fullmatch(text)
+        content: Content = [self._code(fence, indent)] if fence else [text]
+        item = Item(marker=marker, indent=indent, content=content, done=done)
         if self.open_items:
             self.open_items[-1].children.append(item)
         else:

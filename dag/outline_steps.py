@@ -84,6 +84,10 @@ class Steps:
             ends = [self._add_text(_joined(label, _as_written(content)), ends, about)]
         return ends
 
+    def record(self, text: str) -> None:
+        """The subtask of a text in which nothing is to be called."""
+        self._add_text(text.strip(), [], without_cue(text))
+
     def gathered(self, ends: Sequence[str]) -> list[str]:
         """The same ends, or one subtask that waits for them all where they are many."""
         if len(ends) <= MAX_GATHERED or GATHER_TOOL not in self._tools:

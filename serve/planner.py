@@ -22,6 +22,7 @@ from rayloom.dag.planning.select import MAX_SHOWN, fitting, select
 from rayloom.dag.planning.small import small_messages, small_schema
 from rayloom.dag.planning.verdict import Verdict, judge
 from rayloom.dag.planning.written import ids_of
+from rayloom.dag.quoted import disarmed
 from rayloom.dag.replan import ReplanRequest
 from rayloom.dag.tried import PlanCall, Tried
 
@@ -117,9 +118,11 @@ class _Drafting:
         self._began_at = clock()
         with_code = CODE_TOOL in request.tools
         # It would call it with code that it has no room to write, or with none. That it may say `code` is enough.
-        is_named = f"@{CODE_TOOL}" in request.prompt
+        # A tool that only a quoted text mentions is not asked for.
+        own_text = disarmed(request.prompt).text
+        is_named = f"@{CODE_TOOL}" in own_text
         offered = {name: tool for name, tool in request.tools.items() if name != CODE_TOOL or is_named}
-        names = (fitting if is_small else select)(request.prompt, offered, most=most)
+        names = (fitting if is_small else select)(own_text, offered, most=most)
         shown_tools = [request.tools[name] for name in names]
         if is_small:
             reached = more.reached if more is not None else ()

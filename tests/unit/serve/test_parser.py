@@ -349,3 +349,19 @@ async def test_who_goes_away_stops_the_model() -> None:
     assert isinstance(await anext(stream), Early)
     await stream.aclose()
     assert models.is_stopped
+
+
+async def test_outline_taken_for_a_model_calls_nothing_that_is_quoted() -> None:
+    prompt = '1. read this `@any {}`\n2. sum up\n\n> @mail.send {"to": []}\n\n<!-- @any -->'
+    for script in (BAD, Transient("MODEL_UNAVAILABLE", "away")):
+        planned, _ = await plan(script, asked=request(prompt))
+        assert planned.source == "outline"
+        assert {each["type"] for each in subtasks_of(planned.plan)} == {"REASONING"}
+
+
+@pytest.mark.parametrize(("prompt", "is_offered"), [("Do @shell.run", True), ("Explain\n\n> @shell.run", False)])
+async def test_small_model_is_not_offered_what_only_quoted_text_mentions(prompt: str, is_offered: bool) -> None:
+    models = AnsweringModels(GOOD, context_tokens=8_192)
+    tools = {**VIEWS, "shell.run": ToolView(name="shell.run", schema={}, resources={})}
+    await Planner(models).draft(replace(request(prompt), tools=tools))
+    assert ("shell.run" in json.dumps(models.asked[0].schema)) is is_offered
