@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 ROOMS: Final = ("dag", "db", "tools", "actors", "serve", "cluster")
 SECTIONS: Final = ("rooms", "arrows", "hardest")
 HEAD_LINES: Final = 28
+# Seconds of work at most, on a machine that is busy with other things.
+WALL_S: Final = 240
+TIMEOUT_S: Final = 300
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 
 
@@ -95,9 +98,10 @@ def _measurement(room: str) -> JsonObject:
         "input": {
             "code": _step("measure.py"),
             "stdin": room,
+            "limits": {"wall_s": WALL_S},
             "files": {"sources.zip": {"base64": base64.b64encode(_archive(room)).decode()}},
         },
-        "timeout_s": 120,
+        "timeout_s": TIMEOUT_S,
     }
 
 
@@ -108,8 +112,13 @@ def _section(section: str) -> JsonObject:
         "name": f"Join the measurements: {section}",
         "type": "TOOL",
         "tool": "python.run",
-        "input": {"code": _step("combine.py"), "stdin": section, "files": files},
-        "timeout_s": 120,
+        "input": {
+            "code": _step("combine.py"),
+            "stdin": section,
+            "files": files,
+            "limits": {"wall_s": WALL_S},
+        },
+        "timeout_s": TIMEOUT_S,
     }
 
 

@@ -64,7 +64,11 @@ def _share(part: int, whole: int) -> str:
 
 def main() -> None:
     """Read, join, write."""
-    measured = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path().glob("*.json"))]
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(Path().glob("*.json"))}
+    missing = [f"measure-{room}" for room, text in texts.items() if not text]
+    if missing:
+        sys.exit(f"{', '.join(missing)} printed nothing: look at its stderr and its timed_out")
+    measured = [json.loads(text) for text in texts.values()]
     measured.sort(key=lambda m: (FLOORS.get(m["room"], 99), m["room"]))
     sys.stdout.write(SECTIONS[sys.stdin.read().strip()](measured))
 

@@ -8,13 +8,14 @@ import json
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
 
 from rayloom.cluster.demo import ROOMS, SECTIONS, build_plan, build_request, run
 from rayloom.cluster.demo_steps.combine import SECTIONS as WRITERS
+from rayloom.cluster.demo_steps.combine import main as combine
 from rayloom.cluster.demo_steps.measure import measure
 from rayloom.dag.errors import UserError
 from rayloom.dag.plan import parse_plan
@@ -114,6 +115,22 @@ def test_the_report_fails_with_the_words_of_a_section_that_failed() -> None:
     bad = {"stdout": "", "stderr": "[sandbox] killed", "exit_code": 137}
     with pytest.raises(UserError, match=re.escape("[sandbox] killed")):
         render(template, {**values, "rooms": bad, "version": "1"}, max_chars=10_000)
+
+
+def test_the_sections_name_the_measurement_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dag.json").write_text(json.dumps(measure("dag", {"dag/door.py": SOURCE})))
+    Path("db.json").write_text("")
+    with pytest.raises(SystemExit, match="measure-db printed nothing"):
+        combine()
+
+
+def test_the_programs_have_time_on_a_busy_machine() -> None:
+    # The default of a program is 30 s, which measuring a room may need where other programs want the CPUs, too.
+    programs: Any = [each for each in cast(Any, build_plan()["subtasks"]) if each["tool"] == "python.run"]
+    assert len(programs) == len(ROOMS) + len(SECTIONS)
+    for each in programs:
+        assert 200 < each["input"]["limits"]["wall_s"] < each["timeout_s"]
 
 
 def test_every_room_travels_with_its_sources() -> None:
