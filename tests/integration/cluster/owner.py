@@ -8,6 +8,7 @@ import pwd
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -72,9 +73,10 @@ def nobody() -> User:
 class Owner:
     """A running owner. Leaving the context stops it."""
 
-    def __init__(self, user: User, home: Path) -> None:
+    def __init__(self, user: User, home: Path, *, without: Sequence[str] = ()) -> None:
+        """``without``: modules of wheels that it shall not find."""
         self.home = home
-        self.process = user.popen(str(PROGRAM), SITE_PACKAGES, str(home))
+        self.process = user.popen(str(PROGRAM), SITE_PACKAGES, str(home), *without)
         assert self.process.stdout is not None
         said = self.process.stdout.readline()
         if not said:

@@ -1,4 +1,7 @@
-"""Owns a home: ``owning.py SITE_PACKAGES HOME`` starts the embedded services, says where, and ends with its input."""
+"""Owns a home: ``owning.py SITE_PACKAGES HOME`` starts the embedded services, says where, and ends with its input.
+
+Modules of wheels that are named after HOME are not found.
+"""
 
 from __future__ import annotations
 
@@ -36,4 +39,6 @@ def main(home: Path) -> None:
 
 if __name__ == "__main__":
     site.addsitedir(sys.argv[1])
+    # As if their wheels were not installed.
+    sys.modules.update(dict.fromkeys(sys.argv[3:]))  # type: ignore[arg-type]
     main(Path(sys.argv[2]))

