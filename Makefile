@@ -12,10 +12,9 @@ ROOMS := dag db tools actors serve cluster
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PYTEST := $(BIN)/python -m pytest
-# What shares nothing with other tests, and so runs two at a time. All else has a whole rayloom, a Ray, or sandboxes, which
-# want the machine for themselves; new folders come under that unless they are named here. Those with the longest tests
-# come first, so that neither process waits for the other at the end.
-ISOLATED := tests/integration/db tests/integration/serve tests/integration/models tests/property tests/unit
+# How many processes the tests run in. Most tests wait more than they compute.
+PROCESSES ?= 4
+SPREAD := -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 FAULTS ?= 7:0.02
 MINUTES ?= 5
 SEED ?= 1
@@ -48,13 +47,13 @@ setup: .venv-dev names  ## make .venv with the locked dependencies of product an
 .PHONY: test
 test: setup  ## all tests but the long ones; starts the services that it needs by itself
 	@failed=0; \
-	$(PYTEST) $(ISOLATED) -n 2 --dist loadfile -m "not long and not model" || failed=1; \
-	$(PYTEST) tests $(addprefix --ignore=,$(ISOLATED)) -m "not long and not model" || failed=1; \
+	$(PYTEST) tests $(SPREAD) -m "not timed and not long and not model" || failed=1; \
+	$(PYTEST) tests -m "timed and not long and not model" || failed=1; \
 	exit $$failed
 
 .PHONY: test-fast
 test-fast: setup  ## the tests that need no services, under a minute
-	@$(PYTEST) tests/unit tests/property -n 2 --dist loadfile
+	@$(PYTEST) tests/unit tests/property $(SPREAD)
 
 .PHONY: test-model
 test-model: setup  ## the tests with the small model, which is downloaded into build/models (Gemma terms of use)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -9,11 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from uuid_utils.compat import uuid7
 
 from rayloom.cluster.embedded.services import EmbeddedServices
 from rayloom.cluster.home import Home
 from rayloom.cluster.settings import load_settings
+from rayloom.db.migrate import upgrade
 from tests.integration import mcp_servers
+from tests.integration.databases import administer, url_of
 from tests.integration.s3 import S3Server, s3_server
 
 
@@ -41,6 +45,16 @@ def servers() -> Iterator[tuple[str, str]]:
 def server_url(servers: tuple[str, str]) -> str:
     """The PostgreSQL alone."""
     return servers[0]
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str) -> Iterator[str]:
+    """The name of a migrated database, to copy."""
+    name = f"rl_template_{uuid7().hex}"
+    asyncio.run(administer(server_url, f"CREATE DATABASE {name}"))
+    asyncio.run(upgrade(url_of(server_url, name)))
+    yield name
+    asyncio.run(administer(server_url, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture(scope="session")

@@ -10,37 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
-from sqlalchemy import make_url, text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
-from uuid_utils.compat import uuid7
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
 import ray
+from uuid_utils.compat import uuid7
 
 from rayloom.actors.named import NamedActor
 from rayloom.actors.settings import EngineSettings
 from rayloom.db.engine import make_engine
-from rayloom.db.migrate import upgrade
 from rayloom.db.settings import DatabaseSettings
+from tests.integration.databases import copy_of
 from tests.integration.waiting import GENEROUS_S
 
 
 @pytest.fixture
-async def database(server_url: str) -> AsyncIterator[DatabaseSettings]:
+def database(server_url: str, template: str) -> Iterator[DatabaseSettings]:
     """An empty database with our schema, dropped afterwards."""
-    name = f"rl_{uuid7().hex}"
-    server = create_async_engine(server_url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    async with server.connect() as connection:
-        await connection.execute(text(f"CREATE DATABASE {name}"))
-    url = make_url(server_url).set(database=name).render_as_string(hide_password=False)
-    await upgrade(url)
-    yield DatabaseSettings(url=SecretStr(url))
-    async with server.connect() as connection:
-        await connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    await server.dispose()
+    with copy_of(server_url, template) as copied:
+        yield copied
 
 
 @pytest.fixture

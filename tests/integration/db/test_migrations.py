@@ -12,7 +12,7 @@ from sqlalchemy.pool import NullPool
 from uuid_utils.compat import uuid7
 
 from rayloom.db.migrate import MigrationError, upgrade
-from tests.integration.db.conftest import administer, url_of
+from tests.integration.databases import administer, url_of
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from rayloom.db.files import TaskFiles
 from rayloom.db.migrate import WorkerRoleError, ensure_worker_role, missing_grants, upgrade
 from rayloom.db.outputs import outputs
 from rayloom.db.settings import BlobSettings, DatabaseSettings
-from tests.integration.db.conftest import administer
+from tests.integration.databases import administer
 from tests.integration.db.spine import Spine
 
 

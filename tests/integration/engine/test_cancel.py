@@ -19,6 +19,7 @@ from tests.integration.processes import Process
 from tests.integration.runs import Run, echo, python, sleep, step
 from tests.integration.waiting import wait_until
 
+pytestmark = pytest.mark.timed
 WITHIN_S = 2.0
 _never = threading.Event()
 CHILD = "sleep 86322"

@@ -147,6 +147,7 @@ def test_a_model_uses_the_tools_of_its_task(instance: Instance, client: Client) 
     assert [span["name"] for span in trace["spans"] if span["kind"] == "tool"] == ["core.echo"]
 
 
+@pytest.mark.timed
 def test_a_stop_closes_the_stream(instance: Instance, client: Client, rig: Rig) -> None:
     run = Run.submit(instance, client, [reasoning("a", "Never end."), echo("after", 1, "a")])
     asked = wait_until(lambda: [each for each in rig.endpoint.asked if "Never end." in each.prompt])[-1]

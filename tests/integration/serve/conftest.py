@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import make_url, text
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
-from uuid_utils.compat import uuid7
 
-from rayloom.db.migrate import upgrade
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.serve.settings import ServeSettings
+from tests.integration.databases import copy_of
 from tests.integration.serve.world import World, serving
 
 
-async def _administer(url: str, *statements: str) -> None:
-    engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    async with engine.connect() as connection:
-        for statement in statements:
-            await connection.execute(text(statement))
-    await engine.dispose()
-
-
 @pytest.fixture(scope="session")
-def database(servers: tuple[str, str]) -> Iterator[DatabaseSettings]:
+def database(server_url: str, template: str) -> Iterator[DatabaseSettings]:
     """A database with our schema. Tests keep apart by having users of their own."""
-    name = f"rl_{uuid7().hex}"
-    asyncio.run(_administer(servers[0], f"CREATE DATABASE {name}"))
-    url = make_url(servers[0]).set(database=name).render_as_string(hide_password=False)
-    asyncio.run(upgrade(url))
-    yield DatabaseSettings(url=SecretStr(url), pool_size=10, max_overflow=5)
-    asyncio.run(_administer(servers[0], f"DROP DATABASE {name} WITH (FORCE)"))
+    with copy_of(server_url, template) as copied:
+        yield copied.model_copy(update={"pool_size": 10, "max_overflow": 5})
 
 
 @pytest.fixture(scope="session")

@@ -70,6 +70,7 @@ async def test_output_is_streamed_while_the_program_runs(kind: Kind) -> None:
         await running
 
 
+@pytest.mark.timed
 async def test_a_cancelled_run_is_gone_at_once(kind: Kind) -> None:
     log = KeptLog()
     running = asyncio.ensure_future(
