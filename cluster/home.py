@@ -23,7 +23,7 @@ from typing import Literal
 
 _FLOCK = "hhqqi4x"
 _BEFORE_FIRST_START = frozenset(
-    {".env", "rayloom.toml", "skills", "logs", "api_key", "secret_key", "models", "lost+found"}
+    {".env", "rayloom.toml", "skills", "logs", "api_key", "secret_key", "ray_auth_token", "models", "lost+found"}
 )
 
 Secret = Literal[

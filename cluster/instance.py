@@ -107,6 +107,7 @@ def read_status(settings: Settings) -> dict[str, Any]:
         "ray": {
             "address": (told.ray_address if told else None) or settings.ray_address or "local",
             "dashboard": told.urls.get("ray") if told else None,
+            "auth": (told.ray_auth or None) if told else None,
         },
         "serve": ready,
         "sandbox": {"setting": settings.sandbox, "state": confined.level, "detail": confined.detail},

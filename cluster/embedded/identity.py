@@ -1,7 +1,8 @@
 """As whom the servers run. PostgreSQL refuses to be root; for everybody else the answer is: as yourself.
 
-As root there are three ways, tried in this order: drop to ``nobody`` where nobody may enter the folders; a user
-namespace that shows root as ``nobody``; drop to ``nobody`` with the one capability of entering closed folders.
+As root there are three ways, tried in this order: a user namespace that shows root as ``nobody``; drop to ``nobody``
+where that user may enter the folders; drop to ``nobody`` with the one capability of entering closed folders. With the
+second and third the data belong to ``nobody``, and so do other programs of the machine.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def choose(*, program: Sequence[str], folder: Path) -> Identity:
     """Who shall run ``program`` with its data below ``folder``. Raises ServiceError when root has no way at all."""
     if os.geteuid() != 0:
         return myself()
-    ways: tuple[Way, ...] = ("nobody", "userns", "capability")
+    ways: tuple[Way, ...] = ("userns", "nobody", "capability")
     for identity in map(as_root, ways):
         if identity.can_run(program, folder=folder):
             return identity

@@ -14,7 +14,7 @@ import pytest
 
 from rayloom.cluster.embedded import services
 from rayloom.cluster.embedded.binaries import PgBinaries
-from rayloom.cluster.embedded.identity import ServiceError, Way, as_root, choose, server_environment
+from rayloom.cluster.embedded.identity import Identity, ServiceError, Way, as_root, choose, server_environment
 from rayloom.cluster.embedded.postgres import PostgresServer
 from rayloom.cluster.embedded.services import EmbeddedServices
 from rayloom.cluster.home import Home
@@ -64,11 +64,19 @@ def test_each_way_serves_the_data_that_another_made(open_folder: Path, monkeypat
 
 
 @only_root
-def test_nobody_is_not_chosen_where_nobody_may_pass(open_folder: Path) -> None:
+def test_data_belong_to_nobody_only_where_there_is_no_other_way(
+    open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other programs of that user could read them, where they may enter the folder."""
     closed = open_folder / "closed"
     closed.mkdir(mode=0o700)
+    if as_root("userns").can_run(["/bin/true"], folder=open_folder):
+        assert choose(program=["/bin/true"], folder=open_folder).way == "userns"
+    able = Identity.can_run
+    monkeypatch.setattr(Identity, "can_run", lambda self, *a, **k: self.way != "userns" and able(self, *a, **k))
     assert choose(program=["/bin/true"], folder=open_folder).way == "nobody"
-    assert choose(program=["/bin/true"], folder=closed).way != "nobody"
+    monkeypatch.setattr(Identity, "can_run", lambda self, program, *, folder: self.way == "capability")
+    assert choose(program=["/bin/true"], folder=closed).way == "capability"
 
 
 @only_root

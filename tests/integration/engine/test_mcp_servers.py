@@ -100,6 +100,7 @@ def test_a_confined_server_over_stdio_and_one_over_http(
         assert [item["type"] for item in image["content"]] == ["text", "image", "text"]
         told = output(instance, client, "every.get-env", {})
         assert SECRET not in told
+        assert "RAY" not in told
         assert '"API_TOKEN": "***"' in told
     [port] = free_ports(1)
     with (
