@@ -100,7 +100,7 @@ def doors_of(instance: Instance, command: str) -> dict[str, Any]:
         *(str(each) for each in (session, session / "logs", session / "sockets", session / "logs" / "gcs_server.out")),
         str(instance.home),
         *(str(each) for each in instance.home.iterdir()),
-        *(str(each) for each in Path("/dev/shm").iterdir()),
+        *(str(each) for each in Path("/dev/shm").iterdir() if each.stat().st_uid == os.geteuid()),
         *(f"/proc/{process.pid}/{name}" for process in processes for name in ("environ", "fd", "maps", "cwd", "root")),
     ]
     return {"ports": sorted(ports), "sockets": sorted(sockets), "files": files, "command": command}
