@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from sqlalchemy import make_url
 
 from rayloom.actors.settings import EngineSettings, WebhookSettings, WorkerSettings
-from rayloom.cluster.checks import StartRefused
+from rayloom.cluster.checks import ClusterAbsent, StartRefused
 from rayloom.cluster.first_rows import prepare_database
 from rayloom.cluster.hearsay import keep_out_of_the_terminal
 from rayloom.cluster.home import Home
@@ -176,7 +176,7 @@ def _start_ray(settings: Settings) -> str:
                 address=settings.ray_address, namespace="rayloom", log_to_driver=False, logging_level=logging.ERROR
             )
         except (ConnectionError, RuntimeError) as error:
-            raise StartRefused(
+            raise ClusterAbsent(
                 f"no Ray cluster answers at RAYLOOM_RAY_ADDRESS={settings.ray_address} ({type(error).__name__}): "
                 "start one with `ray start --head`, or unset it to start a local Ray"
             ) from None
@@ -184,7 +184,7 @@ def _start_ray(settings: Settings) -> str:
         cpus, folder = _cpus(settings), temporary_folder()
         _take_jobs_on_any_port()
         try:
-            # In this thread: Ray's processes die with the thread that started them, and this one lives as long as `up`.
+            # In this thread, which lives as long as the driver: Ray's processes die with the thread that started them.
             context = ray.init(
                 address="local",
                 num_cpus=cpus,

@@ -31,6 +31,10 @@ class StartRefused(Exception):
     """rayloom can't start here and now; the message is one line that says what to do."""
 
 
+class ClusterAbsent(StartRefused):
+    """The Ray cluster that was given does not answer; it may come back."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
     """One thing that was looked at; ``advice`` says what to do where ``level`` is not ok."""

@@ -26,6 +26,8 @@ _BEFORE_FIRST_START = frozenset(
     {".env", "rayloom.toml", "skills", "logs", "api_key", "secret_key", "ray_auth_token", "models", "lost+found"}
 )
 
+State = Literal["starting", "serving", "restarting Ray", "stopping"]
+
 Secret = Literal[
     "api_key",
     "secret_key",
@@ -58,7 +60,7 @@ class RunningInstance:
 
     pid: int
     started_at: str
-    state: Literal["starting", "serving", "stopping"]
+    state: State
     url: str
     urls: dict[str, str] = field(default_factory=dict)
     folder: str = ""

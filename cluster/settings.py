@@ -83,6 +83,7 @@ class Settings(EngineFields, BlobFields, E2bFields, LocalModelFields, ModelField
     ray_auth: Literal["token", "disabled"] = Field(default="token", description="authentication of the local Ray")
     ray_cluster_file: Path | None = Field(default=None, description="the file of `ray up`: nodes that may be added")
     ray_dashboard_port: int = Field(default=8265, ge=1, le=65_535)
+    ray_failures: int = Field(default=3, ge=1, description="so many failures of Ray in five minutes end `rayloom up`")
     ray_num_cpus: int | None = Field(default=None, ge=1, description="CPUs of the local Ray; empty: all")
 
     sandbox: Literal["auto", "docker", "bubblewrap", "e2b", "unsafe-local"] = "auto"

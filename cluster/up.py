@@ -1,7 +1,8 @@
 """`rayloom up`: starts everything in the foreground, keeps it running, and stops it in the right order.
 
-Services first, then Ray and Serve, then the demonstration. The first Ctrl-C stops cleanly, the second at once. A
-supervisor that is killed takes its servers with it: the kernel tells them.
+Services first, then Ray and Serve, then the demonstration. Services and Ray are started again when they fail, Ray not
+for ever. The first Ctrl-C stops cleanly, the second at once. A supervisor that is killed takes its servers with it: the
+kernel tells them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import TypeVar
 
 import typer
 
@@ -27,7 +28,9 @@ from rayloom.cluster.checks import StartRefused, ports_are_free, python_version,
 from rayloom.cluster.cli.output import Output
 from rayloom.cluster.embedded.identity import ServiceError
 from rayloom.cluster.embedded.services import EmbeddedServices
-from rayloom.cluster.home import Home, HomeError, RunningInstance
+from rayloom.cluster.head import Order
+from rayloom.cluster.head_process import Started
+from rayloom.cluster.home import Home, HomeError, RunningInstance, State
 from rayloom.cluster.instance import run_down, run_status
 from rayloom.cluster.interrupts import Interrupts
 from rayloom.cluster.local_model.chosen import agree, asked_by_all, put_here
@@ -35,32 +38,17 @@ from rayloom.cluster.local_model.look import Loading
 from rayloom.cluster.local_model.server import LlamaSettings
 from rayloom.cluster.logbook import open_logbook
 from rayloom.cluster.ray_access import token_file
+from rayloom.cluster.ray_keeper import RayKeeper
 from rayloom.cluster.settings import Settings, load_settings
 from rayloom.dag.errors import RayloomError
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 
-__all__ = ["Running", "run_down", "run_status", "run_up"]
+__all__ = ["run_down", "run_status", "run_up"]
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-State = Literal["starting", "serving", "stopping"]
 ORPHANS_S = 20
-
-
-class Running(Protocol):
-    """Ray and Serve, started."""
-
-    @property
-    def urls(self) -> Mapping[str, str]:
-        """Addresses by name, for people."""
-
-    @property
-    def api_key(self) -> str:
-        """The key that the command line and the demonstration use."""
-
-    async def stop(self) -> None:
-        """Drain Serve, then end Ray if we started it."""
 
 
 def run_up(given: Mapping[str, object], *, demo: bool | None = None, as_json: bool = False) -> int:
@@ -104,6 +92,7 @@ class _Supervisor:
         self._llama: LlamaSettings | None = None
 
     async def run(self) -> int:
+        _log.setLevel(logging.INFO)
         self._home.acquire()
         self._stop = asyncio.Event()
         self._interrupts = Interrupts(asyncio.get_running_loop(), self._stop)
@@ -140,41 +129,61 @@ class _Supervisor:
         self._tell("starting")
         self._make_secrets()
         database, redis = await self._start_services()
-        exclusive = not self._settings.database.dsn_given
         self._say("starting Ray and Serve")
-        # Ray takes seconds to import: not before it is known that we may start.
-        from rayloom.cluster import bringup
-
-        starting: asyncio.Future[Running] = asyncio.ensure_future(
-            bringup.start(self._settings, database, redis, exclusive=exclusive, llama=self._llama)
+        order = Order(
+            settings=self._settings,
+            database=database,
+            redis=redis,
+            exclusive=not self._settings.database.dsn_given,
+            llama=self._llama,
         )
-        try:
-            running = await self._unless_stopped(starting)
-        except _Stopped:
-            if not starting.cancelled() and starting.exception() is None:
-                await starting.result().stop()  # it was done before it heard that it should not be
-            raise
         loading = Loading(self._settings, self._llama, self._say)
+        self._ray = RayKeeper(
+            order,
+            tell=self._warn,
+            services=lambda: self._services.pids,
+            serving=partial(self._serving, loading),
+            restarting=partial(self._restarting, loading),
+            quiet=self._as_json,
+        )
+        await self._unless_stopped(self._ray.start())
         try:
-            # Ray has put its own in their place.
-            self._interrupts.install()
-            self._urls = dict(running.urls)
-            self._tell("serving")
-            self._welcome(running)
-            loading.begin()
-            if self._demo:
-                self._begin_demonstration(running)
-            else:
+            if not self._demo:
                 self._say("serving until Ctrl-C")
-            await self._stop.wait()
+            with suppress(_Stopped):
+                await self._unless_stopped(self._ray.keep())
         finally:
             loading.stop()
-            self._say("stopping (Ctrl-C again: at once)")
+            self._say("stopping (Ctrl-C again: at once)" if self._stop.is_set() else "stopping")
             # A disk may be full, and that must not keep us from stopping in order.
             with suppress(HomeError):
                 self._tell("stopping")
-            await running.stop()
+            await self._ray.stop()
         return 0
+
+    def _serving(self, loading: Loading, started: Started) -> None:
+        """Ray and Serve run, for the first time or again."""
+        loading.begin()
+        if self._urls:
+            # A disk that is full now must not end what runs.
+            with suppress(HomeError):
+                self._tell("serving")
+            return
+        self._urls = dict(started.urls)
+        self._tell("serving")
+        self._welcome(started)
+        if self._demo:
+            self._begin_demonstration(started)
+
+    def _restarting(self, loading: Loading) -> None:
+        loading.stop()
+        with suppress(HomeError):
+            self._tell("restarting Ray")
+
+    def _warn(self, line: str) -> None:
+        """Tell people what happened to Ray, and keep it in the logbook."""
+        self._say(line)
+        _log.info(line)
 
     async def _start_services(self) -> tuple[DatabaseSettings, RedisSettings]:
         if not (self._settings.database.dsn_given and self._settings.redis.dsn_given):
@@ -211,7 +220,7 @@ class _Supervisor:
         if not self._settings.secret_key.get_secret_value():
             self._home.secret("secret_key")
 
-    def _welcome(self, running: Running) -> None:
+    def _welcome(self, running: Started) -> None:
         given = bool(self._settings.api_key.get_secret_value())
         if self._as_json:
             told = self._told("serving")
@@ -232,7 +241,7 @@ class _Supervisor:
             # A service manager or a pipe keeps this output, where others may read it.
             self._say(f"  {'key'.ljust(width)}  in {self._home.path / 'api_key'}")
 
-    def _begin_demonstration(self, running: Running) -> None:
+    def _begin_demonstration(self, running: Started) -> None:
         # A thread that nobody waits for: Ctrl-C in the middle of it must not hang.
         threading.Thread(target=self._demonstrate, args=(running.api_key,), name="demonstration", daemon=True).start()
 

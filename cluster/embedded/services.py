@@ -68,6 +68,11 @@ class EmbeddedServices:
         """Whether there is a server to stop."""
         return any(keeper.pid is not None for keeper in self._keepers)
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes of the servers that run now."""
+        return [keeper.pid for keeper in self._keepers if keeper.pid is not None]
+
     def told(self) -> dict[str, str]:
         """Where each service comes from, for people; without any password."""
         return {

@@ -157,7 +157,9 @@ def test_with_json_one_document_says_that_it_serves(home: Path) -> None:
     stopped = json.loads(rayloom(home, "down", "--json").stdout)
     assert stopped == {"home": str(home), "running": False, "stopped_pid": up.process.pid}
     code, said, errors = up.end()
-    assert (code, said) == (0, ["stand-in stopped"])
+    # What the driver prints is kept away from the one document, too.
+    assert (code, said) == (0, [])
+    assert "stand-in stopped" in errors
     warnings = [line for line in errors if line.startswith("rayloom: ")]
     assert "may be guessed" in warnings[0]
     assert "RAYLOOM_FAULTS" in warnings[1]
@@ -246,6 +248,53 @@ async def test_a_second_signal_ends_it_at_once(home: Path) -> None:
     assert up.end()[0] == 130
     for pid in servers:
         await until_gone(pid)
+
+
+def test_up_starts_ray_again_says_so_and_status_tells_the_truth(home: Path) -> None:
+    up = Up(home, "absent")
+    up.until("serving until")
+    first = up.head()
+    os.kill(first, signal.SIGKILL)
+    said = up.until("waiting for it")
+    assert f"the driver of Ray (process {first}) ended by SIGKILL; starting Ray" in said[0]
+    status = rayloom(home, "status", "--json")
+    assert (status.returncode, json.loads(status.stdout)["state"]) == (1, "restarting Ray")
+    (home / "back").touch()
+    up.until("serving again")
+    told = Home(home).read_run()
+    assert told is not None
+    assert told.state == "serving"
+    assert up.head() not in (0, first)
+    up.process.terminate()
+    code, said, errors = up.end()
+    assert (code, errors) == (0, [])
+    assert said[-2:] == ["stand-in stopped", "stopping the services"]
+
+
+def test_up_gives_up_after_three_failures_of_ray_in_five_minutes(home: Path) -> None:
+    up = Up(home)
+    up.until("serving until")
+    servers = up.servers()
+    for number in (1, 2):
+        os.kill(up.head(), signal.SIGKILL)
+        assert f"(failure {number} of 3 in 5 minutes)" in up.until("serving again")[0]
+    os.kill(up.head(), signal.SIGKILL)
+    code, said, errors = up.end()
+    assert (code, said) == (1, ["stopping", "stopping the services"])
+    assert errors[0].startswith("rayloom: Ray failed 3 times in 5 minutes, the last time because the driver of Ray")
+    assert all(has_ended(pid) for pid in servers)
+    assert Home(home).owner() is None
+
+
+def test_ray_can_be_stopped_while_it_is_waited_for(home: Path) -> None:
+    up = Up(home, "absent")
+    up.until("serving until")
+    os.kill(up.head(), signal.SIGKILL)
+    up.until("waiting for it")
+    up.process.send_signal(signal.SIGINT)
+    code, said, errors = up.end()
+    assert (code, errors) == (0, [])
+    assert said[-2:] == ["stopping (Ctrl-C again: at once)", "stopping the services"]
 
 
 def test_with_urls_it_starts_nothing(home: Path) -> None:

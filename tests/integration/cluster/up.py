@@ -61,14 +61,25 @@ class Up:
             raise
         return self.process.returncode, (out or "").splitlines(), errors.splitlines()
 
+    def head(self) -> int:
+        """The process of the driver, 0 when there is none."""
+        for status in Path("/proc").glob("[0-9]*/status"):
+            with suppress(OSError):
+                command = (status.parent / "cmdline").read_bytes().split(b"\0")
+                if b"head" in command and f"\nPPid:\t{self.process.pid}\n" in status.read_text():
+                    return int(status.parent.name)
+        return 0
+
     def servers(self) -> list[int]:
         """The processes of PostgreSQL and Redis."""
+        head = self.head()
         postmaster = int((self.home / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
         found: set[int] = set()
         for children in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
             # A thread may end meanwhile.
             with suppress(OSError):
                 found |= {int(pid) for pid in children.read_text().split()}
+        found -= {head}
         assert postmaster in found
         assert len(found) == 2
         return sorted(found)
