@@ -19,6 +19,8 @@ FAULTS ?= 7:0.02
 MINUTES ?= 5
 SEED ?= 1
 CHAOS ?=
+ROUNDS ?= 20
+KILLS ?=
 
 LOCKED := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --strip-extras --no-header \
     --no-annotate
@@ -73,6 +75,10 @@ test-faults: setup  ## what must hold whatever breaks, with faults injected into
 .PHONY: chaos
 chaos: setup  ## kill everything at random for MINUTES, then check every guarantee; SEED, CHAOS="--subtasks 5000 …"
 	@$(BIN)/python -m tests.chaos.run --minutes $(MINUTES) --seed $(SEED) $(CHAOS)
+
+.PHONY: kills
+kills: setup  ## kill each kind of process once under load, then two at a time for ROUNDS; SEED, KILLS="--no-singles …"
+	@$(BIN)/python -m tests.chaos.kills --rounds $(ROUNDS) --seed $(SEED) $(KILLS)
 
 .PHONY: cover
 cover: setup  ## fast tests with branch coverage of dag/, which must be complete

@@ -23,6 +23,7 @@ from sqlalchemy import make_url
 from uuid_utils.compat import uuid7
 
 from rayloom.cluster.embedded.postgres import DATABASE, USER
+from rayloom.cluster.home import Home
 from rayloom.serve.client import Client
 from tests.integration.ports import free_ports
 from tests.integration.processes import MARK, Process, processes_of
@@ -148,6 +149,11 @@ class Instance:
     def said(self) -> str:
         """All that `rayloom up` said."""
         return self.log.read_text(errors="replace")
+
+    def run_state(self) -> str:
+        """What `rayloom up` says of itself in its home; empty when it says nothing."""
+        told = Home(self.home).read_run()
+        return told.state if told is not None else ""
 
     def stop(self) -> None:
         """Stop it cleanly; fails when it does not end well, or leaves a process behind."""
