@@ -246,7 +246,8 @@ class RayWatch:
             self._tell(_of_workers(workers))
 
     def _miss(self, part: _Part, why: str) -> None:
-        ended = processes.named(part.signal) or (f" ({_short(why)})" if why else "")
+        # Ray's prose behind the kind lists every cause that there could be.
+        ended = processes.named(part.signal) or (f" ({why.partition(':')[0]})" if why else "")
         self._tell(f"{part} ended{ended}, Ray starts it again")
         self._missing.append(part)
 

@@ -37,6 +37,21 @@ VICTIMS: Final[Mapping[str, tuple[str, int]]] = {
     "redis": ("redis-server", 2),
 }
 """Each by its name: what stands in its command line, and how often it is chosen among the others."""
+HEAD: Final[Mapping[str, tuple[str, int]]] = {
+    "driver": ("rayloom.cluster.head", 1),
+    "raylet": ("raylet/raylet", 1),
+    "gcs": ("gcs/gcs_server", 1),
+    "dashboard agent": ("ray::DashboardAgent", 1),
+    "runtime env agent": ("ray::RuntimeEnvAgent", 1),
+    "dashboard": ("dashboard/dashboard.py", 1),
+    "dashboard module": ("ray-dashboard-", 1),
+    "log monitor": ("log_monitor.py", 1),
+    "autoscaler monitor": ("autoscaler/_private/monitor.py", 1),
+    "mcp": ("ray::_McpHostActor", 1),
+}
+"""The same for the head of a local Ray, which `rayloom up` starts again."""
+FATAL: Final = ("raylet", "gcs", "dashboard agent", "runtime env agent")
+"""Without these all of Ray ends. Of several nodes the head is not ours: the rig starts it again, and `up` waits."""
 FLUSH: Final = "flushall"
 
 
@@ -61,6 +76,9 @@ class Killer:
 
     def __init__(self, rig: Rig, seed: int, *, tell: Callable[[str], None]) -> None:
         self._rig, self._chance, self._tell = rig, random.Random(f"{seed}/killer"), tell
+        # Nothing starts the other parts of a head of several nodes again, and nothing of ours needs them.
+        head = {name: HEAD[name] for name in ("driver", "mcp", *FATAL)} if rig.has_nodes else HEAD
+        self._victims = {**VICTIMS, **head}
         self._over = threading.Event()
         self._stopped: list[Process] = []
         self._began_at = time.monotonic()
@@ -73,7 +91,7 @@ class Killer:
         return [
             Upset(began_at=blow.at - blow.lasted_s, ended_at=blow.at)
             for blow in self.blows
-            if blow.victim in ("tokens", "node")
+            if blow.victim in ("tokens", "node") or blow.victim in HEAD
         ]
 
     def start(self) -> None:
@@ -88,8 +106,8 @@ class Killer:
 
     def _work(self) -> None:
         while not self._over.wait(self._chance.uniform(*GAP_S)):
-            names = [*VICTIMS, FLUSH]
-            weights = [*(weight for _, weight in VICTIMS.values()), 2]
+            names = [*self._victims, FLUSH]
+            weights = [*(weight for _, weight in self._victims.values()), 2]
             name = self._chance.choices(names, weights)[0]
             stops, stopped_s = self._chance.random() < 0.3, self._chance.uniform(*STOPPED_S)
             which = self._chance.random()
@@ -102,11 +120,13 @@ class Killer:
                     self._kill(name, victim)
 
     def _find(self, name: str, which: float) -> Process | None:
-        title, _ = VICTIMS[name]
+        title, _ = self._victims[name]
         found = sorted(self._rig.processes(title), key=lambda each: each.born)
         if name == "node":
-            # The first is the head's, which is not to be killed.
+            # The first is the head's, which has a name of its own here.
             found = found[1:]
+        elif name in FATAL:
+            found = found[:1]
         return found[int(which * len(found))] if found else None
 
     def _kill(self, name: str, victim: Process) -> None:
@@ -114,6 +134,8 @@ class Killer:
             self._note("SIGKILL", name, victim.pid)
             if name == "node":
                 self._rig.add_node()
+            elif name in FATAL and self._rig.has_nodes:
+                self._rig.restart_nodes()
 
     def _pause(self, name: str, victim: Process, stopped_s: float) -> None:
         if not self._signal(victim, signal.SIGSTOP):

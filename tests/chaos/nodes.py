@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, in a process of its own: ``python -m tests.chaos.nodes HEAD_CPUS``.
+"""A Ray cluster of several nodes on this machine, in one process: ``python -m tests.chaos.nodes HEAD_CPUS PORT``.
 
 It says its address and then does what it is told, a line each: ``add`` starts one more worker node. It ends, with all
 nodes, when its input ends.
@@ -25,8 +25,9 @@ def _node(cpus: int) -> dict[str, Any]:
     }
 
 
-def main(head_cpus: int) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args=_node(head_cpus))
+def main(head_cpus: int, port: int) -> None:
+    # Always the same port: `rayloom up` waits there for a head that was killed.
+    cluster = Cluster(initialize_head=True, head_node_args={**_node(head_cpus), "gcs_server_port": port})
     sys.stdout.write(json.dumps({"address": cluster.address}) + "\n")
     sys.stdout.flush()
     for line in sys.stdin:
@@ -39,4 +40,4 @@ def main(head_cpus: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -23,6 +23,7 @@ from tests.chaos import drill
 from tests.chaos.history import BLOB_GRACE_S
 from tests.chaos.plans import TOOL
 from tests.integration.instance import Instance
+from tests.integration.ports import free_ports
 from tests.integration.processes import MARK, Process, processes_of
 from tests.integration.waiting import wait_until
 
@@ -55,6 +56,7 @@ class Rig:
         self.folder = Path(tempfile.mkdtemp(prefix="rlch", dir="/tmp"))
         self._workers = workers
         self._nodes: subprocess.Popen[str] | None = None
+        (self._port,) = free_ports(1)
         self.packages = self.folder / "packages"
         self.up_at = 0.0
         """When `rayloom up` was called, the last time; by the monotonic clock."""
@@ -62,6 +64,8 @@ class Rig:
             "PYTHONPATH": str(self.packages),
             "RAYLOOM_LEASE_S": "10",
             "RAYLOOM_BLOB_GRACE_S": str(BLOB_GRACE_S),
+            # Its failures here are wanted, and more than a user would bear.
+            "RAYLOOM_RAY_FAILURES": "1000",
             # What is down here is so for seconds: a breaker that stays open for minutes would only make waiting.
             "RAYLOOM_BREAKER_COOLDOWN_S": "1",
             "RAYLOOM_BREAKER_COOLDOWN_MAX_S": "8",
@@ -69,6 +73,11 @@ class Rig:
         }
         self.instance = Instance(self.folder, None, extra)
         self._install_drill()
+
+    @property
+    def has_nodes(self) -> bool:
+        """Whether its Ray has nodes beside the head's; without, `rayloom up` starts Ray."""
+        return bool(self._workers)
 
     @property
     def ledger(self) -> Path:
@@ -98,6 +107,22 @@ class Rig:
     def add_node(self) -> None:
         """Start one more Ray node, in place of one that was killed."""
         self._ask(f"add {WORKER_CPUS}")
+
+    def restart_nodes(self) -> None:
+        """Start all Ray nodes again at the same address, after the head was killed; nothing of the old ones is left."""
+        nodes, self._nodes = self._nodes, None
+        assert nodes is not None
+        below = {nodes.pid}
+        seen = self.processes()
+        while more := {each.pid for each in seen if each.parent in below} - below:
+            below |= more
+        old = [each for each in seen if each.pid in below or "raylet" in each.title or each.title.startswith("ray::")]
+        for each in old:
+            with suppress(ProcessLookupError):
+                os.kill(each.pid, signal.SIGKILL)
+        nodes.communicate()
+        wait_until(lambda: not [each for each in old if each.is_alive], within_s=NODES_S)
+        self._start_nodes()
 
     def cut_the_power(self) -> int:
         """`kill -9` of everything at once; answers of how many processes."""
@@ -142,7 +167,7 @@ class Rig:
         for tries_left in reversed(range(NODE_TRIES)):
             with (self.folder / "nodes.log").open("ab") as sink:
                 self._nodes = subprocess.Popen(
-                    [sys.executable, "-m", "tests.chaos.nodes", str(HEAD_CPUS)],
+                    [sys.executable, "-m", "tests.chaos.nodes", str(HEAD_CPUS), str(self._port)],
                     cwd=ROOT, env={**self.instance.environ, **ray, MARK: str(self.folder)},
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sink, text=True,
                 )  # fmt: skip

@@ -150,6 +150,11 @@ class FakeAutoscalingCluster:
 
     def stop(self) -> None:
         """End every process of this cluster and remove its folder; done twice it does nothing."""
+        self.end()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def end(self) -> None:
+        """End every process of this cluster; entered again it is another one at the same address."""
         for process in reversed(self._processes):
             process.terminate()
         for process in self._processes:
@@ -169,7 +174,7 @@ class FakeAutoscalingCluster:
             if process.stdout is not None:
                 process.stdout.close()
         self._processes.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._seen.clear()
 
     def _spawn(
         self, command: Sequence[str], extra: Mapping[str, str], log: str, *, piped: bool = False

@@ -20,18 +20,31 @@ VICTIMS: dict[str, chaos.Kill] = {
     "serve": chaos.process_called("ray::ServeController"),
     "registry": chaos.process_called("ray::_ToolRegistryActor"),
     "tokens": chaos.process_called("ray::_TokenControllerActor"),
+    "agent": chaos.process_called("ray::RuntimeEnvAgent"),
+    "dashboard": chaos.process_called("dashboard/dashboard.py"),
+    "gcs": chaos.process_called("gcs/gcs_server"),
 }
 
-RUNS_ATTEMPTS = {"scheduler", "workers"}
+RUNS_ATTEMPTS = {"scheduler", "workers", "agent", "gcs"}
 """With these die attempts that were running."""
+SAID = {
+    "scheduler": "the scheduler is back",
+    "agent": "serving again",
+    "dashboard": "the dashboard of Ray is back",
+    "gcs": "serving again",
+}
+"""What `rayloom up` says at last, of some."""
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_a_run_survives_the_death_of(victim: str, private_instance: Instance) -> None:
     with private_instance.client() as client:
+        before = len(private_instance.said())
         run = chaos.begin(private_instance, client, seed=list(VICTIMS).index(victim))
         VICTIMS[victim](private_instance)
         chaos.expect_whole(run)
+        if victim in SAID:
+            wait_until(lambda: SAID[victim] in private_instance.said()[before:], what=private_instance.said)
         if victim not in RUNS_ATTEMPTS:
             chaos.expect_nothing_run_twice(run)
         # And it is as ready for new work as before.

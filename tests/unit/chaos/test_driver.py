@@ -13,7 +13,7 @@ from tests.chaos.killer import Blow, Killer
 from tests.chaos.record import Upset
 
 SPAN_S = 300.0
-RIG: Any = SimpleNamespace(instance=SimpleNamespace(url="http://127.0.0.1:1", key="k"))
+RIG: Any = SimpleNamespace(instance=SimpleNamespace(url="http://127.0.0.1:1", key="k"), has_nodes=True)
 
 
 def driver() -> Driver:
@@ -43,5 +43,11 @@ def test_the_token_controller_is_upset_by_what_was_done_to_it_or_to_its_node() -
         Blow(at_s=1, at=101, what="SIGSTOP", victim="tokens", lasted_s=0.5),
         Blow(at_s=2, at=102, what="SIGKILL", victim="redis"),
         Blow(at_s=3, at=103, what="SIGKILL", victim="node"),
+        Blow(at_s=4, at=104, what="SIGKILL", victim="gcs"),
     ]
-    assert killer.upsets == [Upset(began_at=100.5, ended_at=101), Upset(began_at=103, ended_at=103)]
+    expected = [
+        Upset(began_at=100.5, ended_at=101),
+        Upset(began_at=103, ended_at=103),
+        Upset(began_at=104, ended_at=104),
+    ]
+    assert killer.upsets == expected

@@ -56,6 +56,8 @@ def test_what_can_not_be_copied_is_named(folder: Path) -> None:
 
 
 class _Rig:
+    has_nodes = False
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
