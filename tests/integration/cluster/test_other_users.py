@@ -100,10 +100,17 @@ def doors_of(instance: Instance, command: str) -> dict[str, Any]:
         *(str(each) for each in (session, session / "logs", session / "sockets", session / "logs" / "gcs_server.out")),
         str(instance.home),
         *(str(each) for each in instance.home.iterdir()),
-        *(str(each) for each in Path("/dev/shm").iterdir() if each.stat().st_uid == os.geteuid()),
+        # Those of other tests come and go meanwhile.
+        *(each.path for each in os.scandir("/dev/shm") if _is_ours(each)),
         *(f"/proc/{process.pid}/{name}" for process in processes for name in ("environ", "fd", "maps", "cwd", "root")),
     ]
     return {"ports": sorted(ports), "sockets": sorted(sockets), "files": files, "command": command}
+
+
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    with suppress(FileNotFoundError):
+        return entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+    return False
 
 
 @contextmanager
