@@ -24,7 +24,7 @@ from typing import TypeVar
 import typer
 
 from rayloom.cluster import reach
-from rayloom.cluster.checks import StartRefused, ports_are_free, python_version, refuse_to_start, warnings
+from rayloom.cluster.checks import StartRefused, ports_are_free, python_version, refuse_to_start, sandbox, warnings
 from rayloom.cluster.cli.output import Output
 from rayloom.cluster.embedded.identity import ServiceError
 from rayloom.cluster.embedded.services import EmbeddedServices
@@ -129,6 +129,8 @@ class _Supervisor:
         self._tell("starting")
         self._make_secrets()
         database, redis = await self._start_services()
+        if not self._settings.ray_address:
+            self._demo &= await self._unless_stopped(asyncio.to_thread(self._has_sandbox))
         self._say("starting Ray and Serve")
         order = Order(
             settings=self._settings,
@@ -202,6 +204,18 @@ class _Supervisor:
             await self._unless_stopped(reach.cache(redis))
         await self._unless_stopped(reach.blob_store(self._settings.blobs))
         return database, redis
+
+    def _has_sandbox(self) -> bool:
+        """Whether foreign code can run here. If not, say why, and that the demonstration is left out."""
+        found = sandbox(self._settings)
+        if found.level == "ok":
+            return True
+        _log.warning(f"{found.detail}: {found.advice}")
+        if self._settings.sandbox == "unsafe-local":
+            return True
+        if self._demo:
+            self._say("the demonstration is left out: it runs programs in a sandbox")
+        return False
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T:
         """The result of ``work``; it is cancelled, and _Stopped raised, when somebody wants us to stop first."""

@@ -24,7 +24,7 @@ import orjson
 from rayloom.dag.errors import RayloomError, Refused, Transient, UserError
 from rayloom.tools.sandbox import egress, packages, processes, workspace
 from rayloom.tools.sandbox.cgroup import ControlGroup, sweep
-from rayloom.tools.sandbox.host import Host, find_host
+from rayloom.tools.sandbox.host import Host, find_host, why_no_namespaces
 from rayloom.tools.sandbox.measures import Stages
 from rayloom.tools.sandbox.result import result_of
 from rayloom.tools.sandbox.sandbox import ENVIRONMENT, RunResult, RunSpec, SandboxReport
@@ -79,7 +79,9 @@ class Bubblewrap:
                 notes=host.notes,
             )
             return self._report
-        raise Refused("SANDBOX_UNAVAILABLE", f"bubblewrap can't run on this machine: {'; '.join(reasons)}")
+        raise Refused(
+            "SANDBOX_UNAVAILABLE", f"bubblewrap can't run on this machine: {'; '.join(dict.fromkeys(reasons))}"
+        )
 
     async def run(self, spec: RunSpec) -> RunResult:
         """Run a program; see ``Sandbox.run``."""
@@ -181,6 +183,8 @@ def _confine(child: Child, limits: SandboxLimits, info: int, stack: ExitStack) -
 
 def _not_started(child: Child) -> RayloomError:
     said = child.stderr.text().strip()[-500:] or f"exit code {child.exit_code}"
+    if "new namespace" in said or "setting up uid map" in said:
+        return Refused("SANDBOX_UNAVAILABLE", why_no_namespaces())
     if "Resource temporarily unavailable" in said or "Cannot allocate memory" in said:
         return Transient("SANDBOX_START_FAILED", f"the machine has no room for a sandbox now: {said}")
     if "No space left on device" in said and "/workspace/" in said:

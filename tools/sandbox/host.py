@@ -112,6 +112,26 @@ def _binaries() -> Iterator[Path]:
         yield Path(on_path)
 
 
+def why_no_namespaces(proc: Path = Path("/proc/sys")) -> str:
+    """Why the kernel makes no user namespace for us, and what to do."""
+
+    def says(name: str, value: str) -> bool:
+        with suppress(OSError):
+            return (proc / name).read_text().strip() == value
+        return False
+
+    if says("kernel/unprivileged_userns_clone", "0"):
+        return "user namespaces are off: sysctl kernel.unprivileged_userns_clone=1"
+    if says("user/max_user_namespaces", "0"):
+        return "user namespaces are off: sysctl user.max_user_namespaces=10000"
+    if says("kernel/apparmor_restrict_unprivileged_userns", "1"):
+        return "AppArmor forbids user namespaces: sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+    return (
+        "the kernel makes no user namespace in a chroot, nor in a container that filters system calls: "
+        "leave the chroot, or start the container with --security-opt seccomp=unconfined"
+    )
+
+
 def interpreter() -> tuple[str, str | None]:
     """The path of the interpreter, and the folder to show for it when it isn't below /usr."""
     if os.access("/usr/bin/python3", os.X_OK):

@@ -195,6 +195,18 @@ def test_servers_that_do_not_answer_are_one_line(home: Path) -> None:
     assert "geheim" not in errors[0]
 
 
+def test_machine_without_sandbox_is_named_at_the_start_and_the_demonstration_is_left_out(home: Path) -> None:
+    up = Up(home, "demo", RAYLOOM_SANDBOX="docker", RAYLOOM_DOCKER_ADDRESS=f"unix://{home}/no.sock")
+    said = up.until("serving until")
+    up.process.terminate()
+    code, _, errors = up.end()
+    assert code == 0
+    assert "the demonstration is left out: it runs programs in a sandbox" in said
+    [line] = errors
+    assert line.startswith("rayloom: no container engine answers")
+    assert "python.run and shell.run are refused without it" in line
+
+
 def test_when_ray_does_not_start_the_services_stop(home: Path) -> None:
     up = Up(home, "break")
     code, said, errors = up.end()

@@ -1,4 +1,4 @@
-"""`rayloom up` with a stand-in for Ray and Serve: ``upping.py serve|external|json|slow|break|absent``.
+"""`rayloom up` with a stand-in for Ray and Serve: ``upping.py serve|demo|external|json|slow|break|absent``.
 
 The supervisor, its services, signals and files are the real ones, and the driver is a process. Ray has its own tests.
 ``break`` does not start; ``absent`` does not start a second time before the file ``back`` is there.
@@ -63,7 +63,7 @@ def drive(how: str, arguments: list[str]) -> int:
 def main(how: str) -> int:
     """Be `rayloom up`."""
     head_process.PROGRAM = (str(Path(__file__)), "head", how)
-    return run(["up", "--no-demo", *(["--json"] if how == "json" else [])])
+    return run(["up", *([] if how == "demo" else ["--no-demo"]), *(["--json"] if how == "json" else [])])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from rayloom.tools.sandbox.host import find_host
+from rayloom.tools.sandbox.host import find_host, why_no_namespaces
 
 
 class NotBundled(Exception):
@@ -72,3 +72,20 @@ def test_bwrap_on_path_is_used_where_that_of_the_wheel_does_not_run(
     versions, reasons = _found()
     assert versions == {"0.8.0"}
     assert reasons[0].startswith(f"{broken} doesn't run: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
+        ("user/max_user_namespaces", "0", "sysctl user.max_user_namespaces"),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "AppArmor"),
+        ("user/max_user_namespaces", "96363", "in a chroot"),
+    ],
+)
+def test_machine_without_user_namespaces_says_what_forbids_them(
+    tmp_path: Path, name: str, value: str, says: str
+) -> None:
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text(f"{value}\n")
+    assert says in why_no_namespaces(tmp_path)
