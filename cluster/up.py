@@ -208,14 +208,12 @@ class _Supervisor:
     def _has_sandbox(self) -> bool:
         """Whether foreign code can run here. If not, say why, and that the demonstration is left out."""
         found = sandbox(self._settings)
-        if found.level == "ok":
-            return True
-        _log.warning(f"{found.detail}: {found.advice}")
-        if self._settings.sandbox == "unsafe-local":
-            return True
-        if self._demo:
+        if found.level != "ok":
+            _log.warning(f"{found.detail}: {found.advice}")
+        runs = found.level == "ok" or self._settings.sandbox == "unsafe-local"
+        if self._demo and not runs:
             self._say("the demonstration is left out: it runs programs in a sandbox")
-        return False
+        return runs
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T:
         """The result of ``work``; it is cancelled, and _Stopped raised, when somebody wants us to stop first."""
