@@ -117,7 +117,8 @@ class HeadProcess:
             return
         self._send(stop=True)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._ended.wait(), STOP_S)
+            async with asyncio.timeout(STOP_S):
+                await self._ended.wait()
         await self.destroy()
 
     async def destroy(self) -> None:
@@ -137,7 +138,8 @@ class HeadProcess:
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         self._send(id=number, **what)
         try:
-            return await asyncio.wait_for(answer, ERRAND_S)
+            async with asyncio.timeout(ERRAND_S):
+                return await answer
         except TimeoutError:
             return None
         finally:

@@ -111,6 +111,7 @@ class RayWatch:
     def __init__(self, head: int, *, tell: Tell, errand: Errand, services: Callable[[], Collection[int]]) -> None:
         self._head, self._tell, self._errand, self._services = head, tell, errand, services
         self._parts: dict[int, _Part] = {}
+        self._late: list[_Part] = []
         self._asked: list[_Part] = []
         self._missing: list[_Part] = []
         self._stir = asyncio.Event()
@@ -122,8 +123,10 @@ class RayWatch:
                 # Each look goes one generation deeper.
                 self._look()
             while True:
+                # Not `wait_for`, which in Python 3.11 loses a cancellation when what it waits for is there already.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stir.wait(), EVERY_S)
+                    async with asyncio.timeout(EVERY_S):
+                        await self._stir.wait()
                 self._stir.clear()
                 if reason := await self._turn():
                     return reason
@@ -132,7 +135,7 @@ class RayWatch:
                 self._let_go(part)
 
     async def _turn(self) -> str:
-        ended = self._look()
+        ended, self._late = self._late + self._look(), []
         if any(part.role.care == "fatal" for part in ended):
             await asyncio.sleep(SETTLE_S)
             ended += self._look()
@@ -215,8 +218,9 @@ class RayWatch:
         if not await self._errand(restart=name):
             return f"{part} ended and the {what} does not start again"
         took_s = time.monotonic() - part.ended_at
-        # Those of its parts that ended with it need no words.
-        self._look()
+        # What belongs to it has ended with it, and needs no words; what else ended meanwhile does.
+        self._late += [each for each in self._look() if each.role.part != name and each.role.name != "dashboard module"]
+        self._stir.set()
         self._tell(f"the {what} of Ray is back after {took_s:.1f} s")
         return ""
 

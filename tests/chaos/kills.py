@@ -38,6 +38,7 @@ CALM_S: Final = 3.0
 RECOVERED_S: Final = 300.0
 PATIENCE_S: Final = 600.0
 SILENT_S: Final = 30.0
+SOON_S: Final = 5.0
 SUPERVISOR: Final = "rayloom up"
 QUIET: Final = ("sandbox", "PostgreSQL session", "PostgreSQL autovacuum worker", SUPERVISOR)
 """A sandbox is part of its attempt, and an autovacuum worker of PostgreSQL may have ended by itself before it is hit.
@@ -80,6 +81,12 @@ class Blow:
     said: str = ""
     ready_s: float = 0.0
     pause_s: float = 0.0
+
+
+def longest_pause(blow: Blow, ends: Sequence[float]) -> float:
+    """The longest time without a completed subtask, of those that began within `SOON_S` of the blow."""
+    pauses = (later - at for at, later in pairwise([blow.at, *ends]) if at <= blow.at + SOON_S)
+    return max(pauses, default=0.0)
 
 
 class Load:
@@ -185,7 +192,7 @@ class Kills:
         blow.ready_s = time.time() - blow.at
         wait_until(lambda: self._progressed(blow), within_s=RECOVERED_S, every_s=0.5, what=said)
         blow.said = said()
-        blow.pause_s = self._pause(blow)
+        blow.pause_s = longest_pause(blow, self._ends(blow.at))
 
     def _is_ready(self) -> bool:
         with suppress(*AWAY), self._instance.client() as client:
@@ -209,11 +216,6 @@ class Kills:
     def _progressed(self, blow: Blow) -> bool:
         """Whether something has completed after all was well again."""
         return bool(self._ends(blow.at + blow.ready_s))
-
-    def _pause(self, blow: Blow) -> float:
-        """The longest time without a completed subtask, of those that began within 5 s of the blow."""
-        ends = [blow.at, *self._ends(blow.at)]
-        return max((later - at for at, later in pairwise(ends) if at <= blow.at + 5), default=0.0)
 
     def table(self) -> None:
         """Print what became of each."""

@@ -136,6 +136,20 @@ async def test_watch_has_the_dashboard_started_again(tree: Tree) -> None:
         assert not watched.failed.done()
 
 
+async def test_watch_notices_what_ends_while_the_dashboard_starts(tree: Tree) -> None:
+    async with watching(tree) as watched:
+        killed: list[int] = []
+
+        def restart() -> bool:
+            killed.append(tree.kill("ray::RuntimeEnvAgent"))
+            return bool(tree.start("/x/dashboard/dashboard.py", by_raylet=False))
+
+        watched.restarts = restart
+        tree.kill("/x/dashboard/dashboard.py")
+        reason = await asyncio.wait_for(watched.failed, WITHIN_S)
+        assert f"the runtime env agent (process {killed[0]}) ended" in reason
+
+
 async def test_watch_fails_when_the_dashboard_does_not_start_again(tree: Tree) -> None:
     async with watching(tree) as watched:
         watched.restarts = lambda: False
