@@ -150,11 +150,6 @@ class FakeAutoscalingCluster:
 
     def stop(self) -> None:
         """End every process of this cluster and remove its folder; done twice it does nothing."""
-        self.end()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def end(self) -> None:
-        """End every process of this cluster; entered again it is another one at the same address."""
         for process in reversed(self._processes):
             process.terminate()
         for process in self._processes:
@@ -169,6 +164,19 @@ class FakeAutoscalingCluster:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM if attempt == 0 else signal.SIGKILL)
             threading.Event().wait(0.2)
+        self._forget()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def kill(self) -> None:
+        """`kill -9` of the head and all that it started, and of no driver; entered again it is at the same address."""
+        sessions = {process.pid for process in self._processes}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                if int(stat.read_text().rpartition(")")[2].split()[3]) in sessions:
+                    os.kill(int(stat.parent.name), signal.SIGKILL)
+        self._forget()
+
+    def _forget(self) -> None:
         for process in self._processes:
             process.wait(10)
             if process.stdout is not None:

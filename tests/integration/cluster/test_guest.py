@@ -99,7 +99,7 @@ def test_a_start_that_is_stopped_half_way_leaves_nothing(
 
 def test_up_waits_for_a_cluster_that_is_gone_and_serves_again_when_it_is_back() -> None:
     with FakeAutoscalingCluster((), head_cpus=2) as cluster, running(**environ(cluster)) as instance:
-        cluster.end()
+        cluster.kill()
         wait_until(lambda: "waiting for it" in instance.said(), within_s=START_S, what=instance.said)
         status = json.loads(instance.rayloom("status", "--json", code=1))
         assert (status["state"], status["serve"]["state"]) == ("restarting Ray", "down")
