@@ -89,7 +89,7 @@ class Commits:
         unbegun = [
             (flying.claimed.sub_task_id, flying.claimed.attempt)
             for flying, outcome in batch
-            if flying.claimed.sub_task_id not in committed.accepted and not outcome.ray_task_id
+            if flying.claimed.sub_task_id not in committed.accepted and not outcome.is_from_worker
         ]
         released = await leases.release(self._line, unbegun) if unbegun else ()
         free = {item.sub_task_id for item in released}
@@ -197,7 +197,7 @@ class Commits:
         claimed = flying.claimed
         if _overran(flying, outcome, self._settings.timeout_grace_s):
             outcome = _timed_out(outcome, claimed.timeout_s)
-        elif flying.hopeless and outcome.verdict == "cancelled" and not outcome.ray_task_id:
+        elif flying.hopeless and outcome.verdict == "cancelled" and not outcome.is_from_worker:
             outcome = unschedulable(flying.shape)
         decision = decide(
             outcome,
@@ -272,7 +272,7 @@ def _starved(outcome: Outcome) -> bool:
 
 def _overran(flying: Flying, outcome: Outcome, grace_s: float) -> bool:
     """Whether the worker was killed because the attempt did not stop at its timeout: by itself, or by us."""
-    if outcome.verdict == "succeeded" or outcome.ray_task_id:
+    if outcome.verdict == "succeeded" or outcome.is_from_worker:
         return False
     lasted_s = outcome.finished_at - outcome.started_at
     died = outcome.error is not None and outcome.error.code == "WORKER_DIED"

@@ -28,6 +28,10 @@ ABANDON_S = 60.0
 class Running(Protocol):
     """An attempt that has been handed over."""
 
+    @property
+    def ray_task_id(self) -> str:
+        """The id of its Ray task; empty when it has none."""
+
     def stop(self, *, force: bool) -> None:
         """Ask it to stop, or kill its worker. It still ends with an outcome."""
 
@@ -52,6 +56,8 @@ class StandIn:
 
 class _NeverStarted:
     """In place of an attempt that its lane refused."""
+
+    ray_task_id = ""
 
     def stop(self, *, force: bool) -> None:
         """Nothing runs."""
@@ -148,7 +154,12 @@ class Flight:
             # It is with the lane now.
             claimed = replace(claimed, input="")
         flying = Flying(
-            claimed, shape, running, calls=order.calls, is_probe=is_probe, abandon=lambda: ended(_abandoned(handed_at))
+            claimed,
+            shape,
+            running,
+            calls=order.calls,
+            is_probe=is_probe,
+            abandon=lambda: ended(_abandoned(handed_at, running.ray_task_id)),
         )
         self.attempts[claimed.sub_task_id] = flying
 
@@ -233,10 +244,11 @@ def unreadable(why: str) -> Outcome:
     return _in_its_place("failed", "INPUT_UNREADABLE", "user", f"the database can't give its input: {why[:500]}")
 
 
-def _abandoned(started_at: float) -> Outcome:
+def _abandoned(started_at: float, ray_task_id: str) -> Outcome:
     """What is said of an attempt whose worker can't even be killed."""
     message = "the worker process that ran the attempt does not answer, and could not be killed"
-    return _in_its_place("cancelled", "WORKER_DIED", "transient", message, started_at=started_at)
+    gone = _in_its_place("cancelled", "WORKER_DIED", "transient", message, started_at=started_at)
+    return replace(gone, ray_task_id=ray_task_id)
 
 
 def _refused(error: Exception) -> Outcome:

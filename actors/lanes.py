@@ -1,4 +1,4 @@
-"""The own lane: one Ray task for each attempt, named after it, with its resource request.
+"""The own lane: one Ray task for each attempt, named after its tool, with its resource request.
 
 Ray never retries an attempt by itself (``max_retries=0``): whether there is another one is decided by our own rules,
 from an outcome that says what happened.
@@ -193,6 +193,12 @@ class _RayAttempt:
     def __init__(self, ref: Any) -> None:
         self._ref = ref
 
+    @property
+    def ray_task_id(self) -> str:
+        """The id of its Ray task."""
+        task_id: str = self._ref.task_id().hex()
+        return task_id
+
     def stop(self, *, force: bool) -> None:
         """Ask it to stop, or kill its worker."""
         ray.cancel(self._ref, force=force, recursive=True)
@@ -222,7 +228,16 @@ def _outcomes(ended: Sequence[_Watched]) -> list[Outcome]:
             return [outcome for each in ended for outcome in _outcomes([each])]
         verdict, info = _death(error)
         now = time.time()
-        return [Outcome(verdict=verdict, error=info, started_at=each.started_at, finished_at=now) for each in ended]
+        return [
+            Outcome(
+                verdict=verdict,
+                error=info,
+                started_at=each.started_at,
+                finished_at=now,
+                ray_task_id=each.ref.task_id().hex(),
+            )
+            for each in ended
+        ]
 
 
 _NODE_LOST = (

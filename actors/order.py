@@ -63,8 +63,11 @@ class AttemptOrder:
 
     @property
     def ray_name(self) -> str:
-        """The name of the attempt's Ray task (contract section 4)."""
-        return f"{self.task_id}:{self.key}"
+        """The name of the attempt's Ray task: its tool, or the type of what a model does.
+
+        Ray's processes keep a time series for each name until they end, so names must be few.
+        """
+        return self.calls if self.thought is None else self.thought.task_type
 
     def pack(self) -> bytes:
         """The order as bytes, for ``unpack`` of the same release."""

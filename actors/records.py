@@ -69,9 +69,9 @@ class WorkerRecords:
         """Put something into the blob store; gives its name there."""
         return (await self._blobs.put(data)).sha256
 
-    async def begin(self, order: AttemptOrder) -> bool:
+    async def begin(self, order: AttemptOrder, ray_task_id: str) -> bool:
         """The attempt has begun. False: its lease is gone."""
-        begun = await attempts.begin(self._engine, order.sub_task_id, order.attempt, self._worker_id)
+        begun = await attempts.begin(self._engine, order.sub_task_id, order.attempt, self._worker_id, ray_task_id)
         if not begun:
             # Where it is instead is not for this role to know.
             tell_refusal(
@@ -79,9 +79,11 @@ class WorkerRecords:
             )
         return begun
 
-    async def tell_phase(self, order: AttemptOrder, phase: Phase) -> bool:
+    async def tell_phase(self, order: AttemptOrder, phase: Phase, ray_task_id: str) -> bool:
         """The attempt has come to a phase. False: it is no longer current."""
-        return await attempts.report_phase(self._engine, order.sub_task_id, order.attempt, phase, self._worker_id)
+        return await attempts.report_phase(
+            self._engine, order.sub_task_id, order.attempt, phase, self._worker_id, ray_task_id
+        )
 
     async def append(self, lines: Sequence[LogLine]) -> None:
         """Write lines of the log."""

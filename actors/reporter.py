@@ -34,10 +34,10 @@ TEXT_CHARS = 1024 * 1024
 class Records(Protocol):
     """Where a reporter writes; see `records.WorkerRecords`."""
 
-    async def begin(self, order: AttemptOrder) -> bool:
+    async def begin(self, order: AttemptOrder, ray_task_id: str) -> bool:
         """The attempt has begun. False: its lease is gone."""
 
-    async def tell_phase(self, order: AttemptOrder, phase: Phase) -> bool:
+    async def tell_phase(self, order: AttemptOrder, phase: Phase, ray_task_id: str) -> bool:
         """The attempt has come to a phase. False: it is no longer current."""
 
     async def append(self, lines: Sequence[LogLine]) -> None:
@@ -50,8 +50,8 @@ class Records(Protocol):
 class AttemptReporter:
     """Buffers the lines of one attempt and tells its phase. Lives in the event loop of the worker process."""
 
-    def __init__(self, records: Callable[[], Records], order: AttemptOrder) -> None:
-        self._records, self._order = records, order
+    def __init__(self, records: Callable[[], Records], order: AttemptOrder, ray_task_id: str) -> None:
+        self._records, self._order, self._ray_task_id = records, order, ray_task_id
         self._lines: list[LogLine] = []
         self._kept = 0
         self._dropped = 0
@@ -149,10 +149,10 @@ class AttemptReporter:
         phase, order = self._phase, self._order
         if not self._begun:
             # False means that the lease is gone; the scheduler is stopping this attempt already.
-            await self._records().begin(order)
+            await self._records().begin(order, self._ray_task_id)
             self._begun = True
         if phase is not None and phase is not self._told_phase:
-            await self._records().tell_phase(order, phase)
+            await self._records().tell_phase(order, phase, self._ray_task_id)
             self._told_phase = phase
             await self._records().signal(order.task_id)
 

@@ -77,6 +77,7 @@ class Worker:
         self._clients: ModelClients | None = None
         self._current: asyncio.Task[Outcome] | None = None
         self._order: AttemptOrder | None = None
+        self._ray_task_id = ""
         self._snapshot = ToolSnapshot(version=-1, tools={})
         self._ends_at = math.inf
         """When the time of the attempt is over, by the monotonic clock."""
@@ -92,7 +93,7 @@ class Worker:
 
     def run(self, order: AttemptOrder, *, ray_task_id: str) -> Outcome:
         """Run one attempt to its end, from the main thread."""
-        self._order = order
+        self._order, self._ray_task_id = order, ray_task_id
         if not self._listening:
             self._listen()
         if self._heard:
@@ -100,7 +101,7 @@ class Worker:
         self._ends_at = time.monotonic() + order.timeout_s
         self._die_at = self._ends_at + self.settings.engine.timeout_grace_s
         try:
-            return self._loop.run_until_complete(self._attempt(order, ray_task_id))
+            return self._loop.run_until_complete(self._attempt(order))
         finally:
             self._die_at = None
 
@@ -143,10 +144,10 @@ class Worker:
             if self._clients is not None:
                 await self._clients.aclose()
 
-    async def _attempt(self, order: AttemptOrder, ray_task_id: str) -> Outcome:
+    async def _attempt(self, order: AttemptOrder) -> Outcome:
         self._current = asyncio.current_task()
         try:
-            return await run_attempt(order, self, ray_task_id=ray_task_id)
+            return await run_attempt(order, self, ray_task_id=self._ray_task_id)
         finally:
             self._current = None
 
@@ -240,11 +241,11 @@ class Worker:
 
     async def begin(self, order: AttemptOrder) -> bool:
         """Say that the attempt has begun. False: its lease is gone."""
-        return await self._records().begin(order)
+        return await self._records().begin(order, self._ray_task_id)
 
     def reporter(self, order: AttemptOrder) -> AttemptReporter:
         """A reporter of its own for one attempt."""
-        return AttemptReporter(self._records, order)
+        return AttemptReporter(self._records, order, self._ray_task_id)
 
     def files(self, task_id: str) -> FilesPort:
         """The workspace of a task."""

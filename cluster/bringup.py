@@ -128,9 +128,6 @@ def _environment(settings: Settings, home: Home) -> None:
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(WORKER_IDLE_MS))
         # Counts and times of its event loops, for debugging Ray itself; they cost each call some microseconds.
         os.environ.setdefault("RAY_event_stats", "0")
-        # Every attempt has a name of its own, and Ray keeps a time series a name and state, in each process and in its
-        # agent, for ever. Low leaves the name out of `ray_tasks` and `ray_actors`; `ray list tasks` shows it as before.
-        os.environ.setdefault("RAY_metric_cardinality_level", "low")
         # Serve replaces a proxy that failed three of its looks, ten seconds apart: so long nobody could reach the API.
         os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", str(PROXY_LOOK_S))
         os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", str(PROXY_LOOK_WAIT_S))

@@ -162,7 +162,7 @@ def said_of_callee(outcome: Outcome) -> bool | None:
         # A kept result says nothing of how the callee is now.
         return True if outcome.called else None
     if outcome.verdict == "timed_out":
-        return False if outcome.called or not outcome.ray_task_id else None
+        return False if outcome.called or not outcome.is_from_worker else None
     if outcome.verdict != "failed" or not outcome.called or error is None or error.code in OTHERS_FAULT:
         return None
     return False if error.error_class == "transient" or error.code in CALLEES_BUGS else None

@@ -135,7 +135,7 @@ def is_lost_to_blobs(outcome: Outcome) -> bool:
 def is_lost_to_database(outcome: Outcome) -> bool:
     """Whether the attempt itself was lost, before its tool was called, as our own database or blobs were too slow."""
     code = outcome.error.code if outcome.error else ""
-    return outcome.verdict == "lost" and bool(outcome.ray_task_id) and code in OWN_TIMEOUTS
+    return outcome.verdict == "lost" and outcome.is_from_worker and code in OWN_TIMEOUTS
 
 
 def _is_spending(outcome: Outcome, past: Past) -> bool:

@@ -20,7 +20,7 @@ class Outcome:
     attempt's own lines as text, from their beginning. ``tokens_used``: all that it used; ``model_tokens``: those of
     them that calls of models used, which the ledger has counted already. ``called``: its tool was called, as far as its
     worker could say. ``spans`` is the JSON text of its pieces (phases, calls). Times are seconds since the epoch, taken
-    on the worker's clock.
+    on the worker's clock. ``ray_task_id``: empty where nothing was handed to Ray.
     """
 
     verdict: Verdict
@@ -40,6 +40,11 @@ class Outcome:
     node_id: str = ""
     ray_task_id: str = ""
     called: bool = False
+
+    @property
+    def is_from_worker(self) -> bool:
+        """Whether a worker gave this outcome. Else the scheduler made it, for an attempt whose worker could not."""
+        return bool(self.worker_id)
 
     @property
     def tool_tokens(self) -> int:

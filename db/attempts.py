@@ -269,19 +269,23 @@ async def statuses(engine: Source, ids: Sequence[str]) -> dict[str, str]:
     return {str(row["id"]): row["status"] for row in rows}
 
 
-async def begin(engine: AsyncEngine, sub_task_id: str, attempt: int, worker_id: str) -> bool:
+async def begin(engine: AsyncEngine, sub_task_id: str, attempt: int, worker_id: str, ray_task_id: str) -> bool:
     """A worker begins an attempt that was handed over as demand. False: the lease is gone, don't run it."""
     async with driver(engine) as connection:
         return bool(
-            await connection.fetchval("SELECT begin_attempt($1::uuid, $2, $3)", sub_task_id, attempt, worker_id)
+            await connection.fetchval(
+                "SELECT begin_attempt($1::uuid, $2, $3, $4)", sub_task_id, attempt, worker_id, ray_task_id
+            )
         )
 
 
-async def report_phase(engine: AsyncEngine, sub_task_id: str, attempt: int, phase: str, worker_id: str) -> bool:
+async def report_phase(
+    engine: AsyncEngine, sub_task_id: str, attempt: int, phase: str, worker_id: str, ray_task_id: str
+) -> bool:
     """A worker tells the phase of a long attempt. False: the attempt is no longer current."""
     async with driver(engine) as connection:
         return bool(
             await connection.fetchval(
-                "SELECT report_phase($1::uuid, $2, $3, $4)", sub_task_id, attempt, phase, worker_id
+                "SELECT report_phase($1::uuid, $2, $3, $4, $5)", sub_task_id, attempt, phase, worker_id, ray_task_id
             )
         )

@@ -8,14 +8,14 @@ from rayloom.dag.decision import BLOBS_AWAY, OUT_OF_MEMORY, OWN_TIMEOUTS, Past
 from rayloom.dag.resources import ResourceShape
 from rayloom.db.engine import Source, driver, dump_sorted
 
-# Of one subtask by the key's index. What ran in the worker and was lost before its tool was called has a Ray task.
+# Of one subtask by the key's index. What ran in a worker and was lost before its tool was called has the worker's id.
 _PAST = """
     SELECT o.id, count(*) FILTER (WHERE l.error ->> 'code' = $2) AS starved, coalesce(min(l.place) FILTER (
-        WHERE NOT coalesce(l.status = 'LOST' AND l.ray_task_id <> '' AND l.error ->> 'code' = ANY ($3), false)) - 1,
+        WHERE NOT coalesce(l.status = 'LOST' AND l.worker_id <> '' AND l.error ->> 'code' = ANY ($3), false)) - 1,
         count(l.*)) AS lost, coalesce(min(l.place) FILTER (
         WHERE NOT coalesce(l.status = 'LOST' AND l.error ->> 'code' = $4, false)) - 1, count(l.*)) AS without_blobs
     FROM unnest($1::uuid[]) AS o (id) LEFT JOIN LATERAL (
-        SELECT e.status, e.ray_task_id, e.error, row_number() OVER (ORDER BY e.attempt DESC) AS place
+        SELECT e.status, e.worker_id, e.error, row_number() OVER (ORDER BY e.attempt DESC) AS place
         FROM execution_logs e WHERE e.sub_task_id = o.id
     ) l ON true GROUP BY o.id
 """

@@ -31,11 +31,11 @@ _HELD_BY_GRANT = {
     "GRANT SELECT, INSERT, UPDATE ON task_files TO {role}": tuple(
         f"has_table_privilege('task_files', '{right}')" for right in ("SELECT", "INSERT", "UPDATE")
     ),
-    "GRANT EXECUTE ON FUNCTION begin_attempt(uuid, integer, text) TO {role}": (
-        "has_function_privilege('begin_attempt(uuid, integer, text)', 'EXECUTE')",
+    "GRANT EXECUTE ON FUNCTION begin_attempt(uuid, integer, text, text) TO {role}": (
+        "has_function_privilege('begin_attempt(uuid, integer, text, text)', 'EXECUTE')",
     ),
-    "GRANT EXECUTE ON FUNCTION report_phase(uuid, integer, text, text) TO {role}": (
-        "has_function_privilege('report_phase(uuid, integer, text, text)', 'EXECUTE')",
+    "GRANT EXECUTE ON FUNCTION report_phase(uuid, integer, text, text, text) TO {role}": (
+        "has_function_privilege('report_phase(uuid, integer, text, text, text)', 'EXECUTE')",
     ),
 }
 """What a worker's role is granted, and by what it sees whether it has it."""

@@ -176,7 +176,7 @@ async def subtask_with_attempts(engine: AsyncEngine, task_id: UUID, key: str) ->
         sub_tasks.c.resources, sub_tasks.c.timeout_s, sub_tasks.c.max_retries,
         sub_tasks.c.retry_count, sub_tasks.c.attempt, sub_tasks.c.on_failure, sub_tasks.c.stand_in,
         sub_tasks.c.require_approval, sub_tasks.c.fallback_tool, sub_tasks.c.fallback_input,
-        sub_tasks.c.fallback_attempts, sub_tasks.c.instruction, sub_tasks.c.skills,
+        sub_tasks.c.fallback_attempts, sub_tasks.c.instruction, sub_tasks.c.skills, sub_tasks.c.ray_task_id,
     )  # fmt: skip
     statement = _columns(inline).add_columns(*extra).where(sub_tasks.c.parent_id == task_id, sub_tasks.c.key == key)
     async with reading(engine) as connection:

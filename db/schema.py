@@ -205,6 +205,7 @@ sub_tasks = Table(
     _text("instruction"),
     Column("skills", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
     _flag("superseded"),
+    _text("ray_task_id"),
     UniqueConstraint("parent_id", "key", name="uq_sub_tasks_parent_id_key"),
 )
 Index("ix_sub_tasks_parent_id_execution_order", sub_tasks.c.parent_id, sub_tasks.c.execution_order)
@@ -214,7 +215,6 @@ Index("ix_sub_tasks_leased", sub_tasks.c.incarnation, postgresql_where=text("inc
 Index("ix_sub_tasks_backoff", sub_tasks.c.not_before, postgresql_where=text("status = 'FAILED'"))
 _latest = sub_tasks.c.finished_at.desc()
 Index("ix_sub_tasks_blocked", sub_tasks.c.parent_id, _latest, postgresql_where=text("status = 'BLOCKED'"))
-
 for _name in ("input_blob", "output_blob"):
     Index(f"ix_sub_tasks_{_name}", sub_tasks.c[_name], postgresql_where=text(f"{_name} IS NOT NULL"))
 Index("ix_sub_tasks_held", sub_tasks.c.held_at, postgresql_where=text("status = 'AWAITING_APPROVAL'"))

@@ -62,7 +62,7 @@ async def read_trace(source: ReadSource, task_id: UUID, user_id: UUID) -> TraceR
     running = select(
         sub_tasks.c.id, sub_tasks.c.key, sub_tasks.c.tool, sub_tasks.c.task_type, sub_tasks.c.attempt,
         sub_tasks.c.phase, sub_tasks.c.queued_at, sub_tasks.c.started_at, sub_tasks.c.worker_id,
-        sub_tasks.c.fallback_tool, sub_tasks.c.fallback_attempts,
+        sub_tasks.c.ray_task_id, sub_tasks.c.fallback_tool, sub_tasks.c.fallback_attempts,
     ).where(sub_tasks.c.parent_id == task_id, sub_tasks.c.status == "RUNNING")  # fmt: skip
     calls = (
         select(

@@ -205,7 +205,7 @@ def attempt(row: Record, subtask: Record) -> Shown:
 
 
 def _running(row: Record) -> Shown:
-    empty = dict.fromkeys(("finished_at", "duration_ms", "node_id", "ray_task_id", "error"))
+    empty = dict.fromkeys(("finished_at", "duration_ms", "node_id", "error"))
     return {
         "attempt": row.attempt,
         "status": row.status,
@@ -214,6 +214,8 @@ def _running(row: Record) -> Shown:
         "started_at": row.started_at,
         "tokens_used": 0,
         "worker_id": row.worker_id,
+        # The row keeps the id that an earlier attempt told until the worker tells this one's.
+        "ray_task_id": row.ray_task_id if row.worker_id is not None else None,
         "stdout": "",
         "stderr": "",
         "log": "",

@@ -221,6 +221,9 @@ def _attempt(
     is_fallback = row.attempt in row.fallback_attempts
     tool = (row.fallback_tool if is_fallback else row.tool) or None
     attributes: dict[str, Any] = {"tool": tool, "type": row.task_type, "worker_id": row.worker_id}
+    if row.worker_id is not None or finished_at is not None:
+        # Of what runs, the row keeps the id that an earlier attempt told until the worker tells this one's.
+        attributes["ray_task_id"] = row.ray_task_id or None
     if is_fallback:
         attributes["fallback"] = True
     if finished_at is None:
@@ -229,7 +232,6 @@ def _attempt(
         attributes |= {
             "status": row.status,
             "node_id": row.node_id,
-            "ray_task_id": row.ray_task_id,
             "tokens": row.tokens_used,
         }
         if row.error:

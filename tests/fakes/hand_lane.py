@@ -24,6 +24,11 @@ class Held:
     done: Callable[[Outcome], None]
     stops: list[bool] = field(default_factory=list)
 
+    @property
+    def ray_task_id(self) -> str:
+        """See `Running`."""
+        return f"task of {self.order.sub_task_id}"
+
     def stop(self, *, force: bool) -> None:
         """See `Running`."""
         self.stops.append(force)

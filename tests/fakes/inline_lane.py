@@ -13,11 +13,13 @@ from rayloom.dag.resources import ResourceShape
 def succeeded(order: AttemptOrder) -> Outcome:
     """The attempt gives its own name."""
     output = f'"{order.key}"'
-    return Outcome(verdict="succeeded", output=output, output_size=len(output), ray_task_id="inline")
+    return Outcome(verdict="succeeded", output=output, output_size=len(output), worker_id="inline")
 
 
 class InlineLane:
     """``Lane``. ``run`` says how an attempt ends; it is also the attempt that runs, so it can't be stopped."""
+
+    ray_task_id = ""
 
     def __init__(self, run: Callable[[AttemptOrder], Outcome] = succeeded) -> None:
         self.run = run

@@ -133,7 +133,7 @@ class MemoryRecord:
         accepted = {
             one.sub_task_id
             for one in taken
-            if (self.running.get(one.sub_task_id) or one.outcome.ray_task_id or one.outcome.verdict == "failed")
+            if (self.running.get(one.sub_task_id) or one.outcome.is_from_worker or one.outcome.verdict == "failed")
             and one.sub_task_id not in self.moved_on
         }
         turned = [one.sub_task_id for one in taken if one.use_fallback and one.sub_task_id in self.fallbacks]

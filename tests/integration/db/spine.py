@@ -66,7 +66,7 @@ def outcome(value: Json = None, *, error: ErrorInfo | None = None, **more: Any) 
     text = None if error else orjson.dumps(value).decode()
     fields: dict[str, Any] = {
         "verdict": "failed" if error else "succeeded", "output": text, "output_size": len(text or ""), "error": error,
-        "started_at": 1_800_000_000.0, "finished_at": 1_800_000_000.5, "ray_task_id": "ray",
+        "started_at": 1_800_000_000.0, "finished_at": 1_800_000_000.5, "ray_task_id": "ray", "worker_id": "w",
     }  # fmt: skip
     return Outcome(**fields | more)
 

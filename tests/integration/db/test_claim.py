@@ -139,12 +139,12 @@ async def test_what_is_handed_over_stays_queued_until_it_is_begun_once(spine: Sp
     assert not claimed.running
     row = await spine.subtask(made.task_id, "a")
     assert (row["status"], row["attempt"], row["incarnation"]) == ("QUEUED", 1, spine.incarnation)
-    assert not await attempts.report_phase(spine.engine, claimed.sub_task_id, 1, "EXECUTING", "w")
+    assert not await attempts.report_phase(spine.engine, claimed.sub_task_id, 1, "EXECUTING", "w", "r")
     for attempt in (0, 2):
-        assert not await attempts.begin(spine.engine, claimed.sub_task_id, attempt, "w")
-    assert await attempts.begin(spine.engine, claimed.sub_task_id, 1, "w1")
-    assert not await attempts.begin(spine.engine, claimed.sub_task_id, 1, "w2")
-    assert await attempts.begin(spine.engine, claimed.sub_task_id, 1, "w1"), "who has begun may say so again"
+        assert not await attempts.begin(spine.engine, claimed.sub_task_id, attempt, "w", "r")
+    assert await attempts.begin(spine.engine, claimed.sub_task_id, 1, "w1", "r")
+    assert not await attempts.begin(spine.engine, claimed.sub_task_id, 1, "w2", "r")
+    assert await attempts.begin(spine.engine, claimed.sub_task_id, 1, "w1", "r"), "who has begun may say so again"
     row = await spine.subtask(made.task_id, "a")
     assert (row["status"], row["phase"], row["worker_id"]) == ("RUNNING", "PREPARE_ENV", "w1")
     assert await spine.events(made.task_id, "a") == [("PENDING", "READY"), ("READY", "QUEUED"), ("QUEUED", "RUNNING")]
@@ -153,13 +153,29 @@ async def test_what_is_handed_over_stays_queued_until_it_is_begun_once(spine: Sp
 async def test_a_phase_is_told_of_the_current_attempt_only(spine: Spine) -> None:
     made = await spine.submit({"a": []})
     first = (await spine.claim(made.task_id))["a"]
-    assert await attempts.report_phase(spine.engine, first.sub_task_id, 1, "EXECUTING", "w")
+    assert await attempts.report_phase(spine.engine, first.sub_task_id, 1, "EXECUTING", "w", "r")
     assert (await spine.subtask(made.task_id, "a"))["phase"] == "EXECUTING"
     await spine.fail(first, retry_in_s=0)
     await leases.requeue_due(spine.engine)
     await spine.claim(made.task_id)
-    assert not await attempts.report_phase(spine.engine, first.sub_task_id, 1, "POST_PROCESS", "w")
+    assert not await attempts.report_phase(spine.engine, first.sub_task_id, 1, "POST_PROCESS", "w", "r")
     assert (await spine.subtask(made.task_id, "a"))["phase"] == "PREPARE_ENV"
+
+
+async def test_the_ray_task_of_an_attempt_is_kept_when_its_scheduler_dies(spine: Spine) -> None:
+    made = await spine.submit({"told": [], "begun": [], "silent": []})
+    claimed = await spine.claim(made.task_id, "told", "silent") | await spine.claim(
+        made.task_id, "begun", running=False
+    )
+    assert await attempts.report_phase(spine.engine, claimed["told"].sub_task_id, 1, "EXECUTING", "w", "r1")
+    assert await attempts.begin(spine.engine, claimed["begun"].sub_task_id, 1, "w", "r2")
+    for _ in range(2):
+        # What is claimed again has told nothing yet: the id of its last attempt is not that of this one.
+        await leases.recover(spine.engine, [spine.incarnation])
+        await spine.claim(made.task_id)
+    logs = await spine.rows("SELECT attempt, ray_task_id FROM execution_logs WHERE task_id = $1", made.task_id)
+    kept = sorted((log["attempt"], log["ray_task_id"] or "") for log in logs)
+    assert kept == [(1, ""), (1, "r1"), (1, "r2"), (2, ""), (2, ""), (2, "")]
 
 
 async def test_a_lease_given_back_is_free_and_its_attempt_over(spine: Spine) -> None:
@@ -170,7 +186,7 @@ async def test_a_lease_given_back_is_free_and_its_attempt_over(spine: Spine) -> 
     assert await leases.release(spine.engine, wrong) == ()
     (queued,) = await leases.release(spine.engine, [(handed["a"].sub_task_id, 1)])
     assert queued in made.queued
-    assert not await attempts.begin(spine.engine, handed["a"].sub_task_id, 1, "w")
+    assert not await attempts.begin(spine.engine, handed["a"].sub_task_id, 1, "w", "r")
     again = await spine.claim(made.task_id, "a")
     assert again["a"].attempt == 2
     await spine.succeed(handed["a"], output="late")

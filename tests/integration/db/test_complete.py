@@ -91,8 +91,9 @@ async def test_a_worker_that_dies_with_an_attempt_spends_a_retry_although_it_nev
 ) -> None:
     made = await spine.submit({"dies": [], "lost": []})
     handed = await spine.claim(made.task_id, running=False)
-    died = outcome(error=BROKEN, ray_task_id="")
-    lost = outcome(error=BROKEN, verdict="lost", ray_task_id="")
+    # The scheduler knows the Ray task of what no worker told.
+    died = outcome(error=BROKEN, worker_id="", ray_task_id="r1")
+    lost = outcome(error=BROKEN, verdict="lost", worker_id="", ray_task_id="r2")
     committed = await attempts.complete(
         spine.engine,
         [
@@ -103,6 +104,8 @@ async def test_a_worker_that_dies_with_an_attempt_spends_a_retry_although_it_nev
     assert committed.accepted == {handed["dies"].sub_task_id}
     assert await spine.statuses(made.task_id) == {"dies": "FAILED", "lost": "QUEUED"}
     assert (await spine.subtask(made.task_id, "dies"))["retry_count"] == 1
+    logs = await spine.rows("SELECT status, ray_task_id FROM execution_logs WHERE task_id = $1", made.task_id)
+    assert [(log["status"], log["ray_task_id"]) for log in logs] == [("FAILED", "r1")]
     (queued,) = await leases.release(spine.engine, [(handed["lost"].sub_task_id, 1)])
     assert queued.sub_task_id == handed["lost"].sub_task_id
 

@@ -86,7 +86,7 @@ class Lane(InlineLane):
         self._marks.append(Mark(sub_task_id=order.sub_task_id, attempt=order.attempt, at=time.time()))
         if order.key == "b" and order.attempt == 1:
             error = ErrorInfo(code="BROKEN", error_class="transient", message="it broke", retryable=True)
-            return Outcome(verdict="failed", error=error, ray_task_id="inline", started_at=1.0, finished_at=1.0)
+            return Outcome(verdict="failed", error=error, worker_id="inline", started_at=1.0, finished_at=1.0)
         return succeeded(order)
 
 

@@ -153,12 +153,12 @@ class Engine(RuleBasedStateMachine):
 
     @rule(claimed=attempts)
     def begin(self, claimed: Claimed) -> None:
-        begun = self._do(attempts.begin(self.spine.engine, claimed.sub_task_id, claimed.attempt, "w"))
+        begun = self._do(attempts.begin(self.spine.engine, claimed.sub_task_id, claimed.attempt, "w", "r"))
         assert not begun or self._is_current(claimed)
 
     @rule(claimed=attempts, phase=st.sampled_from(["PREPARE_ENV", "EXECUTING", "POST_PROCESS"]))
     def tell_phase(self, claimed: Claimed, phase: str) -> None:
-        told = self._do(attempts.report_phase(self.spine.engine, claimed.sub_task_id, claimed.attempt, phase, "w"))
+        told = self._do(attempts.report_phase(self.spine.engine, claimed.sub_task_id, claimed.attempt, phase, "w", "r"))
         assert not told or self._is_current(claimed)
 
     @rule(ended=st.lists(st.tuples(attempts, ENDS), min_size=1, max_size=5))
@@ -169,7 +169,7 @@ class Engine(RuleBasedStateMachine):
             if how == "good":
                 endings.append(self.spine.ending(claimed, outcome({"attempt": claimed.attempt})))
             elif how == "lost":
-                lost = outcome(error=BROKEN, verdict="lost", ray_task_id="")
+                lost = outcome(error=BROKEN, verdict="lost", worker_id="")
                 endings.append(self.spine.ending(claimed, lost, retry_in_s=0, spends=False))
             else:
                 wait = None if how == "spent" else 0.0

@@ -19,10 +19,10 @@ def _error(code: str) -> ErrorInfo:
     return ErrorInfo(code=code, error_class="transient", message="x", retryable=True)
 
 
-async def _end(spine: Spine, task_id: UUID, code: str, *, verdict: str = "failed", ray_task_id: str = "ray") -> str:
+async def _end(spine: Spine, task_id: UUID, code: str, *, verdict: str = "failed", worker_id: str = "w") -> str:
     """One more attempt of the subtask that ends so, and the subtask queued again."""
     claimed = (await spine.claim(task_id, "a"))["a"]
-    how = outcome(error=_error(code), verdict=verdict, ray_task_id=ray_task_id)
+    how = outcome(error=_error(code), verdict=verdict, worker_id=worker_id)
     await attempts.complete(spine.engine, [spine.ending(claimed, how, retry_in_s=0)])
     await leases.requeue_due(spine.engine)
     return claimed.sub_task_id
@@ -41,12 +41,12 @@ async def test_how_often_in_a_row_it_was_lost_to_the_database(spine: Spine) -> N
     task_id = (await spine.submit({"a": []})).task_id
     id_ = ""
     seen = []
-    for code, verdict, ray in (
-        ("TIMED_OUT", "lost", "ray"), ("DATABASE_UNAVAILABLE", "lost", "ray"), ("BROKEN", "failed", "ray"),
-        ("TIMED_OUT", "lost", "ray"), ("TIMED_OUT", "lost", "ray"), ("TIMED_OUT", "lost", "ray"),
+    for code, verdict, worker in (
+        ("TIMED_OUT", "lost", "w"), ("DATABASE_UNAVAILABLE", "lost", "w"), ("BROKEN", "failed", "w"),
+        ("TIMED_OUT", "lost", "w"), ("TIMED_OUT", "lost", "w"), ("TIMED_OUT", "lost", "w"),
         ("NODE_LOST", "lost", ""), ("TIMED_OUT", "lost", ""),
     ):  # fmt: skip
-        id_ = await _end(spine, task_id, code, verdict=verdict, ray_task_id=ray)
+        id_ = await _end(spine, task_id, code, verdict=verdict, worker_id=worker)
         seen.append((await history.past(spine.engine, [id_]))[id_].lost)
     assert seen == [1, 2, 0, 1, 2, 3, 0, 0]
 

@@ -79,8 +79,8 @@ async def test_writers_of_many_tasks_never_wait_for_each_other_in_a_circle(spine
             leases.requeue_due(spine.engine),
             attempts.claim(spine.engine, [(id_, True) for id_ in mixed(free)], incarnation=spine.incarnation),
             attempts.claim(spine.engine, [(id_, False) for id_ in mixed(free)], incarnation=other.incarnation),
-            *(attempts.begin(spine.engine, one.sub_task_id, 1, "w") for one in mixed(handed)),
-            *(attempts.report_phase(spine.engine, one.sub_task_id, 1, "EXECUTING", "w") for one in mixed(claimed)),
+            *(attempts.begin(spine.engine, one.sub_task_id, 1, "w", "r") for one in mixed(handed)),
+            *(attempts.report_phase(spine.engine, one.sub_task_id, 1, "EXECUTING", "w", "r") for one in mixed(claimed)),
             *(_end(spine, task) for task in mixed(made)[: round_ % 4]),
         ]
         random.shuffle(calls)
@@ -105,10 +105,10 @@ async def test_a_reader_that_goes_on_from_an_id_misses_no_event(spine: Spine) ->
     await spine.succeed((await spine.claim(made.task_id))["root"])
 
     async def one(claimed: attempts.Claimed) -> None:
-        await attempts.begin(spine.engine, claimed.sub_task_id, claimed.attempt, "w")
+        await attempts.begin(spine.engine, claimed.sub_task_id, claimed.attempt, "w", "r")
         await asyncio.gather(
-            attempts.report_phase(spine.engine, claimed.sub_task_id, claimed.attempt, "EXECUTING", "w"),
-            attempts.report_phase(spine.engine, claimed.sub_task_id, claimed.attempt, "POST_PROCESS", "w"),
+            attempts.report_phase(spine.engine, claimed.sub_task_id, claimed.attempt, "EXECUTING", "w", "r"),
+            attempts.report_phase(spine.engine, claimed.sub_task_id, claimed.attempt, "POST_PROCESS", "w", "r"),
         )
         await spine.succeed(claimed)
 

@@ -223,7 +223,7 @@ async def test_an_attempt_of_which_nobody_has_said_anything_is_stopped_much_late
     made = await spine.submit({"waits": [], "silent": [], "demand": [], "runs": []})
     claimed = await spine.claim(made.task_id, "waits", "silent", "runs")
     claimed |= await spine.claim(made.task_id, "demand", running=False)
-    await attempts.report_phase(spine.engine, claimed["runs"].sub_task_id, 1, "EXECUTING", "w")
+    await attempts.report_phase(spine.engine, claimed["runs"].sub_task_id, 1, "EXECUTING", "w", "r")
     for key, over_s in (("waits", SILENT_WORKER_GRACE_S - 5), ("silent", SILENT_WORKER_GRACE_S + 1), ("runs", 86400.0)):
         await spine.rows(
             "UPDATE sub_tasks SET started_at = now() - make_interval(secs => timeout_s + $2) WHERE id = $1::uuid",

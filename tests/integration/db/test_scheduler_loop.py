@@ -289,7 +289,7 @@ async def test_failures_are_tried_again_as_often_as_they_may(spine: Spine, runni
         if left.get(order.key, 0):
             left[order.key] -= 1
             error = ErrorInfo(code="BROKEN", error_class="transient", message="it broke", retryable=True)
-            return Outcome(verdict="failed", error=error, ray_task_id="inline")
+            return Outcome(verdict="failed", error=error, worker_id="inline")
         return succeeded(order)
 
     async with running(InlineLane(run)) as scheduler:
@@ -347,7 +347,7 @@ async def test_what_is_retried_by_hand_runs_again_and_letters_are_told(
     def run(order: AttemptOrder) -> Outcome:
         if order.key in stuck:
             error = ErrorInfo(code="WRONG", error_class="user", message="it is wrong", retryable=False)
-            return Outcome(verdict="failed", error=error, ray_task_id="inline")
+            return Outcome(verdict="failed", error=error, worker_id="inline")
         return succeeded(order)
 
     lane = InlineLane(run)
@@ -376,7 +376,7 @@ async def test_what_is_retried_by_hand_runs_again_and_letters_are_told(
 async def test_an_output_that_the_database_refuses_ends_its_own_attempt(spine: Spine, running: Running) -> None:
     def run(order: AttemptOrder) -> Outcome:
         if order.key == "bad":
-            return Outcome(verdict="succeeded", output='"\\u0000"', tokens_used=2**70, ray_task_id="inline")
+            return Outcome(verdict="succeeded", output='"\\u0000"', tokens_used=2**70, worker_id="inline")
         return succeeded(order)
 
     async with running(InlineLane(run)) as scheduler:
@@ -400,7 +400,7 @@ async def test_an_output_that_ends_every_connection_ends_its_own_attempt(spine: 
 
     def run(order: AttemptOrder) -> Outcome:
         if order.key == "deadly":
-            return Outcome(verdict="succeeded", output='"deadly"', ray_task_id="inline")
+            return Outcome(verdict="succeeded", output='"deadly"', worker_id="inline")
         return succeeded(order)
 
     async with running(InlineLane(run)) as scheduler:

@@ -56,8 +56,8 @@ async def test_a_worker_does_its_work(spine: Spine, worker: AsyncEngine, redis: 
     handed, task_id = claimed["a"], str(made.task_id)
     done = (await spine.claim(made.task_id, "b"))["b"]
     await spine.succeed(done, output=[1])
-    assert await attempts.begin(worker, handed.sub_task_id, handed.attempt, "w")
-    assert await attempts.report_phase(worker, handed.sub_task_id, handed.attempt, "EXECUTING", "w")
+    assert await attempts.begin(worker, handed.sub_task_id, handed.attempt, "w", "r")
+    assert await attempts.report_phase(worker, handed.sub_task_id, handed.attempt, "EXECUTING", "w", "r")
     assert await outputs(worker, blobs, task_id, ["b"], within_s=20) == Outputs(values={"b": [1]})
     await log_lines.append(worker, [LogLine(at=datetime.now(UTC), task_id=task_id, message="said")])
     files = TaskFiles(worker, blobs, task_id)
@@ -150,7 +150,7 @@ async def test_a_worker_can_not_slip_tables_of_its_own_under_the_functions_of_th
             await connection.execute(
                 f"CREATE TEMP TABLE {table} (id uuid, parent_id uuid, status text, attempt integer)"
             )
-        assert await connection.fetchval("SELECT begin_attempt($1::uuid, 1, 'w')", handed.sub_task_id)
+        assert await connection.fetchval("SELECT begin_attempt($1::uuid, 1, 'w', 'r')", handed.sub_task_id)
     assert await spine.statuses(made.task_id) == {"a": "RUNNING"}
 
 

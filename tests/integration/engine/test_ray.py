@@ -1,9 +1,10 @@
-"""rayloom as a guest of Ray sees it: names and resources in the State API, a batch as a Ray job."""
+"""rayloom as a guest of Ray sees it: Ray tasks and resources in the State API, a batch as a Ray job."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,24 +20,34 @@ LINES = 50
     [({}, {"CPU": 0.25}), ({"num_cpus": 0.5, "custom": {"sandbox": 2}}, {"CPU": 0.5, "sandbox": 2.0})],
     ids=["by default", "as asked"],
 )
-def test_ray_shows_a_subtask_by_its_name_with_its_resources(
+def test_ray_shows_an_attempt_by_its_ray_task_with_its_resources(
     asked: dict[str, object], required: dict[str, float], instance: Instance
 ) -> None:
     with instance.client() as client:
         run = Run.submit(instance, client, [sleep("napping", 3600, resources=asked)])  # type: ignore[arg-type]
         run.until("napping", "RUNNING")
-        name = f"{run.task_id}:napping"
+
+        def attempt() -> Any:
+            # Empty for a moment, while it is stopped and has not ended.
+            return next(iter(run.subtask("napping")["attempts"]), {})
+
+        id_ = wait_until(lambda: attempt().get("ray_task_id"), what=run.details)
 
         def listed() -> list[dict[str, object]]:
-            said = instance.ray("list", "tasks", "--filter", f"name={name}", "--detail", "--format", "json")
+            said = instance.ray("list", "tasks", "--filter", f"task_id={id_}", "--detail", "--format", "json")
             # Where it finds none, which is so until Ray's events have come in, it says so in words.
             found: list[dict[str, object]] = json.loads(said) if said.startswith("[") else []
             return [task for task in found if task["state"] == "RUNNING"]
 
         (task,) = wait_until(listed, every_s=0.5, what=run.details)
-        assert task["name"] == name
+        assert task["name"] == "core.sleep", "named after its tool: each name costs Ray's processes memory for ever"
         assert task["required_resources"] == required
         client.cancel(run.task_id)
+        ended = wait_until(lambda: attempt() if attempt().get("finished_at") else None, what=run.details)
+        assert ended["ray_task_id"] == id_
+        trace: Any = client.trace(run.task_id)
+        assert [span["attributes"]["ray_task_id"] for span in trace["spans"] if span["kind"] == "attempt"] == [id_]
+        assert id_ in instance.ray("get", "tasks", id_)
 
 
 def test_a_batch_as_a_ray_job_in_a_folder_with_rooms_of_its_own(instance: Instance, tmp_path: Path) -> None:

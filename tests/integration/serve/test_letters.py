@@ -35,7 +35,7 @@ async def block(world: World, items: list[Claimed], *messages: str) -> None:
     for n, item in enumerate(items):
         message = messages[n % len(messages)].format(n, n)
         error = ErrorInfo(code="BOOM", error_class="user", message=message, retryable=False)
-        outcome = Outcome(verdict="failed", error=error, started_at=1.8e9, finished_at=1.8e9, ray_task_id="r")
+        outcome = Outcome(verdict="failed", error=error, started_at=1.8e9, finished_at=1.8e9, worker_id="w")
         endings.append(Ending(sub_task_id=item.sub_task_id, attempt=item.attempt, outcome=outcome))
     await complete(world.engine, endings)
 

@@ -8,11 +8,12 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
+from rayloom.dag.outcome import Outcome
 from rayloom.dag.plan import parse_plan
 from rayloom.dag.tool_view import ToolView
 from rayloom.dag.values import JsonObject
 from rayloom.dag.verify import verify
-from rayloom.db.attempts import report_phase
+from rayloom.db.attempts import Ending, complete, report_phase
 from rayloom.db.engine import driver
 from rayloom.db.growth import extend_plan
 from rayloom.db.submit import accept_plan
@@ -191,7 +192,7 @@ async def test_cancel_stops_what_runs_and_may_be_repeated(world: World) -> None:
     task_id = await me.submit({"plan": DIAMOND})
     await world.end(await world.claimed(task_id), lambda item: item.key)
     b, _ = await world.claimed(task_id)
-    await report_phase(world.engine, b.sub_task_id, 1, "EXECUTING", "w")
+    await report_phase(world.engine, b.sub_task_id, 1, "EXECUTING", "w", "r")
     answer = await me.http.post(f"/api/v1/tasks/{task_id}/cancel")
     assert answer.status_code == 202
     told = answer.json()
@@ -212,6 +213,30 @@ async def test_cancel_stops_what_runs_and_may_be_repeated(world: World) -> None:
     assert again.status_code == 202
     nothing: JsonObject = {"stopped": [], "withdrawn": {}, "completed": {"count": 1, "subtasks": ["a"]}}
     assert again.json() == {"task_id": task_id, "status": "CANCELLED", **nothing}
+
+
+async def test_each_attempt_shows_its_ray_task(world: World) -> None:
+    me = await world.user()
+    task_id = await me.submit({"plan": DIAMOND})
+    await world.end(await world.claimed(task_id), lambda item: item.key)
+    b, _ = await world.claimed(task_id)
+
+    async def shown(key: str) -> list[str | None]:
+        attempts = (await me.get(f"/tasks/{task_id}/subtasks/{key}"))["attempts"]
+        spans = (await me.get(f"/tasks/{task_id}/trace"))["spans"]
+        traced = [s["attributes"].get("ray_task_id") for s in spans if (s["kind"], s["subtask"]) == ("attempt", key)]
+        ids = [attempt["ray_task_id"] for attempt in attempts]
+        assert ids == traced
+        return ids
+
+    assert await shown("b") == [None], "its worker has said nothing"
+    await report_phase(world.engine, b.sub_task_id, 1, "EXECUTING", "w", "ray task of b")
+    assert await shown("b") == ["ray task of b"]
+    outcome = Outcome(
+        verdict="succeeded", output="1", started_at=1.8e9, finished_at=1.8e9, ray_task_id="the same", worker_id="w"
+    )
+    await complete(world.engine, [Ending(sub_task_id=b.sub_task_id, attempt=1, outcome=outcome)])
+    assert await shown("b") == ["the same"]
 
 
 async def test_cancel_is_too_late_for_a_task_that_has_ended(world: World) -> None:

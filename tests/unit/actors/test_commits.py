@@ -28,7 +28,7 @@ from tests.fakes.memory_record import SHAPE, MemoryRecord
 from tests.fakes.refusals import refusals
 
 NOTHING: Any = None
-GOOD = Outcome(verdict="succeeded", output="1", ray_task_id="r", tokens_used=3)
+GOOD = Outcome(verdict="succeeded", output="1", worker_id="w", tokens_used=3)
 WORKER_DIED = ErrorInfo(code="WORKER_DIED", error_class="transient", message="it died", retryable=True)
 ONE_CPU = ResourceShape(cpus=1.0, gpus=0.0, memory_bytes=0)
 
@@ -59,6 +59,8 @@ def _flying(id_: str, *, running: bool = True, retry_count: int = 0) -> Flying:
 
 
 class _Still:
+    ray_task_id = ""
+
     def stop(self, *, force: bool) -> None:
         raise AssertionError("it has ended")
 
@@ -108,7 +110,7 @@ async def test_one_commit_holds_only_so_many_bytes(
 ) -> None:
     monkeypatch.setattr(module, "BATCH_BYTES", 100)
     for n, size in enumerate((60, 30, 30, 500, 10, 90)):
-        _add(commits, record, f"s{n}", Outcome(verdict="succeeded", output="1", output_size=size, ray_task_id="r"))
+        _add(commits, record, f"s{n}", Outcome(verdict="succeeded", output="1", output_size=size, worker_id="w"))
     while len(commits):
         await commits.turn()
     assert record.batches == [2, 1, 1, 2]
@@ -273,7 +275,7 @@ async def test_what_follows_a_failure_is_decided_here(
     commits: Commits, record: MemoryRecord, retry_count: int, retryable: bool, wait_s: float | None, spends: bool
 ) -> None:
     error = ErrorInfo(code="X", error_class="transient", message="x", retryable=retryable)
-    _add(commits, record, "a", Outcome(verdict="failed", error=error, ray_task_id="r"), retry_count=retry_count)
+    _add(commits, record, "a", Outcome(verdict="failed", error=error, worker_id="w"), retry_count=retry_count)
     committed = await commits.turn()
     (ending,) = record.endings
     assert (ending.retry_in_s, ending.spends) == (wait_s, spends)
@@ -289,7 +291,7 @@ async def test_without_redis_the_commit_stands(commits: Commits, record: MemoryR
 
 @pytest.mark.parametrize(
     ("outcome", "event"),
-    [(GOOD, "succeeded"), (Outcome(verdict="failed", error=WORKER_DIED, ray_task_id="r"), "attempt_failed")],
+    [(GOOD, "succeeded"), (Outcome(verdict="failed", error=WORKER_DIED, worker_id="w"), "attempt_failed")],
 )
 async def test_an_outcome_that_comes_too_late_is_told_in_one_line(
     commits: Commits, record: MemoryRecord, caplog: pytest.LogCaptureFixture, outcome: Outcome, event: str
@@ -311,7 +313,7 @@ async def test_what_was_stopped_because_it_is_cancelled_and_what_was_given_back_
     caplog.set_level(logging.INFO)
     record.moved_on = {"stopped": "CANCELLED"}
     stop = ErrorInfo(code="CANCELLED", error_class="refused", message="stopped", retryable=False)
-    _add(commits, record, "stopped", Outcome(verdict="cancelled", error=stop, ray_task_id="r"))
+    _add(commits, record, "stopped", Outcome(verdict="cancelled", error=stop, worker_id="w"))
     _add(commits, record, "handed", Outcome(verdict="lost", error=WORKER_DIED), running=False)
     await commits.turn()
     assert record.released == ["handed"]
@@ -330,8 +332,8 @@ async def test_the_log_says_when_a_stopped_attempt_has_ended(
     caplog.set_level(logging.INFO)
     record.moved_on = {"stopped": "CANCELLED", "killed": "CANCELLED"}
     stop = ErrorInfo(code="CANCELLED", error_class="refused", message="stopped", retryable=False)
-    _add(commits, record, "stopped", Outcome(verdict="cancelled", error=stop, ray_task_id="r"))
-    _add(commits, record, "killed", Outcome(verdict="failed", error=WORKER_DIED, ray_task_id="r"))
+    _add(commits, record, "stopped", Outcome(verdict="cancelled", error=stop, worker_id="w"))
+    _add(commits, record, "killed", Outcome(verdict="failed", error=WORKER_DIED, worker_id="w"))
     for flying, _ in commits._ended:
         flying.stopping_at = 1.0
     flying.killed_at = 2.0
@@ -389,7 +391,7 @@ async def test_an_attempt_that_is_lost_to_the_database_again_and_again_spends_re
     commits: Commits, record: MemoryRecord, lost: int, spends: bool
 ) -> None:
     record.past = {"a": Past(lost=lost)}
-    _add(commits, record, "a", Outcome(verdict="lost", error=SLOW, ray_task_id="r"))
+    _add(commits, record, "a", Outcome(verdict="lost", error=SLOW, worker_id="w"))
     await commits.turn()
     assert record.endings[-1].spends is spends
 
@@ -398,6 +400,6 @@ async def test_an_attempt_without_its_blobs_is_tried_ever_later(commits: Commits
     record.past = {"a": Past(without_blobs=4)}
     away = ErrorInfo(code="BLOB_STORE_UNAVAILABLE", error_class="transient", message="x", retryable=True)
     for key in "ab":
-        _add(commits, record, key, Outcome(verdict="lost", error=away, ray_task_id="r"))
+        _add(commits, record, key, Outcome(verdict="lost", error=away, worker_id="w"))
     await commits.turn()
     assert [(ending.retry_in_s, ending.spends) for ending in record.endings] == [(16.0, False), (1.0, False)]

@@ -33,7 +33,7 @@ async def test_what_has_room_runs_and_one_node_more_is_handed_over(desk: Desk) -
 async def test_an_end_makes_room_for_the_next(desk: Desk) -> None:
     await desk.queue.push(desk.record.add(*(f"s{n:02}" for n in range(20))))
     await desk.turns()
-    await desk.lane.end("s00", Outcome(verdict="succeeded", output="1", ray_task_id="r"))
+    await desk.lane.end("s00", Outcome(verdict="succeeded", output="1", worker_id="w"))
     await desk.commits.turn()
     await desk.turns()
     assert len(desk.flight) == 8
@@ -78,7 +78,7 @@ async def test_without_the_token_controller_nothing_starts_and_nothing_is_lost(d
 async def test_ends_are_kept_for_a_token_controller_that_is_away(desk: Desk) -> None:
     await desk.queue.push(desk.record.add("a"))
     await desk.turns()
-    await desk.lane.end("a", Outcome(verdict="succeeded", output="1", tokens_used=7, ray_task_id="r"))
+    await desk.lane.end("a", Outcome(verdict="succeeded", output="1", tokens_used=7, worker_id="w"))
     await desk.commits.turn()
     desk.tokens.away = True
     await desk.turns()
@@ -162,7 +162,7 @@ async def test_without_redis_the_database_is_asked(desk: Desk) -> None:
     away = desk.backlog.redis_away
     desk.queue.away = False
     await desk.backlog.sweep()
-    await desk.lane.end("s00", Outcome(verdict="succeeded", output="1", ray_task_id="r"))
+    await desk.lane.end("s00", Outcome(verdict="succeeded", output="1", worker_id="w"))
     await desk.turns()
     assert (away, desk.backlog.redis_away) == (True, False)
     assert desk.running() == [f"s{n:02}" for n in range(1, 9)]
@@ -210,7 +210,7 @@ async def test_after_quick_ends_slow_ones_are_not_handed_over_beyond_a_nodes_wor
     # What was claimed too early is free again, counted against nobody, and its attempt is still the first.
     assert desk.record.queued.keys() == {f"s{n:02}" for n in range(8, 20)}
     assert {(one.sub_task_id, one.started) for one in desk.tokens.finished} == {("s08", False), ("s09", False)}
-    await desk.lane.end("s00", Outcome(verdict="succeeded", output="1", ray_task_id="r"))
+    await desk.lane.end("s00", Outcome(verdict="succeeded", output="1", worker_id="w"))
     await desk.commits.turn()
     await desk.turns()
     assert "s08" in desk.running()
@@ -275,8 +275,8 @@ async def test_what_ray_holds_and_no_node_can_run_any_more_fails_too(
     stopped = ErrorInfo(code="CANCELLED", error_class="refused", message="stopped", retryable=False)
     for name in desk.running():
         # One ran after all: what it says of itself is true.
-        task_id = "r" if name == "s00" else ""
-        await desk.lane.end(name, Outcome(verdict="cancelled", error=stopped, ray_task_id=task_id))
+        worker = "w" if name == "s00" else ""
+        await desk.lane.end(name, Outcome(verdict="cancelled", error=stopped, worker_id=worker))
     await desk.commits.turn()
     codes = [ending.outcome.error.code for ending in desk.record.endings if ending.outcome.error]
     assert codes == ["CANCELLED", *["UNSCHEDULABLE"] * 7]

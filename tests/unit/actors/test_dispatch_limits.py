@@ -10,7 +10,7 @@ from rayloom.dag.outcome import Outcome
 from tests.fakes.desk import Desk
 from tests.fakes.memory_record import SHAPE
 
-GOOD = Outcome(verdict="succeeded", output="1", ray_task_id="r")
+GOOD = Outcome(verdict="succeeded", output="1", worker_id="w")
 
 
 def _names(user_id: str, count: int) -> list[str]:

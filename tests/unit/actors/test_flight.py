@@ -64,7 +64,7 @@ async def test_an_order_says_what_was_claimed(air: Air) -> None:
     assert (order.sub_task_id, order.attempt, order.key, order.input, order.referred) == (
         "a", 3, "key of a", '{"a":1}', ("b",),
     )  # fmt: skip
-    assert (order.registry_version, order.running, order.ray_name) == (7, True, "task:key of a")
+    assert (order.registry_version, order.running, order.ray_name) == (7, True, "t")
     assert air.flight.leases() == [("a", 3)]
     await air.lane.end("a", GOOD)
     assert (len(air.flight), air.ended) == (0, [(3, GOOD)])
@@ -131,6 +131,7 @@ async def test_one_that_can_not_even_be_killed_is_abandoned_and_ends_once(
     ((_, outcome),) = air.ended
     assert (len(air.flight), outcome.verdict) == (0, "cancelled")
     assert outcome.error is not None
+    assert outcome.ray_task_id == "task of a"
     assert (outcome.error.code, outcome.started_at, outcome.finished_at) == ("WORKER_DIED", 100.0, clock.now_s)
     await air.lane.end("a", GOOD)
     assert len(air.ended) == 1

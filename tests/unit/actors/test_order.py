@@ -55,9 +55,12 @@ def test_only_plain_values_cross() -> None:
         assert isinstance(pickle.loads(packed), tuple)
 
 
-def test_the_name_of_an_attempt_in_ray_is_that_of_the_contract() -> None:
+def test_the_ray_task_of_an_attempt_is_named_after_what_it_calls() -> None:
     order = AttemptOrder(
         sub_task_id="s", task_id="0197", user_id="u", key="fetch.one", tool="t", registry_version=1, attempt=1,
         timeout_s=1.0, input="{}", referred=(), running=True, handed_at=0.0,
     )  # fmt: skip
-    assert order.ray_name == "0197:fetch.one"
+    assert order.ray_name == "t"
+    assert replace(order, alternative="other").ray_name == "other"
+    thought = Thought(task_type="REASONING", instruction="Think.")
+    assert replace(order, tool="", thought=thought).ray_name == "REASONING"

@@ -16,9 +16,9 @@ from tests.fakes.desk import Desk
 from tests.fakes.tools import tool
 
 FAR = 1e12
-GOOD = Outcome(verdict="succeeded", output="1", ray_task_id="r", called=True)
+GOOD = Outcome(verdict="succeeded", output="1", worker_id="w", called=True)
 BUSY = ErrorInfo(code="HTTP_503", error_class="transient", message="x", retryable=True)
-BAD = Outcome(verdict="failed", error=BUSY, ray_task_id="r", called=True)
+BAD = Outcome(verdict="failed", error=BUSY, worker_id="w", called=True)
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ async def test_an_alternative_that_can_not_take_the_input_is_waited_for_and_spen
     await _queue(desk, "w0")
     await desk.rest()
     error = ErrorInfo(code=BREAKER_OPEN, error_class="transient", message="x", retryable=True, retry_after_s=50)
-    await desk.lane.end("w0", Outcome(verdict="failed", error=error, ray_task_id="r"))
+    await desk.lane.end("w0", Outcome(verdict="failed", error=error, worker_id="w"))
     await desk.commits.turn()
     (ending,) = desk.record.endings
     assert (ending.retry_in_s, ending.spends) == (51, False)

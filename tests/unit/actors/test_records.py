@@ -32,6 +32,6 @@ async def test_an_attempt_that_may_not_begin_is_told(
         redis=RedisSettings(url=SecretStr("redis://127.0.0.1:1")),
         tools=ToolSettings(),
     )
-    assert await WorkerRecords(settings, worker_id="w").begin(order()) is begun
+    assert await WorkerRecords(settings, worker_id="w").begin(order(), "r") is begun
     told = {"task_id": "task", "subtask": "k", "attempt": 2, "from": None, "event": "started"}
     assert refusals(caplog) == ([] if begun else [told])

@@ -38,12 +38,12 @@ class KeptRecords:
         self.told.append(what)
         self.news.set()
 
-    async def begin(self, order: Any) -> bool:
-        self._answer("begin")
+    async def begin(self, order: Any, ray_task_id: str) -> bool:
+        self._answer(f"begin {ray_task_id}")
         return True
 
-    async def tell_phase(self, order: Any, phase: Phase) -> bool:
-        self._answer(phase)
+    async def tell_phase(self, order: Any, phase: Phase, ray_task_id: str) -> bool:
+        self._answer(f"{phase} {ray_task_id}")
         return True
 
     async def append(self, lines: Sequence[LogLine]) -> None:
@@ -73,7 +73,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_quick_attempt_without_a_log_opens_no_connection(records: KeptRecords) -> None:
-    reporter = AttemptReporter(records.open, order(running=False))
+    reporter = AttemptReporter(records.open, order(running=False), "r")
     for phase in Phase:
         reporter.phase(phase)
     await reporter.close()
@@ -81,7 +81,7 @@ async def test_a_quick_attempt_without_a_log_opens_no_connection(records: KeptRe
 
 
 async def test_the_lines_of_a_quick_attempt_are_written_once_at_its_end(records: KeptRecords) -> None:
-    reporter = AttemptReporter(records.open, order())
+    reporter = AttemptReporter(records.open, order(), "r")
     reporter.line("one")
     reporter.line("two", stream="stdout", level="ERROR", fields={"n": float("nan"), "a": "b\0"})
     await reporter.close()
@@ -96,24 +96,24 @@ async def test_the_lines_of_a_quick_attempt_are_written_once_at_its_end(records:
 
 @pytest.mark.usefixtures("at_once")
 async def test_an_attempt_that_lasts_says_that_it_began_and_where_it_is(records: KeptRecords) -> None:
-    reporter = AttemptReporter(records.open, order(running=False))
+    reporter = AttemptReporter(records.open, order(running=False), "r")
     reporter.phase(Phase.EXECUTING)
     await records.until(lambda: "signal" in records.told)
-    assert records.told[:3] == ["begin", "EXECUTING", "signal"]
+    assert records.told[:3] == ["begin r", "EXECUTING r", "signal"]
     reporter.phase(Phase.POST_PROCESS)
-    await records.until(lambda: "POST_PROCESS" in records.told)
+    await records.until(lambda: "POST_PROCESS r" in records.told)
     await reporter.close()
-    assert records.told.count("begin") == 1
-    assert records.told.count("EXECUTING") == 1
+    assert records.told.count("begin r") == 1
+    assert records.told.count("EXECUTING r") == 1
 
 
 @pytest.mark.usefixtures("at_once")
 async def test_one_that_is_running_already_does_not_begin_again(records: KeptRecords) -> None:
-    reporter = AttemptReporter(records.open, order(running=True))
+    reporter = AttemptReporter(records.open, order(running=True), "r")
     reporter.phase(Phase.EXECUTING)
     await records.until(lambda: "signal" in records.told)
     await reporter.close()
-    assert "begin" not in records.told
+    assert "begin r" not in records.told
 
 
 @pytest.mark.usefixtures("at_once")
@@ -124,7 +124,7 @@ async def test_a_database_that_is_away_loses_no_line(
     monkeypatch.setattr(asyncio, "sleep", lambda _seconds: pause(0))
     monkeypatch.setattr(trouble, "monotonic", lambda: 100.0)
     records.away = True
-    reporter = AttemptReporter(records.open, order())
+    reporter = AttemptReporter(records.open, order(), "r")
     for n in range(5):
         reporter.line(f"line {n}")
     while records.opened < 30:
@@ -140,7 +140,7 @@ async def test_a_database_that_is_away_loses_no_line(
 
 async def test_many_lines_are_written_in_bounded_batches(records: KeptRecords, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_LINES", 10)
-    reporter = AttemptReporter(records.open, order())
+    reporter = AttemptReporter(records.open, order(), "r")
     for n in range(35):
         reporter.line(str(n))
     await records.until(lambda: len(records.lines) == 35)
@@ -151,7 +151,7 @@ async def test_many_lines_are_written_in_bounded_batches(records: KeptRecords, m
 
 async def test_endless_output_is_counted_and_not_kept(records: KeptRecords, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_LINES", 3)
-    reporter = AttemptReporter(records.open, order())
+    reporter = AttemptReporter(records.open, order(), "r")
     for n in range(10):
         reporter.line(str(n))
     await reporter.close()
@@ -159,7 +159,7 @@ async def test_endless_output_is_counted_and_not_kept(records: KeptRecords, monk
 
 
 async def test_a_line_never_raises_whatever_its_fields(records: KeptRecords) -> None:
-    reporter = AttemptReporter(records.open, order())
+    reporter = AttemptReporter(records.open, order(), "r")
     circle: dict[str, Any] = {}
     circle["itself"] = circle
     for fields in ({"a": b"bytes"}, circle):
@@ -172,7 +172,7 @@ async def test_a_line_never_raises_whatever_its_fields(records: KeptRecords) -> 
 async def test_the_lines_as_text_are_cut_where_they_get_too_long(
     records: KeptRecords, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reporter = AttemptReporter(records.open, order())
+    reporter = AttemptReporter(records.open, order(), "r")
     assert reporter.text(100) == ""
     reporter.line("o\0ne", level="ERROR", stream="stderr")
     reporter.line("two")

@@ -152,7 +152,7 @@ def test_the_tools_of_one_server_share_a_breaker() -> None:
 
 def _outcome(error: RayloomError | None, verdict: Verdict = "failed", *, called: bool = True) -> Outcome:
     info = ErrorInfo.from_exception(error) if error else None
-    return Outcome(verdict=verdict, error=info, called=called, ray_task_id="r")
+    return Outcome(verdict=verdict, error=info, called=called, worker_id="w")
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,10 @@ def _after(
     retry_count: int = 0,
     jitter: float = 0,
     past: Past | None = None,
-    ray_task_id: str = "",
+    worker_id: str = "",
 ) -> Decision:
     info = ErrorInfo.from_exception(error) if error else None
-    outcome = Outcome(verdict=verdict, error=info, ray_task_id=ray_task_id)
+    outcome = Outcome(verdict=verdict, error=info, worker_id=worker_id)
     return decide(outcome, retry_count=retry_count, max_retries=3, policy=POLICY, jitter=jitter, past=past or Past())
 
 
@@ -104,10 +104,10 @@ def test_who_runs_out_of_memory_is_tried_again_once() -> None:
 def test_losses_to_our_own_database_spend_retries_from_the_third_on(code: str) -> None:
     error = Transient(code, "x")
     for lost in (0, 1):
-        free = _after(error, "lost", past=Past(lost=lost), ray_task_id="r")
+        free = _after(error, "lost", past=Past(lost=lost), worker_id="w")
         assert free == Decision(retry_in_s=1, spends=False)
-    assert _after(error, "lost", past=Past(lost=2), ray_task_id="r") == Decision(retry_in_s=2, spends=True)
-    assert _after(error, "lost", retry_count=3, past=Past(lost=5), ray_task_id="r") == STOP
+    assert _after(error, "lost", past=Past(lost=2), worker_id="w") == Decision(retry_in_s=2, spends=True)
+    assert _after(error, "lost", retry_count=3, past=Past(lost=5), worker_id="w") == STOP
 
 
 def test_who_is_lost_as_the_blob_store_is_away_waits_ever_longer_and_spends_nothing() -> None:
@@ -121,7 +121,7 @@ def test_who_is_lost_as_the_blob_store_is_away_waits_ever_longer_and_spends_noth
 
 def test_other_losses_are_free_however_many_there_were() -> None:
     for error, id_ in ((Transient("ACTOR_UNAVAILABLE", "x"), "r"), (Transient("TIMED_OUT", "x"), ""), (None, "r")):
-        assert not _after(error, "lost", past=Past(lost=9), ray_task_id=id_).spends
+        assert not _after(error, "lost", past=Past(lost=9), worker_id=id_).spends
 
 
 def test_a_probe_that_fails_spends_nothing_unless_there_is_nothing_to_spend() -> None:
