@@ -52,7 +52,7 @@ def test_a_plan_is_a_tree_and_what_it_would_take(rayloom: Rayloom, api: FakeApi,
         "intent\tcompare",
         "entities\tOslo, Rome",
         "budget\tmax_tokens 5",
-        "! /plan/subtasks/2: \N{REPLACEMENT CHARACTER}[31mwrong",
+        "! /plan/subtasks/2: \\x1b[31mwrong",
     ]
     assert rayloom("plan", "Compare Oslo and Rome", "--json") == 0
     assert json.loads(capsys.readouterr().out) == ANSWER
