@@ -18,6 +18,7 @@ SPREAD := -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 FAULTS ?= 7:0.02
 MINUTES ?= 5
 SEED ?= 1
+SUBTASKS ?= 200000
 CHAOS ?=
 ROUNDS ?= 20
 KILLS ?=
@@ -79,6 +80,10 @@ chaos: setup  ## kill everything at random for MINUTES, then check every guarant
 .PHONY: kills
 kills: setup  ## kill each kind of process once under load, then two at a time for ROUNDS; SEED, KILLS="--no-singles …"
 	@$(BIN)/python -m tests.chaos.kills --rounds $(ROUNDS) --seed $(SEED) $(KILLS)
+
+.PHONY: soak
+soak: setup  ## run SUBTASKS no-ops and plot the memory of each process; fails if one grows (build/soak.png)
+	@$(BIN)/python -m tests.soak.run --subtasks $(SUBTASKS)
 
 .PHONY: cover
 cover: setup  ## fast tests with branch coverage of dag/, which must be complete

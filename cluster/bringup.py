@@ -39,6 +39,8 @@ _log = logging.getLogger(__name__)
 SANDBOXES_PER_CPU = 4
 WORKER_IDLE_MS = 10 * 60 * 1000
 """How long a worker may be idle before Ray may end it."""
+TASKS_SHOWN = 10_000
+"""How many tasks Ray keeps for its dashboard and `ray list tasks`."""
 PROXY_LOOK_S = 2
 """How often Serve looks whether its proxies live."""
 PROXY_LOOK_WAIT_S = 15
@@ -128,6 +130,8 @@ def _environment(settings: Settings, home: Home) -> None:
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(WORKER_IDLE_MS))
         # Counts and times of its event loops, for debugging Ray itself; they cost each call some microseconds.
         os.environ.setdefault("RAY_event_stats", "0")
+        # Ray's control service keeps 100,000 tasks, of 3.5 KB each, for `ray list tasks`, which lists 10,000 at most.
+        os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", str(TASKS_SHOWN))
         # Serve replaces a proxy that failed three of its looks, ten seconds apart: so long nobody could reach the API.
         os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", str(PROXY_LOOK_S))
         os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", str(PROXY_LOOK_WAIT_S))

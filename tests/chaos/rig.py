@@ -37,6 +37,7 @@ RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_event_stats": "0",
+    "RAY_task_events_max_num_task_in_gcs": "10000",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "15",
     "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1000000",

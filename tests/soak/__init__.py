@@ -1,0 +1,1 @@
+"""Soak runs: many subtasks, and the memory of every process meanwhile."""
