@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PYTEST := $(BIN)/python -m pytest
 # How many processes the tests run in. Most tests wait more than they compute.
 PROCESSES ?= 4
-SPREAD := -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
+SPREAD := -n $(PROCESSES) --dist loadscope --no-loadscope-reorder
 FAULTS ?= 7:0.02
 MINUTES ?= 5
 SEED ?= 1

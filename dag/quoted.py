@@ -93,8 +93,6 @@ class _Scanner:
         self.count = 0
         self.has_hidden = False
         self.faults = 0
-        # Runs of backticks that found no partner: no later one of that length does.
-        self.unpaired: set[int] = set()
 
     def run(self) -> None:
         at, after_gap, lazy, in_list, has_margin, in_code = 0, True, False, False, False, False
@@ -177,14 +175,11 @@ class _Scanner:
 
     def span_end(self, at: int, length: int) -> int:
         """Where inline code ends that so many backticks began: with as many, before the paragraph ends; 0: nowhere."""
-        if length in self.unpaired:
-            return 0
         for run in re.compile(r"`++|\n[ \t]*+(?=\n|$)").finditer(self.text, at):
             if run.group()[0] == "\n":
                 return 0
             if len(run.group()) == length:
                 return run.end()
-        self.unpaired.add(length)
         return 0
 
     def object_end(self, at: int) -> int:

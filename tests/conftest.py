@@ -1,4 +1,4 @@
-"""Share whole raylooms between tests, and put tests that share one into one process.
+"""Share whole raylooms between tests, and keep tests that share one in one process.
 
 Tests run in several processes at once (`make test`). Every file is a group, and a group stays in one process; the files
 that share a rayloom are one group. A shared rayloom starts with the first test of its group and ends with the last one.
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from tests.integration.instance import Instance, running
 
@@ -21,8 +22,20 @@ settings.register_profile("search", deadline=None, suppress_health_check=[Health
 settings.register_profile("steady", settings.get_profile("search"), derandomize=True)
 settings.load_profile("steady")
 
-SHARED: Final = ("instance", "private_instance")
-"""The fixtures of this file that give a rayloom to several files."""
+_ENGINE: Final = "tests/integration/engine"
+SHARED: Final = {
+    "instance": (
+        "tests/integration/cluster/test_listeners.py",
+        "tests/integration/cluster/test_other_users.py",
+        *(f"{_ENGINE}/test_{name}.py" for name in (
+            "cached", "cancel", "dead_letters", "failures", "fairness", "graphs", "mcp", "mcp_servers", "outputs",
+            "policies", "ray", "webhooks",
+        )),
+        "tests/story/test_diamond.py",
+    ),
+    "private_instance": tuple(f"{_ENGINE}/test_{name}.py" for name in ("flush", "kills", "skills")),
+}  # fmt: skip
+"""The fixtures of this file, and the files that use each."""
 
 LONGEST_FIRST: Final = (
     "shared rayloom: instance",
@@ -42,24 +55,36 @@ LONGEST_FIRST: Final = (
 )
 """Prefixes of groups. A group that takes minutes starts early, so that no process waits for another at the end."""
 
-_group: Final = pytest.StashKey[str]()
+_groups: Final = {file: f"shared rayloom: {name}" for name, files in SHARED.items() for file in files}
 _used_by_group: Final = ExitStack()
 
 
+def _group(nodeid: str) -> str:
+    file = nodeid.partition("::")[0]
+    return _groups.get(file, file)
+
+
+class _Groups(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Give whole groups to processes. xdist's own `loadgroup` groups nothing under pytest 9.2."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Replace xdist's schedulers by groups."""
+    return _Groups(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its group, and sort the groups."""
+    """Sort the tests by group. Raise UsageError for a file that shares a rayloom and is not in ``SHARED``."""
     for item in items:
-        item.stash[_group] = group = _group_of(item)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: _rank(item.stash[_group]))
-
-
-def _group_of(item: pytest.Item) -> str:
-    definitions = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
-    for name in SHARED:
-        if name in definitions and definitions[name][-1].baseid == "tests":
-            return f"shared rayloom: {name}"
-    return item.nodeid.partition("::")[0]
+        definitions = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+        for name in SHARED:
+            shares = name in definitions and definitions[name][-1].baseid == "tests"
+            if shares and _group(item.nodeid) != f"shared rayloom: {name}":
+                raise pytest.UsageError(f"{item.nodeid} uses {name}: name its file in SHARED of tests/conftest.py")
+    items.sort(key=lambda item: _rank(_group(item.nodeid)))
 
 
 def _rank(group: str) -> tuple[int, str]:
@@ -71,7 +96,7 @@ def _rank(group: str) -> tuple[int, str]:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """Stop a shared rayloom after the last test of its group: an idle one costs the other processes time."""
     yield
-    if nextitem is None or nextitem.stash[_group] != item.stash[_group]:
+    if nextitem is None or _group(nextitem.nodeid) != _group(item.nodeid):
         _used_by_group.close()
 
 

@@ -24,7 +24,7 @@ GIVE_UP_S: Final = 30.0
 """How long a victim that is being started again is waited for."""
 
 VICTIMS: Final[Mapping[str, tuple[str, int]]] = {
-    "worker": ("ray::01", 4),  # an attempt's name begins with the task's UUID
+    "worker": ("ray::01", 4),  # the title of a worker that runs an attempt begins with the UUID of the task
     "scheduler": ("ray::_SchedulerActor", 3),
     "registry": ("ray::_ToolRegistryActor", 1),
     "tokens": ("ray::_TokenControllerActor", 2),

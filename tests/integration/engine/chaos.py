@@ -73,7 +73,7 @@ def workers(instance: Instance) -> None:
     """`kill -9` of two workers that run an attempt."""
 
     def busy() -> list[int] | None:
-        # Ray shows an attempt's name, which begins with the task's UUID, as the title of its process.
+        # The title of a worker that runs an attempt begins with the UUID of the task.
         found = [each.pid for each in instance.processes("ray::01")]
         return found[:2] if len(found) >= 2 else None
 

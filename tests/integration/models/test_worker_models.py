@@ -36,7 +36,7 @@ async def test_who_has_paid_goes_back_to_the_queue_before_the_wait_for_room_take
     worker: Any = await asyncio.to_thread(Worker, settings, worker_id="w", node_id="n")
     account = worker._accounts = Account()
 
-    async def think(order: AttemptOrder, ray_task_id: str) -> str:
+    async def think(order: AttemptOrder) -> str:
         models = worker.models(order, lambda call: None)
         await models.complete(question())
         account.answers = [Denied(level="user", limit="tokens_per_min", detail="spent", retry_in_s=retry_in_s)]

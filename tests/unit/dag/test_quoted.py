@@ -156,3 +156,10 @@ def test_time_grows_with_the_length(piece: str) -> None:
     began = time.process_time()
     disarmed(prompt)
     assert time.process_time() - began < 5
+
+
+def test_prompt_with_every_noncharacter_is_disarmed_and_kept() -> None:
+    prompt = "".join(map(chr, range(0xFDD0, 0xFDF0))) + f"\n\n> {BAD}"
+    found = disarmed(prompt)
+    assert "@" not in found.text
+    assert found.armed_text(found.text) == prompt
