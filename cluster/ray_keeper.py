@@ -23,6 +23,7 @@ DATABASE_S: Final = 60.0
 """How long PostgreSQL is waited for, which may have died together with Ray."""
 PAUSES_S: Final = (1.0, 2.0, 5.0, 10.0)
 """Between two looks for a given cluster that is away."""
+CONNECT_S: Final = 5.0
 GONE_S: Final = 20.0
 REAP_S: Final = 5.0
 
@@ -91,6 +92,7 @@ class RayKeeper:
         while True:
             try:
                 await self._until_database_answers()
+                await _refuse_absent(self._order.settings.ray_address)
                 await self._start()
                 return
             except ClusterAbsent as absent:
@@ -159,3 +161,18 @@ class RayKeeper:
             for each in ended & before:
                 processes.reap(each)
             before = ended
+
+
+async def _refuse_absent(address: str) -> None:
+    """Raise ClusterAbsent where nothing listens at ``address``. Ray itself would try for minutes, in silence."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # a local Ray, or an address that Ray finds by itself
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except OSError as error:
+        raise ClusterAbsent(
+            f"no Ray cluster answers at RAYLOOM_RAY_ADDRESS={address} ({type(error).__name__})"
+        ) from None
+    writer.close()

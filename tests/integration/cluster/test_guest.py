@@ -16,6 +16,7 @@ import pytest
 
 from tests.integration.fake_autoscaling import FakeAutoscalingCluster
 from tests.integration.instance import PROGRAM, START_S, STOP_S, Instance, given_services, running
+from tests.integration.runs import Run, echo
 from tests.integration.waiting import wait_until
 
 PROGRAM_OF_THEIRS = Path(__file__).with_name("neighbour.py")
@@ -94,6 +95,21 @@ def test_a_start_that_is_stopped_half_way_leaves_nothing(
             instance.destroy()
     assert neighbour.asked("seen") == NOTHING_OF_OURS
     assert neighbour.asked("ask") == "still here"
+
+
+def test_up_waits_for_a_cluster_that_is_gone_and_serves_again_when_it_is_back() -> None:
+    with FakeAutoscalingCluster((), head_cpus=2) as cluster, running(**environ(cluster)) as instance:
+        cluster.kill()
+        wait_until(lambda: "waiting for it" in instance.said(), within_s=START_S, what=instance.said)
+        status = json.loads(instance.rayloom("status", "--json", code=1))
+        assert (status["state"], status["serve"]["state"]) == ("restarting Ray", "down")
+        with cluster:
+            wait_until(lambda: "serving again" in instance.said(), within_s=START_S, what=instance.said)
+            assert "(failure 1 of 3 in 5 minutes)" in instance.said()
+            with instance.client() as client:
+                assert Run.submit(instance, client, [echo("a", "back")]).completed()["result"] == "back"
+            # Before its cluster, or it would go on to wait.
+            instance.stop()
 
 
 @pytest.mark.parametrize(
