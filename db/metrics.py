@@ -1,4 +1,4 @@
-"""Counts for monitoring: cheap enough to be asked for every few seconds over a million subtasks."""
+"""Counts for monitoring. None of them reads more than what is unfinished: old tasks make them no slower."""
 
 from __future__ import annotations
 
@@ -6,31 +6,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Integer, and_, cast, func, literal, select, union_all
+from sqlalchemy import and_, func, literal, select, text, union_all
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rayloom.dag.states import TaskStatus
 from rayloom.db.reader import ReadSource, reading
-from rayloom.db.schema import schedulers, sub_tasks, tasks
+from rayloom.db.schema import LIVE_TASK, schedulers, sub_tasks, tasks
 
 SCHEDULER_SILENCE_S: Final = 10
+LIVE: Final = ("PENDING", "SPLITTING", "READY", "PROCESSING")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Tasks by status; subtasks that wait, run, or need a person, by status; how many are settled."""
+    """Unfinished tasks by status; subtasks that wait, run, or need a person, by status; live schedulers."""
 
     tasks: Mapping[str, int]
     subtasks: Mapping[str, int]
-    settled: int
     schedulers: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Rows that PostgreSQL has counted as they came in, also those of transactions that were rolled back."""
+
+    tasks: int
+    attempts: int
+
+
 async def read_counts(source: ReadSource) -> Counts:
-    """Everything counted now. Raises Transient when the database is away."""
-    # A plan that grows is one more that is open.
-    settled = tasks.c.subtask_count - tasks.c.open_count + cast(tasks.c.growth.is_not(None), Integer)
-    by_status = select(tasks.c.status, func.count(), func.coalesce(func.sum(settled), 0)).group_by(tasks.c.status)
-    # Each condition is that of a partial index: the settled rows, which are nearly all, are never looked at.
+    """Count what is there now. Raises Transient when the database is away."""
+    # Each condition is that of a partial index: finished rows, which are nearly all, are never looked at.
+    by_status = select(tasks.c.status, func.count()).where(text(LIVE_TASK)).group_by(tasks.c.status)
     waiting = and_(sub_tasks.c.status == "QUEUED", sub_tasks.c.incarnation.is_(None))
     handed_over = and_(sub_tasks.c.status == "QUEUED", sub_tasks.c.incarnation.is_not(None))
     running = and_(sub_tasks.c.status == "RUNNING", sub_tasks.c.incarnation.is_not(None))
@@ -56,15 +62,19 @@ async def read_counts(source: ReadSource) -> Counts:
         )
     )
     async with reading(source) as connection:
-        rows = (await connection.execute(by_status)).all()
+        found: dict[str, int] = {row[0]: row[1] for row in await connection.execute(by_status)}
         parts = {row.name: row.n for row in await connection.execute(by_part)}
         live = await connection.scalar(alive)
-    found = {row[0]: row[1] for row in rows}
     # Handed to Ray or not, both are QUEUED to everybody outside.
     parts["QUEUED"] += parts.pop("QUEUED_IN_RAY")
-    return Counts(
-        tasks={status.value: found.get(status, 0) for status in TaskStatus},
-        subtasks=parts,
-        settled=sum(int(row[2]) for row in rows),
-        schedulers=live or 0,
+    return Counts(tasks={status: found.get(status, 0) for status in LIVE}, subtasks=parts, schedulers=live or 0)
+
+
+async def read_totals(primary: AsyncEngine) -> Totals:
+    """Read PostgreSQL's own counters, which a replica does not have. Raises Transient when the database is away."""
+    statement = select(
+        *(func.pg_stat_get_tuples_inserted(text(f"'{name}'::regclass")) for name in ("tasks", "execution_logs"))
     )
+    async with reading(primary) as connection:
+        row = (await connection.execute(statement)).one()
+    return Totals(tasks=row[0] or 0, attempts=row[1] or 0)

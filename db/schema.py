@@ -34,7 +34,7 @@ from rayloom.db.columns import metadata as metadata
 from rayloom.db.columns import text_column as _text
 from rayloom.db.outbox import webhooks as webhooks
 
-_LIVE_TASK = "status IN ('PENDING', 'SPLITTING', 'READY', 'PROCESSING')"
+LIVE_TASK = "status IN ('PENDING', 'SPLITTING', 'READY', 'PROCESSING')"
 
 
 users = Table(
@@ -146,9 +146,9 @@ Index(
     tasks.c.status,
     tasks.c.priority.desc(),
     tasks.c.created_at,
-    postgresql_where=text("status IN ('PENDING', 'SPLITTING')"),
+    postgresql_where=text(LIVE_TASK),
 )
-Index("ix_tasks_deadline", tasks.c.deadline_at, postgresql_where=text(f"deadline_at IS NOT NULL AND {_LIVE_TASK}"))
+Index("ix_tasks_deadline", tasks.c.deadline_at, postgresql_where=text(f"deadline_at IS NOT NULL AND {LIVE_TASK}"))
 Index("ix_tasks_held", tasks.c.held_at, postgresql_where=text("held_at IS NOT NULL"))
 Index("ix_tasks_growth", tasks.c.priority.desc(), tasks.c.created_at, postgresql_where=text("growth IS NOT NULL"))
 

@@ -14,14 +14,14 @@ from rayloom.db.keys import Principal
 from rayloom.serve.deps import deps_of
 from rayloom.serve.problems import Problem, invalid
 
-_bearer = HTTPBearer(auto_error=False, description="Authorization: Bearer <key>")
-_header = APIKeyHeader(name="X-API-Key", auto_error=False)
+BEARER = HTTPBearer(auto_error=False, description="Authorization: Bearer <key>")
+KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
 
 
 async def authenticate(
     request: Request,
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
-    header: Annotated[str | None, Security(_header)],
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
+    header: Annotated[str | None, Security(KEY_HEADER)],
 ) -> Principal:
     """Who asks. Raises Problem (401)."""
     key = bearer.credentials if bearer is not None else header

@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
+    from rayloom.db.metrics import Totals
     from rayloom.db.read_split import ReadSplit
     from rayloom.serve.gate import Admission
 
@@ -70,3 +71,15 @@ class ReadCounts(Collector):
             yield GaugeMetricFamily("rayloom_replica_lag_seconds", "How late the replica is.", state.lag_s)
         if state.lag_bytes is not None:
             yield GaugeMetricFamily("rayloom_replica_lag_bytes", "WAL that is not replayed yet.", state.lag_bytes)
+
+
+class TotalCounts(Collector):
+    """What PostgreSQL has counted since its counters began."""
+
+    def __init__(self, totals: Totals) -> None:
+        self._totals = totals
+
+    def collect(self) -> Iterator[Metric]:
+        """One look."""
+        yield CounterMetricFamily("rayloom_tasks_submitted", "Tasks that came in.", self._totals.tasks)
+        yield CounterMetricFamily("rayloom_attempts_recorded", "Attempts that ended.", self._totals.attempts)

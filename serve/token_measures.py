@@ -25,9 +25,27 @@ def token_text(figures: TokenFigures) -> bytes:
     Gauge("rayloom_reserved_calls", "Calls of models that are reserved.", registry=own).set(figures.reserved_calls)
     Gauge("rayloom_reserved_tokens", "Tokens that are reserved.", registry=own).set(figures.reserved_tokens)
     Gauge("rayloom_reserved_cost_usd", "US dollars that are reserved.", registry=own).set(figures.reserved_cost_usd)
+    fullest: dict[tuple[str, str], float] = {}
+    for each in figures.shares:
+        fullest[each.level, each.limit] = max(each.share, fullest.get((each.level, each.limit), 0.0))
+    highest = Gauge(
+        "rayloom_limit_share_max", "The largest share of a limit that is used up.", ("level", "limit"), registry=own
+    )
+    for labels, value in fullest.items():
+        highest.labels(*labels).set(value)
+    return _lines(own)
+
+
+def share_text(figures: TokenFigures) -> bytes:
+    """Name whose limits are used up, and how far: for admins only."""
+    own = CollectorRegistry()
     share = Gauge("rayloom_limit_share", "How much of a limit is used up.", ("level", "id", "limit"), registry=own)
     for each in figures.shares:
         share.labels(each.level, each.id, each.limit).set(each.share)
+    return _lines(own)
+
+
+def _lines(registry: CollectorRegistry) -> bytes:
     # `_created` lines say when this text was made, which is news to nobody.
-    lines = [line for line in generate_latest(own).splitlines(keepends=True) if b"_created" not in line]
+    lines = [line for line in generate_latest(registry).splitlines(keepends=True) if b"_created" not in line]
     return b"".join(lines)

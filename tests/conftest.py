@@ -71,6 +71,7 @@ class _Groups(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
         return _group(nodeid)
 
 
+@pytest.hookimpl(optionalhook=True)  # tests also run without xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     """Replace xdist's schedulers by groups."""
     return _Groups(config, log)

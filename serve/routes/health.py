@@ -5,25 +5,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from time import monotonic, perf_counter, time
-from typing import Any, Final
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter, time
+from typing import Annotated, Any, Final, TypeAlias
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from rayloom.dag.errors import Transient
-from rayloom.db.metrics import Counts, read_counts
+from rayloom.dag.token_port import TokenFigures
+from rayloom.db.metrics import Counts, Totals, read_counts, read_totals
 from rayloom.db.read_split import ReadSplit
 from rayloom.db.replica_watch import ReplicaState
+from rayloom.serve.auth import BEARER, KEY_HEADER, authenticate
 from rayloom.serve.deps import Deps, ask, deps_of
 from rayloom.serve.json_answer import json_answer
-from rayloom.serve.measures import Measures, ReadCounts
-from rayloom.serve.token_measures import token_text
+from rayloom.serve.measures import Measures, ReadCounts, TotalCounts
+from rayloom.serve.refreshed import Refreshed
+from rayloom.serve.token_measures import share_text, token_text
 
 router = APIRouter(tags=["operation"])
-METRICS_TTL_S: Final = 2.0
+METRICS_AGE_S: Final = 2.0
+CHECKS_AGE_S: Final = 0.5
+Checks: TypeAlias = "Mapping[str, dict[str, Any]]"
 _STATES: Final = {"closed": 0, "half_open": 1, "open": 2}
 OPTIONAL: Final = frozenset({"redis", "replica", "blob_store", "mcp"})
 
@@ -37,15 +45,23 @@ async def healthz() -> Response:
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
     """Each dependency and its state. 503 without one that is needed, degraded without another."""
-    deps = deps_of(request)
-    checks = await probe(deps)
+    checks = await checks_of(request)
     down = [name for name, check in checks.items() if check["status"] != "ok"]
     status = "unavailable" if set(down) - OPTIONAL else "degraded" if down else "ready"
     headers = {"Retry-After": "2"} if status == "unavailable" else None
     return json_answer({"status": status, "checks": checks}, 503 if status == "unavailable" else 200, headers)
 
 
-async def probe(deps: Deps) -> Mapping[str, dict[str, Any]]:
+async def checks_of(request: Request) -> Checks:
+    """Give the state of every dependency: asked once for all requests of the same half second."""
+    deps, state = deps_of(request), request.app.state
+    if not hasattr(state, "checks"):
+        state.checks = Refreshed(partial(_probe, deps), age_s=CHECKS_AGE_S)
+    checks: Checks = await state.checks.get()
+    return checks
+
+
+async def _probe(deps: Deps) -> Checks:
     """Ask every dependency at once, each with a short time-out."""
     ports = deps.ports
     probes: dict[str, Callable[[], Awaitable[object]]] = {
@@ -93,15 +109,42 @@ def _ms(started_at: float) -> float:
     return round((perf_counter() - started_at) * 1000, 1)
 
 
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What all see, and what an admin sees besides: ids of users, keys and tasks."""
+
+    common: bytes
+    admin: bytes
+
+
 @router.get("/metrics")
-async def metrics(request: Request) -> Response:
-    """Prometheus text: what the database and Redis hold, and what this replica counts of itself."""
+async def metrics(
+    request: Request,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
+    header: Annotated[str | None, Security(KEY_HEADER)],
+) -> Response:
+    """Prometheus text: what the database and Redis hold, and what this replica counts of itself.
+
+    Needs no key. With the key of an admin it also names whose limits are nearly used up.
+    """
     deps, state = deps_of(request), request.app.state
-    made_at, text = getattr(state, "metrics_text", (0.0, b""))
-    if monotonic() - made_at > METRICS_TTL_S:
-        text = _shared(await _counts(deps), await deps.backends.waiting()) + await _breakers(deps) + await _tokens(deps)
-        state.metrics_text = (monotonic(), text)
-    return Response(text + _own(state.measures, deps.backends.reads), media_type=CONTENT_TYPE_LATEST)
+    if not hasattr(state, "metrics_text"):
+        state.metrics_text = Refreshed(partial(_text, deps), age_s=METRICS_AGE_S)
+    is_admin = False
+    if bearer is not None or header:
+        # Without the database nothing can be said of a key, and the rest is told all the same.
+        with suppress(Transient):
+            is_admin = (await authenticate(request, bearer, header)).is_admin
+    text: _Text = await state.metrics_text.get()
+    shown = text.common + text.admin if is_admin else text.common
+    return Response(shown + _own(state.measures, deps.backends.reads), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _text(deps: Deps) -> _Text:
+    shared = _shared(await _counts(deps), await _totals(deps), await deps.backends.waiting())
+    figures = await _figures(deps)
+    common = shared + await _breakers(deps) + (b"" if figures is None else token_text(figures))
+    return _Text(common, b"" if figures is None else share_text(figures))
 
 
 async def _counts(deps: Deps) -> Counts | None:
@@ -111,13 +154,20 @@ async def _counts(deps: Deps) -> Counts | None:
         return None
 
 
-async def _tokens(deps: Deps) -> bytes:
-    """Calls of models, as the token controller counts them; nothing while it does not answer."""
+async def _totals(deps: Deps) -> Totals | None:
+    try:
+        return await read_totals(deps.backends.primary)
+    except Transient:
+        return None
+
+
+async def _figures(deps: Deps) -> TokenFigures | None:
+    """Calls of models, as the token controller counts them; None while it does not answer."""
     try:
         figures = deps.ports.tokens.figures()
-        return token_text(await ask(figures, "the token controller", timeout_s=deps.settings.probe_timeout_s))
+        return await ask(figures, "the token controller", timeout_s=deps.settings.probe_timeout_s)
     except Transient:
-        return b""
+        return None
 
 
 async def _breakers(deps: Deps) -> bytes:
@@ -132,20 +182,21 @@ async def _breakers(deps: Deps) -> bytes:
     return generate_latest(own)
 
 
-def _shared(counts: Counts | None, waiting: Mapping[str, int] | None) -> bytes:
+def _shared(counts: Counts | None, totals: Totals | None, waiting: Mapping[str, int] | None) -> bytes:
     own = CollectorRegistry()
     up = Gauge("rayloom_up", "1 when the dependency answers.", ("dependency",), registry=own)
     up.labels("database").set(counts is not None)
     up.labels("redis").set(waiting is not None)
     if counts is not None:
-        tasks = Gauge("rayloom_tasks", "Tasks by status.", ("status",), registry=own)
+        tasks = Gauge("rayloom_tasks", "Unfinished tasks by status.", ("status",), registry=own)
         for status, count in counts.tasks.items():
             tasks.labels(status).set(count)
         subtasks = Gauge("rayloom_subtasks", "Subtasks that are not settled, or BLOCKED.", ("status",), registry=own)
         for status, count in counts.subtasks.items():
             subtasks.labels(status).set(count)
-        Gauge("rayloom_subtasks_settled", "Subtasks that wait for nothing.", registry=own).set(counts.settled)
         Gauge("rayloom_schedulers_live", "Schedulers that say that they live.", registry=own).set(counts.schedulers)
+    if totals is not None:
+        own.register(TotalCounts(totals))
     if waiting is not None:
         queue = Gauge("rayloom_queue_waiting", "Ready subtasks in Redis, by resource shape.", ("shape",), registry=own)
         for shape, count in waiting.items():

@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, Response
 
 from rayloom.serve.deps import deps_of
 from rayloom.serve.problems import not_found
-from rayloom.serve.routes.health import OPTIONAL, probe
+from rayloom.serve.routes.health import OPTIONAL, checks_of
 
 router = APIRouter(include_in_schema=False)
 _ALONE: Final = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -40,7 +40,7 @@ _DAY: Final = {"Cache-Control": "public, max-age=86400"}
 async def landing(request: Request) -> Response:
     """What this is, whether it is ready, and where to go."""
     deps = deps_of(request)
-    checks = await probe(deps)
+    checks = await checks_of(request)
     down = {name for name, check in checks.items() if check["status"] != "ok"}
     status = "unavailable" if down - OPTIONAL else "degraded" if down else "ready"
     rows = "\n".join(

@@ -15,7 +15,6 @@ from rayloom.db import growth, task_moves
 from rayloom.db.growth import GrowingTask
 from rayloom.db.incarnations import begin_incarnation, dead_with_leases, end_incarnation
 from rayloom.db.logs import LogFilter, Position, read_log
-from rayloom.db.metrics import read_counts
 from rayloom.db.submit import NewTask, accept_plan, submit_task
 from rayloom.db.task_moves import claim_tasks
 from tests.integration.db.spine import Edges, Spine, plan_of
@@ -55,14 +54,6 @@ async def test_what_has_begun_runs_and_keeps_its_task_open_until_the_plan_is_who
     page = await read_log(spine.engine, task.task_id, LogFilter(), Position(), limit=100)
     told = [line.message for line in page.entries if line.message.startswith("plan ")]
     assert told == ["plan begins with 1 subtasks", "plan is whole: 0 more subtasks, width 1"]
-
-
-async def test_a_plan_that_grows_is_no_subtask_less_that_is_settled(spine: Spine) -> None:
-    before = (await read_counts(spine.engine)).settled
-    task = await _begin(spine, {"a": []})
-    assert (await read_counts(spine.engine)).settled == before
-    await spine.succeed((await spine.claim(task.task_id))["a"], output=1)
-    assert (await read_counts(spine.engine)).settled == before + 1
 
 
 async def test_it_is_never_completed_by_its_beginning_alone(spine: Spine) -> None:

@@ -67,12 +67,14 @@ class Down:
 
     def __init__(self) -> None:
         self.is_down = False
+        self.health_asked = 0
 
     def check(self) -> None:
         if self.is_down:
             raise Transient("AWAY", f"{type(self).__name__} is away")
 
     async def health(self) -> Health:
+        self.health_asked += 1
         self.check()
         return {}
 
@@ -194,6 +196,7 @@ class FakeTokens(Down):
         """After how often it was asked something is held back, and by what."""
         self.asked = 0
         self.counted = TokenFigures()
+        self.figures_asked = 0
 
     async def admit(self, asked: Sequence[Ask], finished: Sequence[Finished]) -> Sequence[Held]:
         return ()
@@ -221,6 +224,7 @@ class FakeTokens(Down):
 
     async def figures(self, user_id: str = "") -> TokenFigures:
         self.check()
+        self.figures_asked += 1
         return self.counted
 
     async def reserve(self, reservation: Reservation) -> Denied | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
+import httpx2
 import pytest
 from pydantic import SecretStr
 from uuid_utils.compat import uuid7
@@ -15,7 +17,7 @@ from rayloom.db.alerts import AlertStore
 from rayloom.db.ledger import Ledger
 from rayloom.db.settings import DatabaseSettings, RedisSettings
 from rayloom.serve.settings import ServeSettings
-from tests.integration.serve.world import World, one, serving
+from tests.integration.serve.world import World, one, serving, until
 
 
 async def test_a_key_is_shown_once_works_and_is_revoked(world: World) -> None:
@@ -203,18 +205,35 @@ async def test_metrics_tell_of_models_and_limits(world: World) -> None:
         reserved_calls=1,
         reserved_tokens=20,
         reserved_cost_usd=0.25,
-        shares=(Share(level="user", id="u", limit="max_tokens", share=0.9),),
+        shares=tuple(Share(level="user", id=id_, limit="max_tokens", share=n) for id_, n in (("u", 0.9), ("v", 0.5))),
     )
-    text = (await world.nobody().get("/metrics")).text
+    admin = await world.user("admin")
+    text = (await admin.http.get("/metrics")).text
     for line in (
         'rayloom_model_calls_total{model="m",purpose="reason"} 2.0',
         'rayloom_model_tokens_total{direction="out",model="m",purpose="reason"} 4.0',
         'rayloom_model_cost_usd_total{model="m",purpose="reason"} 0.5',
         'rayloom_reservations_denied_total{level="user",limit="max_tokens"} 7.0',
         "rayloom_reserved_tokens 20.0",
+        'rayloom_limit_share_max{level="user",limit="max_tokens"} 0.9',
         'rayloom_limit_share{id="u",level="user",limit="max_tokens"} 0.9',
     ):
         assert line in text
+    for client in (world.nobody(), (await world.user()).http):
+        open_ = (await client.get("/metrics")).text
+        assert 'rayloom_limit_share_max{level="user",limit="max_tokens"} 0.9' in open_
+        assert 'id="' not in open_, "ids are for admins"
+    assert (await world.nobody_with("rl_unknown").get("/metrics")).status_code == 401
+
+
+async def test_metrics_and_readiness_are_made_once_for_all_who_ask_at_once(world: World) -> None:
+    clients = [world.nobody() for _ in range(40)]
+    answers = await asyncio.gather(*(client.get("/metrics") for client in clients))
+    assert {answer.status_code for answer in answers} == {200}
+    assert world.fakes.tokens.figures_asked == 1
+    ready = await asyncio.gather(*(client.get("/readyz") for client in clients))
+    assert {answer.status_code for answer in ready} == {200}
+    assert world.fakes.tokens.health_asked <= 2, "an answer is half a second old at most"
 
 
 async def test_readiness_names_every_dependency(world: World) -> None:
@@ -227,15 +246,24 @@ async def test_readiness_names_every_dependency(world: World) -> None:
     for name in ("ray", "scheduler", "registry", "tokens"):
         part = getattr(world.fakes, name)
         part.is_down = True
-        answer = await nobody.get("/readyz")
-        assert answer.status_code == 503
+        answer = await _ready(world, 503)
         assert answer.json()["checks"][name]["status"] == "down"
         assert answer.headers["retry-after"]
         part.is_down = False
+        await _ready(world, 200)
     # Most tasks need no MCP server.
     world.fakes.mcp.is_down = True
-    answer = await nobody.get("/readyz")
-    assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+    await _ready(world, 200, "degraded")
+
+
+async def _ready(world: World, status: int, word: str | None = None) -> httpx2.Response:
+    """The answer of ``/readyz`` that has this status and word; its checks may be half a second old."""
+
+    async def look() -> httpx2.Response | None:
+        answer = await world.nobody().get("/readyz")
+        return answer if answer.status_code == status and word in (None, answer.json()["status"]) else None
+
+    return await until(look)
 
 
 async def test_without_redis_it_is_degraded_and_tasks_are_still_taken(
@@ -280,6 +308,9 @@ async def test_metrics_count_tasks_and_requests(world: World) -> None:
     text = (await me.http.get("/metrics")).text
     assert 'rayloom_tasks{status="PROCESSING"}' in text
     assert 'rayloom_subtasks{status="QUEUED"}' in text
+    assert re.search(r"^rayloom_tasks_submitted_total \d", text, re.MULTILINE)
+    assert re.search(r"^rayloom_attempts_recorded_total \d", text, re.MULTILINE)
+    assert "COMPLETED" not in text
     assert 'rayloom_http_request_duration_seconds_count{method="POST",route="/api/v1/tasks",status="202"} 1.0' in text
 
 
@@ -296,7 +327,11 @@ async def test_pages_need_no_other_host(world: World) -> None:
                 assert (await nobody.get(part)).status_code == 200
     assert "Ready" in (await nobody.get("/")).text
     world.fakes.tokens.is_down = True
-    assert "Not ready" in (await nobody.get("/")).text
+
+    async def says_so() -> bool:
+        return "Not ready" in (await nobody.get("/")).text
+
+    assert await until(says_so)
 
 
 async def test_openapi_names_every_route_and_every_body(world: World) -> None:
