@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -22,6 +23,7 @@ _log = logging.getLogger(__name__)
 FIRST_REPORT_S = 0.25
 """An attempt that ends sooner is told once, with its outcome: a phase nobody could have seen costs no write."""
 FLUSH_S = 0.1
+RETRY_S = 1.0
 CLOSE_S = 5.0
 BATCH_LINES = 500
 MAX_LINES = 100_000
@@ -62,7 +64,8 @@ class AttemptReporter:
         self._begun = order.running
         self._task: asyncio.Task[None] | None = None
         self._timer = asyncio.get_running_loop().call_later(FIRST_REPORT_S, self._start)
-        self._closed = False
+        self._closing = asyncio.Event()
+        """Set: the reporter begins no further round."""
 
     def line(
         self,
@@ -111,7 +114,7 @@ class AttemptReporter:
 
     async def close(self) -> None:
         """Write down what is still buffered. Raises TimeoutError when that takes too long, and what records raise."""
-        self._closed = True
+        self._closing.set()
         self._timer.cancel()
         if self._task is not None or self._lines or self._dropped:
             async with asyncio.timeout(CLOSE_S):
@@ -119,8 +122,11 @@ class AttemptReporter:
 
     async def _write_the_rest(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            # Not cancelled: in the middle of a batch nothing would say whether the batch was committed.
+            try:
+                await asyncio.wait([self._task])
+            finally:
+                self._task.cancel()
         if self._dropped:
             dropped, self._dropped, self._kept = self._dropped, 0, 0
             self.line(f"{dropped} more lines were dropped", stream="system", level="WARNING")
@@ -128,13 +134,14 @@ class AttemptReporter:
             await self._flush()
 
     def _start(self) -> None:
-        if self._task is None and not self._closed:
+        if self._task is None and not self._closing.is_set():
             self._timer.cancel()
             self._task = asyncio.get_running_loop().create_task(self._report())
 
     async def _report(self) -> None:
         trouble = Trouble()
-        while True:
+        while not self._closing.is_set():
+            pause_s = FLUSH_S
             try:
                 await self._tell_phase()
                 if self._lines:
@@ -142,8 +149,9 @@ class AttemptReporter:
             except Exception as error:  # noqa: BLE001 - the database may be away; the attempt goes on meanwhile
                 if trouble.is_news(error):
                     _log.warning("attempt.report_failed: %s", error, exc_info=not isinstance(error, Transient))
-                await asyncio.sleep(1)
-            await asyncio.sleep(FLUSH_S)
+                pause_s = RETRY_S
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), pause_s)
 
     async def _tell_phase(self) -> None:
         phase, order = self._phase, self._order
@@ -161,8 +169,7 @@ class AttemptReporter:
         try:
             await self._records().append(batch)
         except BaseException:
-            # Cancelled or refused: the lines are still ours to write. A batch that did arrive is then told twice,
-            # which a log survives.
+            # The lines are still to be written. When the connection ended at the commit, some may be there twice.
             self._lines = batch + self._lines
             raise
         if self._lines:

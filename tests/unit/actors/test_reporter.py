@@ -120,15 +120,14 @@ async def test_one_that_is_running_already_does_not_begin_again(records: KeptRec
 async def test_a_database_that_is_away_loses_no_line(
     records: KeptRecords, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pause = asyncio.sleep
-    monkeypatch.setattr(asyncio, "sleep", lambda _seconds: pause(0))
+    monkeypatch.setattr(module, "RETRY_S", 0.0)
     monkeypatch.setattr(trouble, "monotonic", lambda: 100.0)
     records.away = True
     reporter = AttemptReporter(records.open, order(), "r")
     for n in range(5):
         reporter.line(f"line {n}")
-    while records.opened < 30:
-        await pause(0)
+    while records.opened < 30:  # noqa: ASYNC110 - it lets the reporter run
+        await asyncio.sleep(0)
     # An outage is told once at first, and needs no traceback.
     assert [(line.message, bool(line.exc_info)) for line in caplog.records] == [("attempt.report_failed: away", False)]
     records.away = False
@@ -136,6 +135,29 @@ async def test_a_database_that_is_away_loses_no_line(
     reporter.line("last")
     await reporter.close()
     assert [line.message for line in records.lines] == [*(f"line {n}" for n in range(5)), "last"]
+
+
+async def test_closing_while_a_batch_is_written_writes_no_line_twice(at_once: None) -> None:
+    class SlowRecords(KeptRecords):
+        def __init__(self) -> None:
+            super().__init__()
+            self.committed, self.go = asyncio.Event(), asyncio.Event()
+
+        async def append(self, lines: Sequence[LogLine]) -> None:
+            await super().append(lines)
+            self.committed.set()
+            await self.go.wait()
+
+    records = SlowRecords()
+    reporter = AttemptReporter(records.open, order(), "r")
+    reporter.line("first")
+    await records.committed.wait()
+    reporter.line("last")
+    closing = asyncio.create_task(reporter.close())
+    await asyncio.sleep(0)
+    records.go.set()
+    await closing
+    assert [line.message for line in records.lines] == ["first", "last"]
 
 
 async def test_many_lines_are_written_in_bounded_batches(records: KeptRecords, monkeypatch: pytest.MonkeyPatch) -> None:
