@@ -91,9 +91,14 @@ def _real(folder: str, *, strict: bool) -> str:
     if not path.is_absolute() or ".." in path.parts or _is_forbidden(path):
         raise refused
     try:
-        real = path.resolve(strict=strict)
+        try:
+            real = path.resolve(strict=True)
+        except FileNotFoundError:
+            if strict:
+                raise
+            real = path.resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        # The second is how a circle of links is told, the third how a name that can't be one.
+        # A circle of links raises RuntimeError before Python 3.13; a name that no file can have raises ValueError.
         raise UserError("MCP_INVALID", f"readable: {folder!r} can't be found: {error}") from error
     if _is_forbidden(real):
         raise refused

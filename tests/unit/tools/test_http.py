@@ -206,10 +206,11 @@ async def test_json_that_can_not_be_written_is_its_author_s_fault(web: Web) -> N
 
 @pytest.mark.parametrize(
     ("page", "text"),
-    [(b"a<![x[y]]>b", "ab"), (b"a<![>b", "ab"), (b"a<![9[>b", "ab"), (b"a<![CDATA[x>y]]>b", "ab"), (b"a<![", "a<![")],
+    [(b"a<![x[y]]>b", "ab"), (b"a<![>b", "ab"), (b"a<![9[>b", "ab"), (b"a<![CDATA[x>y]]>b", "ab"), (b"a<![", "a")],
 )
-def test_marks_that_nobody_knows_are_skipped(page: bytes, text: str) -> None:
-    assert read_page(page, None).text == text
+def test_unknown_marks_are_skipped(page: bytes, text: str) -> None:
+    # Older releases of Python's parser keep a mark that the page ends in.
+    assert read_page(page, None).text.removesuffix("<![") == text
 
 
 async def test_json_and_body_together_are_refused(web: Web) -> None:
