@@ -240,11 +240,18 @@ execution_logs = Table(
     _text("worker_id"),
     _text("node_id"),
     _text("ray_task_id"),
+    Column("user_id", Uuid),
     PrimaryKeyConstraint("sub_task_id", "attempt", name="pk_execution_logs"),
 )
 Index("ix_execution_logs_task_id", execution_logs.c.task_id, execution_logs.c.start_time)
 Index("ix_execution_logs_start_time", execution_logs.c.start_time)
 Index("ix_execution_logs_tokens", execution_logs.c.end_time, postgresql_where=text("tokens_used > 0"))
+Index(
+    "ix_execution_logs_user_id",
+    execution_logs.c.user_id,
+    execution_logs.c.start_time,
+    postgresql_where=text("user_id IS NOT NULL"),
+)
 
 task_events = Table(
     "task_events",

@@ -92,41 +92,46 @@ async def read_usage(source: ReadSource, *, user_id: UUID, since: datetime | Non
 
 
 def _by_tools(user_id: UUID, since: datetime, until: datetime) -> Select[Any]:
-    at = execution_logs.c.start_time
-    day = cast(func.timezone("UTC", at), Date)
-    tool = _tool_of(execution_logs.c.attempt).label("tool")
-    return (
-        select(tool, day.label("day"), func.sum(execution_logs.c.tokens_used).label("tokens"))
-        .join(sub_tasks, sub_tasks.c.id == execution_logs.c.sub_task_id)
-        .where(sub_tasks.c.user_id == user_id, at >= since, at < until)
-        .group_by(tool, day)
+    log = execution_logs.c
+    # Attempts without tokens have no user_id: the index holds none of them.
+    used = (
+        select(
+            _called(log.sub_task_id, log.attempt).label("tool"), _day(log.start_time).label("day"), log.tokens_used
+        )
+        .where(log.user_id == user_id, log.start_time >= since, log.start_time < until)
+        .subquery()
+    )  # fmt: skip
+    return select(used.c.tool, used.c.day, func.sum(used.c.tokens_used).label("tokens")).group_by(
+        used.c.tool, used.c.day
     )
+
+
+def _by_models(user_id: UUID, since: datetime, until: datetime) -> Select[Any]:
+    call = model_calls.c
+    # A subtask that a model does has no tool, as a call that no subtask made.
+    tool = func.nullif(_called(call.sub_task_id, call.attempt), text("''")).label("tool")
+    used = (
+        select(call.model, tool, _day(call.reserved_at).label("day"), call.tokens_in, call.tokens_out, call.cost_usd)
+        .where(call.user_id == user_id, call.status != "reserved", call.reserved_at >= since, call.reserved_at < until)
+        .subquery()
+    )
+    sums = [func.sum(used.c[name]).label(name) for name in ("tokens_in", "tokens_out", "cost_usd")]
+    return select(used.c.model, used.c.tool, used.c.day, *sums).group_by(used.c.model, used.c.tool, used.c.day)
+
+
+def _day(at: ColumnElement[datetime]) -> ColumnElement[date]:
+    return cast(func.timezone("UTC", at), Date)
+
+
+def _called(sub_task_id: ColumnElement[UUID], attempt: ColumnElement[int]) -> ColumnElement[Any]:
+    """Look up the tool of an attempt: a subquery for each row, since PostgreSQL may read all subtasks for a join."""
+    return select(_tool_of(attempt)).where(sub_tasks.c.id == sub_task_id).scalar_subquery()
 
 
 def _tool_of(attempt: ColumnElement[int]) -> ColumnElement[Any]:
     """The tool that this attempt of a subtask called: its own, or that of its fallback."""
     is_fallback = attempt == any_(sub_tasks.c.fallback_attempts)
     return case((is_fallback, sub_tasks.c.fallback_tool), else_=sub_tasks.c.tool)
-
-
-def _by_models(user_id: UUID, since: datetime, until: datetime) -> Select[Any]:
-    call = model_calls.c
-    day = cast(func.timezone("UTC", call.reserved_at), Date).label("day")
-    # A subtask that a model does has no tool, as a call that no subtask made.
-    tool = func.nullif(_tool_of(call.attempt), text("''")).label("tool")
-    return (
-        select(
-            call.model,
-            tool,
-            day,
-            func.sum(call.tokens_in).label("tokens_in"),
-            func.sum(call.tokens_out).label("tokens_out"),
-            func.sum(call.cost_usd).label("cost_usd"),
-        )
-        .outerjoin(sub_tasks, sub_tasks.c.id == call.sub_task_id)
-        .where(call.user_id == user_id, call.status != "reserved", call.reserved_at >= since, call.reserved_at < until)
-        .group_by(call.model, tool, day)
-    )
 
 
 async def tool_stats(source: ReadSource) -> Mapping[str, ToolStats]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 from uuid_utils.compat import uuid7
 
+from rayloom.db import migrations
 from rayloom.db.migrate import MigrationError, upgrade
 from tests.integration.databases import administer, url_of
 
@@ -60,6 +64,36 @@ async def test_a_migration_that_breaks_off_leaves_nothing_and_is_done_by_the_nex
     await engine.dispose()
     await upgrade(empty)
     assert {"tasks", "schedulers"} <= {name for name, _ in await _schema(empty)}
+
+
+async def test_attempts_from_before_the_migration_count_for_their_user(empty: str) -> None:
+    user_id, task_id, used, unused = (uuid7() for _ in range(4))
+    engine = create_async_engine(empty, poolclass=NullPool)
+    async with engine.begin() as connection:
+        await connection.run_sync(_upgrade_to, "0020")
+        await connection.exec_driver_sql(f"INSERT INTO users (id, name) VALUES ('{user_id}', 'u')")
+        await connection.exec_driver_sql(
+            "INSERT INTO tasks (id, user_id, title, status, priority) "
+            f"VALUES ('{task_id}', '{user_id}', 't', 'PROCESSING', 5)"
+        )
+        await connection.exec_driver_sql(
+            "INSERT INTO execution_logs "
+            "(sub_task_id, attempt, task_id, status, start_time, end_time, duration, tokens_used) "
+            f"SELECT id, 1, '{task_id}', 'COMPLETED', now(), now(), 1, tokens "
+            f"FROM (VALUES ('{used}'::uuid, 5), ('{unused}', 0)) AS v (id, tokens)"
+        )
+    await upgrade(empty)
+    async with engine.connect() as connection:
+        rows = await connection.exec_driver_sql("SELECT sub_task_id, user_id FROM execution_logs")
+        assert {row.sub_task_id: row.user_id for row in rows} == {used: user_id, unused: None}
+    await engine.dispose()
+
+
+def _upgrade_to(connection: Connection, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
 
 
 @pytest.mark.parametrize(

@@ -128,14 +128,14 @@ async def see_all(person: Person, task_id: str) -> None:
     assert sum(span["kind"] == "attempt" for span in spans) == 4
     lines = (await person.get(f"/tasks/{task_id}/logs", limit=1000))["items"]
     assert lines[-1]["message"] == "task is COMPLETED"
-    assert [item["tokens_in"] for item in (await person.get("/usage"))["items"]] == [0, 0]
+    assert [item["tokens_in"] for item in (await person.get("/usage"))["items"]] == [9, 3]
     assert (await person.get("/tools"))["items"]
 
 
 async def test_lists_logs_traces_and_reports_come_from_the_replica(world: World, standby: Standby) -> None:
     me, admin = await world.user(), await world.user("admin")
     task_id = await me.submit({"plan": DIAMOND})
-    await world.run(task_id)
+    await world.run(task_id, tokens_used=3)
 
     async def all_there() -> bool:
         # On a machine that is busy the replica may be more than a moment late.
@@ -184,7 +184,7 @@ async def test_who_wrote_or_saw_it_finds_it_though_nothing_is_replayed(
             elsewhere = await other.nobody().get("/api/v1/tasks", params=params, headers=headers)
             assert [item["task_id"] for item in elsewhere.json()["items"]] == [task_id]
             # What others wrote, and the event stream told.
-            await world.run(task_id)
+            await world.run(task_id, tokens_used=3)
             events = (await me.http.get(f"/api/v1/tasks/{task_id}/events")).text
             assert "COMPLETED" in events.splitlines()[-2]
             await see_all(me, task_id)

@@ -100,10 +100,10 @@ class World:
         committed = await complete(self.engine, [ending])
         await self.signals.tell(sorted(committed.touched))
 
-    async def run(self, task_id: str, output: Callable[[Claimed], Json] = lambda item: item.key) -> None:
+    async def run(self, task_id: str, output: Callable[[Claimed], Json] = lambda item: item.key, **fields: Any) -> None:
         """Run a task to its end."""
         while items := await self.claimed(task_id):
-            await self.end(items, output)
+            await self.end(items, output, **fields)
 
 
 class Person:
