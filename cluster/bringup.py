@@ -31,7 +31,7 @@ from rayloom.cluster.settings import Settings
 from rayloom.dag.errors import Transient
 from rayloom.dag.token_port import Quota
 from rayloom.db.settings import DatabaseSettings, RedisSettings
-from rayloom.serve.settings import REPLICA_RETRIES
+from rayloom.serve.settings import PROXY_CALLBACK, REPLICA_RETRIES
 from rayloom.tools.tool import LIGHT
 
 _log = logging.getLogger(__name__)
@@ -140,6 +140,8 @@ def _environment(settings: Settings, home: Home) -> None:
         # After three replicas in a row that did not start (their nodes died, say) a controller that has seen none start
         # gives the API up for good.
         os.environ.setdefault("RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", str(REPLICA_RETRIES))
+        # Serve's proxies have no time-out for headers, and answer in plain text.
+        os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", PROXY_CALLBACK)
         # Despite its name, this is how Ray is told to stay on the loopback instead of the machine's own address.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Jobs and batches find us, and the Python that has us installed.

@@ -71,6 +71,8 @@ class Settings(EngineFields, BlobFields, E2bFields, LocalModelFields, ModelField
     url: HttpUrl = Field(default="", description="where clients find the API; empty: http://HOST:PORT")
     mcp_hosts: CommaList = Field(default=(), description="other names than that of URL under which /mcp is found")
     max_body_mb: int = Field(default=64, ge=1, le=1024, description="a larger request body is answered 413")
+    body_idle_s: float = Field(default=15, gt=0, description="a request body that stands still so long is answered 408")
+    bodies_per_user: int = Field(default=32, ge=1, description="slow bodies of a user in a replica; above: 429")
     admission_requests: int = Field(default=200, ge=1, description="requests in flight in a replica; above: 503")
     api_replicas: int = Field(default=1, ge=1, le=100, description="processes that serve the API; more under load")
     admission_streams: int = Field(default=500, ge=1, description="event streams open in a replica; above: 503")
@@ -169,6 +171,8 @@ class Settings(EngineFields, BlobFields, E2bFields, LocalModelFields, ModelField
             public_url=self.api_url,
             mcp_hosts=self.mcp_hosts,
             max_body_bytes=self.max_body_mb * 1024 * 1024,
+            body_idle_s=self.body_idle_s,
+            bodies_per_user=self.bodies_per_user,
             admission_requests=self.admission_requests,
             admission_streams=self.admission_streams,
             api_replicas=self.api_replicas,

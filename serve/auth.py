@@ -12,6 +12,7 @@ from rayloom.dag.errors import Fault
 from rayloom.db import keys
 from rayloom.db.keys import Principal
 from rayloom.serve.deps import deps_of
+from rayloom.serve.gate import call_of
 from rayloom.serve.problems import Problem, invalid
 
 BEARER = HTTPBearer(auto_error=False, description="Authorization: Bearer <key>")
@@ -30,6 +31,7 @@ async def authenticate(
     known = len(key) <= keys.MAX_KEY_CHARS and await keys.identify(deps_of(request).backends.primary, key)
     if not known:
         raise _unauthorized("the key is unknown or was revoked")
+    call_of(request).upload.sender = str(known.user_id)
     return known
 
 

@@ -22,6 +22,7 @@ from rayloom.dag.json_text import pointer_to
 from rayloom.serve.measures import Measures
 from rayloom.serve.problems import Problem, invalid, problem_of, unavailable
 from rayloom.serve.settings import ServeSettings
+from rayloom.serve.uploads import Upload, Uploads, too_slow
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,10 @@ class Admission:
     requests: int = 0
     streams: int = 0
     body_bytes: int = 0
+    uploads: Uploads = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.uploads = Uploads(self.settings.body_idle_s, self.settings.bodies_per_user)
 
     def full(self, what: str) -> Problem:
         """The answer of a full house."""
@@ -56,11 +61,11 @@ class Call:
     """One request on its way through the app."""
 
     admission: Admission
+    upload: Upload
     is_head: bool
     timeout: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
     is_counted: bool = False
     is_stream: bool = False
-    is_reading: bool = False
     has_answered: bool = False
     status: int = 0
     body_bytes: int = 0
@@ -85,6 +90,7 @@ class Call:
         self.admission.requests -= self.is_counted
         self.admission.streams -= self.is_stream
         self.admission.body_bytes -= self.body_bytes
+        self.upload.end()
 
 
 def call_of(request: Request) -> Call:
@@ -108,7 +114,9 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        call = Call(admission=self.admission, is_head=scope["method"] == "HEAD")
+        host, _ = scope.get("client") or ("unknown", 0)
+        upload = Upload(self.admission.uploads, sender=host)
+        call = Call(admission=self.admission, upload=upload, is_head=scope["method"] == "HEAD")
         method = scope["method"]
         # A copy: whatever stands around us goes on with the scope that it gave.
         scope = {**scope, CALL_KEY: call, "method": "GET" if call.is_head else method}
@@ -133,9 +141,9 @@ class Gate:
         except TimeoutError:
             if not call.timeout.expired():
                 return self._unforeseen(scope)
-            log.warning("request.timed_out", extra={"path": scope["path"], "reading": call.is_reading})
-            if call.is_reading:
-                return Problem(408, "the body of the request did not arrive in time", code="BODY_TOO_SLOW")
+            log.warning("request.timed_out", extra={"path": scope["path"], "reading": call.upload.is_arriving})
+            if call.upload.is_arriving:
+                return too_slow("the body of the request did not arrive in time")
             return unavailable("the request took too long", code="TIMED_OUT")
         except Exception as error:  # noqa: BLE001 - the last place that can still answer
             return problem_of(error) or self._unforeseen(scope)
@@ -194,9 +202,13 @@ def _receiver(call: Call, receive: Receive) -> Receive:
     settings = call.admission.settings
 
     async def counted() -> Message:
-        call.is_reading = True
-        message = await receive()
-        call.is_reading = bool(message.get("more_body"))
+        try:
+            message = await call.upload.receive(receive)
+        except Problem:
+            if call.has_answered:
+                # A stream looks this way whether its client is still there.
+                return {"type": "http.disconnect"}
+            raise
         size = len(message.get("body", b""))
         call.body_bytes += size
         call.admission.body_bytes += size

@@ -14,6 +14,9 @@ PLAIN_PLAN_TIMEOUT_S = 60.0
 REPLICA_RETRIES = 1_000_000
 """How many replicas in a row may fail to start before Serve gives the API up for good: it shall go on by itself."""
 
+PROXY_CALLBACK = "rayloom.serve.proxy:configure"
+"""The function that each of Serve's proxies calls before it listens."""
+
 
 class ServeSettings(BaseModel):
     """Plain picklable values for the ingress and the parser deployment."""
@@ -28,6 +31,8 @@ class ServeSettings(BaseModel):
     allow_addresses: tuple[str, ...] = Field(default=(), description="what webhooks may reach although private")
     skills_dir: Path | None = Field(default=None, description="where Skills may be registered from by path")
     max_body_bytes: int = Field(default=64 * MIB, ge=1024, description="a larger body is answered 413")
+    body_idle_s: float = Field(default=15.0, gt=0, description="a body that stands still so long is answered 408")
+    bodies_per_user: int = Field(default=32, ge=1, description="slow bodies of a user in a replica; above: 429")
     request_timeout_s: float = Field(default=30.0, gt=0, description="per request; event streams are exempt")
     submit_timeout_s: float = Field(default=120.0, gt=0, description="the same for a submission, which may be large")
     invoke_timeout_s: float = Field(default=60.0, gt=0, description="seconds that a direct call of a tool may run")

@@ -29,7 +29,7 @@ SHARED: Final = {
         "tests/integration/cluster/test_other_users.py",
         *(f"{_ENGINE}/test_{name}.py" for name in (
             "cached", "cancel", "dead_letters", "failures", "fairness", "graphs", "mcp", "mcp_servers", "outputs",
-            "policies", "ray", "webhooks",
+            "policies", "ray", "slow_clients", "webhooks",
         )),
         "tests/story/test_diamond.py",
     ),

@@ -52,6 +52,19 @@ def test_a_proxy_that_was_too_slow_and_is_replaced_is_no_reason_to_give_up(
     assert len(deployed) == (deaths < 2)
 
 
+def test_serve_finds_the_callback_of_its_proxies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    bringup._environment(load_settings(None, environ={"RAYLOOM_HOME": str(tmp_path)}), Home(tmp_path))
+    ask = (
+        "from ray.serve.config import HTTPOptions; from uvicorn import Config; "
+        "from ray.serve._private.http_util import configure_http_middlewares as configure; "
+        "print(*(each.cls.__name__ for each in configure(HTTPOptions()).middlewares)); "
+        "config = Config(print); config.load(); print(config.http_protocol_class.__module__)"
+    )
+    told = subprocess.run([sys.executable, "-c", ask], env=os.environ, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["JsonAnswers", "rayloom.serve.connections"]
+
+
 def test_serve_finds_how_often_to_look_at_proxies_how_long_they_may_start_and_that_it_shall_not_give_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
