@@ -31,7 +31,7 @@ from rayloom.db.cipher import Cipher, Unreadable
 from rayloom.db.results import put_together
 from rayloom.db.s3 import in_time
 from rayloom.db.webhooks import DueWebhook
-from rayloom.tools.addresses import AddressRules, parse_url
+from rayloom.tools.addresses import DNS_FAILED, AddressRules, parse_url
 from rayloom.tools.builtin.exchange import Request, retry_after_s, status_of
 
 _log = logging.getLogger(__name__)
@@ -43,16 +43,22 @@ LOT = 8
 holds up its own."""
 TOGETHER = 8
 """So many results are put together at once, each in lots of 8 MiB. The wait for a turn counts as waiting for blobs."""
+UNRESOLVED_S = 3600.0
+"""A host whose name does not resolve for so long is given up."""
 LOOK_S = 2.0
 """How soon one is seen of which nobody said anything: somebody else's scheduler may have died over it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why it could not be told. ``final``: to try again is of no use. ``asked_s``: the receiver's ``Retry-After``."""
+    """Why it could not be told. ``final``: to try again is of no use. ``asked_s``: the receiver's ``Retry-After``.
+
+    ``unresolved``: the name of the host did not resolve.
+    """
 
     why: str
     final: bool = False
+    unresolved: bool = False
     asked_s: float | None = None
 
 
@@ -147,12 +153,19 @@ class Webhooks:
         wait_s = webhook.wait_s(
             due.attempt, initial_s=self._settings.retry_initial_s, asked_s=failure.asked_s, jitter=self._jitter()
         )
+        why = failure.why
+        if failure.unresolved and wait_s is not None:
+            left_s = UNRESOLVED_S - (due.unresolved_s or 0.0)
+            if left_s <= 0:
+                wait_s, why = None, f"{why}, for {UNRESOLVED_S / 60:.0f} minutes"
+            else:
+                wait_s = min(wait_s, left_s)
         if failure.final or wait_s is None:
-            await webhooks.give_up(self._engine, due, failure.why)
+            await webhooks.give_up(self._engine, due, why)
             _log.warning("webhook.given_up", extra={"task_id": due.task_id, "attempts": due.attempt})
-            return "ERROR", f"{said}: given up: {failure.why}"
-        await webhooks.put_off(self._engine, due, failure.why, again_in_s=wait_s)
-        return "WARNING", f"{said}: {failure.why}; again in {wait_s:.0f} s"
+            return "ERROR", f"{said}: given up: {why}"
+        await webhooks.put_off(self._engine, due, why, again_in_s=wait_s, unresolved=failure.unresolved)
+        return "WARNING", f"{said}: {why}; again in {wait_s:.0f} s"
 
     async def _send(self, due: DueWebhook) -> _Failure | None:
         """Send it once; None when the receiver has it."""
@@ -170,7 +183,7 @@ class Webhooks:
             request = Request(method="POST", target=target, headers=headers, content=body)
             status, answered = await status_of(request, self._rules, timeout_s=self._settings.timeout_s)
         except Transient as error:
-            return _Failure(f"{error.code}: {error.message}")
+            return _Failure(f"{error.code}: {error.message}", unresolved=error.code == DNS_FAILED)
         except RayloomError as error:
             # A rule says no, it is no address, or what the result is made of is gone for good.
             return _Failure(f"{error.code}: {error.message}", final=True)

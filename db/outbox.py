@@ -25,6 +25,8 @@ webhooks = Table(
     _at("next_at", nullable=False, default="now()"),
     _text("last_error"),
     _at("delivered_at"),
+    _at("unresolved_since"),
 )
 Index("ix_webhooks_task_id", webhooks.c.task_id, webhooks.c.id)
 Index("ix_webhooks_due", webhooks.c.next_at, postgresql_where=text("status = 'pending'"))
+Index("ix_webhooks_user_id", webhooks.c.user_id, webhooks.c.id)

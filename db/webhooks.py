@@ -12,13 +12,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rayloom.dag.output import clean_text
 from rayloom.dag.values import Json, JsonObject
 from rayloom.db.engine import driver
-from rayloom.db.schema import webhooks
+from rayloom.db.reader import ReadSource, reading
+from rayloom.db.schema import tasks, webhooks
 
 MAX_ERROR_CHARS = 500
 
@@ -43,6 +44,8 @@ class DueWebhook:
     result_apart: bool
     error: JsonObject | None
     attempt: int
+    unresolved_s: float | None
+    """For how long every attempt has failed because the name of the host did not resolve; None: the last did not."""
 
 
 async def take(engine: AsyncEngine, *, limit: int, lease_s: float, but_of: Sequence[str] = ()) -> list[DueWebhook]:
@@ -56,7 +59,8 @@ async def take(engine: AsyncEngine, *, limit: int, lease_s: float, but_of: Seque
             "FROM due, tasks t WHERE w.id = due.id AND t.id = w.task_id "
             "RETURNING w.id, w.task_id, w.user_id, t.callback_url, t.callback_secret, w.task_status, w.at, t.title, "
             "t.labels, CASE WHEN w.task_status = 'COMPLETED' THEN t.result END AS result, "
-            "w.task_status = 'COMPLETED' AND t.result_apart AS result_apart, w.error, w.attempts",
+            "w.task_status = 'COMPLETED' AND t.result_apart AS result_apart, w.error, w.attempts, "
+            "extract(epoch FROM now() - w.unresolved_since)::float8 AS unresolved_s",
             limit,
             lease_s,
             list(but_of),
@@ -76,6 +80,7 @@ async def take(engine: AsyncEngine, *, limit: int, lease_s: float, but_of: Seque
             result_apart=row["result_apart"],
             error=row["error"],
             attempt=row["attempts"],
+            unresolved_s=row["unresolved_s"],
         )
         for row in rows
     ]
@@ -88,9 +93,19 @@ async def delivered(engine: AsyncEngine, due: DueWebhook) -> None:
     )
 
 
-async def put_off(engine: AsyncEngine, due: DueWebhook, error: str, *, again_in_s: float) -> None:
-    """It could not be told, and is to be told again after so many seconds."""
-    await _settle(engine, due, "last_error = $3, next_at = now() + make_interval(secs => $4)", _fit(error), again_in_s)
+async def put_off(
+    engine: AsyncEngine, due: DueWebhook, error: str, *, again_in_s: float, unresolved: bool = False
+) -> None:
+    """Send it again after so many seconds. ``unresolved``: the name of the host did not resolve."""
+    await _settle(
+        engine,
+        due,
+        "last_error = $3, next_at = now() + make_interval(secs => $4), "
+        "unresolved_since = CASE WHEN $5 THEN coalesce(unresolved_since, now()) END",
+        _fit(error),
+        again_in_s,
+        unresolved,
+    )
 
 
 async def give_up(engine: AsyncEngine, due: DueWebhook, error: str) -> None:
@@ -121,6 +136,40 @@ async def next_due_s(engine: AsyncEngine) -> float | None:
             "FROM webhooks WHERE status = 'pending'"
         )
     return None if seconds is None else float(seconds)
+
+
+async def list_webhooks(
+    source: ReadSource, *, user_id: UUID, statuses: Sequence[str], after: UUID | None, limit: int
+) -> list[Any]:
+    """List the webhooks of a user, newest first. ``after``: the last one of the page before."""
+    statement = _shown().where(webhooks.c.user_id == user_id, webhooks.c.status.in_(statuses))
+    if after is not None:
+        statement = statement.where(webhooks.c.id < after)
+    async with reading(source) as connection:
+        return list((await connection.execute(statement.order_by(webhooks.c.id.desc()).limit(limit))).all())
+
+
+async def cancel(engine: AsyncEngine, webhook_id: UUID, user_id: UUID) -> Any | None:
+    """Cancel a pending webhook of a user, and return it as it is then, whatever its status; None: there is none.
+
+    An attempt that is under way is not stopped, but it is the last one.
+    """
+    async with driver(engine) as connection:
+        await connection.execute(
+            "UPDATE webhooks SET status = 'cancelled', result = NULL, error = NULL "
+            "WHERE id = $1 AND user_id = $2 AND status = 'pending'",
+            webhook_id,
+            user_id,
+        )
+    async with reading(engine) as connection:
+        found = await connection.execute(_shown().where(webhooks.c.id == webhook_id, webhooks.c.user_id == user_id))
+        return found.one_or_none()
+
+
+def _shown() -> Select[Any]:
+    names = ("id", "task_id", "task_status", "at", "status", "attempts", "next_at", "last_error", "delivered_at")
+    columns = [webhooks.c[name] for name in names]
+    return select(*columns, tasks.c.callback_url).join(tasks, tasks.c.id == webhooks.c.task_id)
 
 
 async def latest(connection: AsyncConnection, task_id: UUID) -> Any | None:

@@ -35,13 +35,14 @@ from rayloom.serve.routes import (
     tools,
     traces,
     waiting,
+    webhooks,
 )
 from rayloom.serve.settings import ServeSettings
 
 ROUTERS: Final = (
     tasks.router, approvals.router, retries.router, letters.router, subtasks.router, waiting.router, events.router,
     logs.router, traces.router, plans.router, tools.router, invocations.router, people.router, quotas.router,
-    audit.router, door.router, health.router, pages.router,
+    audit.router, webhooks.router, door.router, health.router, pages.router,
 )  # fmt: skip
 
 

@@ -70,12 +70,16 @@ def details(found: TaskDetails, result: object, kept: Mapping[str, bytes]) -> Sh
     }
 
 
+def shown_url(url: str) -> str:
+    """Return the URL of a webhook without its query, which may hold a secret."""
+    return url.partition("?")[0]
+
+
 def _webhook(url: str | None, told: Record | None) -> Shown | None:
     if url is None:
         return None
     return {
-        # A query may hold a secret.
-        "url": url.partition("?")[0],
+        "url": shown_url(url),
         "status": "pending" if told is None else told.status,
         "attempts": 0 if told is None else told.attempts,
         "last_error": None if told is None else told.last_error,

@@ -54,6 +54,8 @@ _NEVER: Final[tuple[IPv4Network | IPv6Network, ...]] = tuple(
 )
 _GLOBAL_UNICAST: Final = IPv6Network("2000::/3")
 _LOOKS_NUMERIC: Final = re.compile(r"(0x[0-9a-f]*|\d+)", re.IGNORECASE)
+DNS_FAILED: Final = "DNS_FAILED"
+"""The code of the error of a name that does not resolve."""
 _HOST_NAME: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")
 
 
@@ -248,14 +250,14 @@ async def _look_up(host: str, port: int) -> list[Address]:
     try:
         answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise Transient("DNS_FAILED", f"the name {host} can't be resolved: {error}") from None
+        raise Transient(DNS_FAILED, f"the name {host} can't be resolved: {error}") from None
     found: list[Address] = []
     for _, _, _, _, (text, *_) in answers:
         address = ip_address(text)
         if address not in found:
             found.append(address)
     if not found:
-        raise Transient("DNS_FAILED", f"the name {host} has no address")
+        raise Transient(DNS_FAILED, f"the name {host} has no address")
     return found
 
 

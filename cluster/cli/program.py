@@ -26,6 +26,7 @@ from rayloom.cluster.cli import (
     sandbox,
     services,
     tasks,
+    webhooks,
 )
 from rayloom.cluster.cli.exits import ExitCode
 from rayloom.cluster.cli.output import complain, one_line
@@ -76,6 +77,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None] | typer.Typer], ...] = (
     ("batch", services.batch),
     ("tools", registry.tools),
     ("dead-letters", letters.dead_letters),
+    ("webhooks", webhooks.webhooks),
     ("keys", admin.keys),
     ("usage", quotas.usage),
     ("quotas", quotas.quotas),

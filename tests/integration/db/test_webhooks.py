@@ -27,6 +27,7 @@ from rayloom.db import webhooks
 from rayloom.db.attempts import complete
 from rayloom.db.blobs import BlobStore
 from rayloom.db.cipher import Cipher
+from rayloom.db.engine import driver
 from rayloom.db.results import put_together
 from rayloom.db.s3 import BlobsAway
 from rayloom.db.settings import BlobSettings
@@ -424,3 +425,51 @@ async def test_an_end_that_was_no_success_has_no_result_though_the_task_has_one_
     data = json.loads(web.asked[0].body)["data"]
     assert (data["status"], data["result"], data["error"]) == ("FAILED", None, {"code": "SUBTASKS_BLOCKED"})
     assert (await spine.task(task_id))["result_apart"]
+
+
+async def test_host_that_does_not_resolve_is_given_up_after_an_hour(spine: Spine, engine: AsyncEngine) -> None:
+    task_id = await ended(spine, "https://nowhere.invalid/hook")
+
+    async def tried_again() -> Any:
+        (row,) = await outbox(spine, task_id)
+        return row if row["attempts"] >= 2 and row["last_error"] else None
+
+    async with telling(engine):
+        row = await until(tried_again)
+    assert row["status"] == "pending"
+    assert row["last_error"].startswith("DNS_FAILED")
+    async with driver(engine) as connection:
+        await connection.execute(
+            "UPDATE webhooks SET unresolved_since = now() - interval '59 minutes', next_at = now() WHERE task_id = $1",
+            task_id,
+        )
+    async with telling(engine, retry_initial_s=3600):
+
+        async def put_off() -> Any:
+            (now,) = await outbox(spine, task_id)
+            return now if now["attempts"] > row["attempts"] and now["next_at"] > row["next_at"] else None
+
+        late = await until(put_off)
+    # The last attempt comes when the hour is over, however long the pause would be.
+    (wait_s,) = [each[0] for each in await spine.rows(
+        "SELECT extract(epoch FROM next_at - now()) FROM webhooks WHERE task_id = $1", task_id
+    )]  # fmt: skip
+    assert (late["status"], wait_s < 120) == ("pending", True)
+    async with driver(engine) as connection:
+        await connection.execute(
+            "UPDATE webhooks SET unresolved_since = now() - interval '61 minutes', next_at = now() WHERE task_id = $1",
+            task_id,
+        )
+    async with telling(engine):
+        row = await settled(spine, task_id)
+    assert row["status"] == "failed"
+    assert row["last_error"].endswith("for 60 minutes")
+
+
+async def test_hour_of_an_unresolved_host_begins_anew_with_another_failure(spine: Spine, engine: AsyncEngine) -> None:
+    task_id = await ended(spine, "https://nowhere.invalid/hook")
+    for unresolved in (True, False, True):
+        (due,) = [each for each in await webhooks.take(engine, limit=100, lease_s=60) if each.task_id == str(task_id)]
+        await webhooks.put_off(engine, due, "no", again_in_s=0, unresolved=unresolved)
+        (row,) = await outbox(spine, task_id)
+        assert (row["unresolved_since"] is not None) is unresolved

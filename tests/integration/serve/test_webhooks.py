@@ -81,3 +81,58 @@ async def test_faults_never_repeat_a_secret(world: World) -> None:
     answer = await me.http.post("/api/v1/tasks", json={"plan": one(), "callback_url": "https://me:hunter2@x.org/"})
     assert answer.status_code == 422
     assert "hunter2" not in answer.text
+
+
+async def test_list_shows_the_webhooks_of_its_user_without_secrets(world: World) -> None:
+    me, other = await world.user(), await world.user()
+    ended = []
+    for _ in range(3):
+        answer = await me.http.post("/api/v1/tasks", json=asking(callback_secret=SECRET))
+        ended.append(answer.json()["task_id"])
+        await world.run(ended[-1])
+    first = await me.get("/webhooks", limit=2)
+    second = await me.get("/webhooks", limit=2, cursor=first["next_cursor"])
+    items = first["items"] + second["items"]
+    assert [each["task_id"] for each in items] == ended[::-1]
+    assert second["next_cursor"] is None
+    assert {(each["url"], each["status"], each["task_status"], each["attempts"]) for each in items} == {
+        ("https://example.org/hook", "pending", "COMPLETED", 0)
+    }
+    assert items[0]["next_attempt_at"].endswith("Z")
+    assert (await me.get("/webhooks", status="delivered,failed"))["items"] == []
+    assert (await other.get("/webhooks"))["items"] == []
+    for params in ({"status": "lost"}, {"cursor": "x"}):
+        assert (await me.http.get("/api/v1/webhooks", params=params)).status_code == 422
+
+
+async def test_cancelled_webhook_is_never_sent_again(world: World) -> None:
+    me, other, admin = await world.user(), await world.user(), await world.user("admin")
+    answer = await me.http.post("/api/v1/tasks", json=asking(callback_secret=SECRET))
+    task_id = answer.json()["task_id"]
+    await world.run(task_id)
+    (item,) = (await me.get("/webhooks"))["items"]
+    path = f"/api/v1/webhooks/{item['id']}/cancel"
+    (under_way,) = [each for each in await webhooks.take(world.engine, limit=100, lease_s=0) if each.task_id == task_id]
+    for stranger in (other, admin):
+        assert (await stranger.http.post(path)).status_code == 404
+    cancelled = await admin.http.post(path, params={"user_id": str(me.id)})
+    assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
+    assert cancelled.json()["next_attempt_at"] is None
+    # What the attempt under way has to say comes too late, and nothing is due.
+    await webhooks.put_off(world.engine, under_way, "the receiver answered 503", again_in_s=0)
+    assert task_id not in {each.task_id for each in await webhooks.take(world.engine, limit=100, lease_s=60)}
+    assert (await me.get(f"/tasks/{task_id}"))["webhook"]["status"] == "cancelled"
+    assert (await me.http.post(path)).json() == cancelled.json()
+    assert (await me.http.post("/api/v1/webhooks/none/cancel")).status_code == 404
+
+
+async def test_delivered_webhook_can_not_be_cancelled(world: World) -> None:
+    me = await world.user()
+    answer = await me.http.post("/api/v1/tasks", json=asking(callback_secret=SECRET))
+    task_id = answer.json()["task_id"]
+    await world.run(task_id)
+    (due,) = [each for each in await webhooks.take(world.engine, limit=100, lease_s=60) if each.task_id == task_id]
+    await webhooks.delivered(world.engine, due)
+    refused = await me.http.post(f"/api/v1/webhooks/{due.id}/cancel")
+    assert refused.status_code == 409
+    assert "delivered" in refused.json()["detail"]
