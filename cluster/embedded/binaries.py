@@ -22,6 +22,10 @@ class PgBinaries:
     folder: Path
     major: int
 
+    def probe(self) -> list[str]:
+        """Return a command that ends well only where the server itself finds its program and files."""
+        return [self.program("initdb"), "--show", "-D", "/nonexistent"]
+
     def program(self, name: str) -> str:
         """The path of one of its programs."""
         return str(self.folder / name)

@@ -83,7 +83,7 @@ class EmbeddedServices:
     def _begin_postgres(self) -> None:
         self._sockets = socket_folder(self._home.path)
         binaries = PgBinaries.find(major=data_version(self._home))
-        identity = choose(program=[binaries.program("initdb"), "--version"], folder=self._home.path)
+        identity = choose(program=binaries.probe(), folder=self._home.path)
         if (self._home.postgres / "data").exists() and self._home.read_secret("database_password") is None:
             raise ServiceError(
                 f"{self._home.path / 'database_password'} is missing, and the data in {self._home.postgres} need it: "

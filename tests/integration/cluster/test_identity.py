@@ -49,9 +49,9 @@ def serve(home: Path, statement: str) -> object:
 def test_each_way_serves_the_data_that_another_made(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = open_folder / "home"
     home.mkdir(mode=0o711)
-    initdb = [PgBinaries.find().program("initdb"), "--version"]
+    probe = PgBinaries.find().probe()
     ways: tuple[Way, ...] = ("userns", "capability", "nobody")
-    usable = [way for way in ways if as_root(way).can_run(initdb, folder=home)]
+    usable = [way for way in ways if as_root(way).can_run(probe, folder=home)]
     assert usable, "root has no way here to run PostgreSQL"
     count = "INSERT INTO kept SELECT coalesce(max(n), 0) + 1 FROM kept RETURNING n"
     monkeypatch.setattr(services, "choose", lambda **_: as_root(usable[0]))
