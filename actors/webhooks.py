@@ -147,9 +147,9 @@ class Webhooks:
     async def _settle(self, due: DueWebhook, failure: _Failure | None) -> tuple[str, str]:
         """Write down what came of it; answers the level and the words for the task's log."""
         said = f"webhook of {due.task_status}, attempt {due.attempt}"
+        late = "INFO", f"{said}: ended after the webhook was cancelled or tried again"
         if failure is None:
-            await webhooks.delivered(self._engine, due)
-            return "INFO", f"{said}: delivered"
+            return ("INFO", f"{said}: delivered") if await webhooks.delivered(self._engine, due) else late
         wait_s = webhook.wait_s(
             due.attempt, initial_s=self._settings.retry_initial_s, asked_s=failure.asked_s, jitter=self._jitter()
         )
@@ -161,10 +161,12 @@ class Webhooks:
             else:
                 wait_s = min(wait_s, left_s)
         if failure.final or wait_s is None:
-            await webhooks.give_up(self._engine, due, why)
+            if not await webhooks.give_up(self._engine, due, why):
+                return late
             _log.warning("webhook.given_up", extra={"task_id": due.task_id, "attempts": due.attempt})
             return "ERROR", f"{said}: given up: {why}"
-        await webhooks.put_off(self._engine, due, why, again_in_s=wait_s, unresolved=failure.unresolved)
+        if not await webhooks.put_off(self._engine, due, why, again_in_s=wait_s, unresolved=failure.unresolved):
+            return late
         return "WARNING", f"{said}: {why}; again in {wait_s:.0f} s"
 
     async def _send(self, due: DueWebhook) -> _Failure | None:

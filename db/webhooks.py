@@ -86,18 +86,21 @@ async def take(engine: AsyncEngine, *, limit: int, lease_s: float, but_of: Seque
     ]
 
 
-async def delivered(engine: AsyncEngine, due: DueWebhook) -> None:
+# These three return False, and change nothing, when the attempt is no longer the current one of a pending webhook.
+
+
+async def delivered(engine: AsyncEngine, due: DueWebhook) -> bool:
     """It has been told. What it said is not kept any longer: the task has it."""
-    await _settle(
+    return await _settle(
         engine, due, "status = 'delivered', delivered_at = now(), last_error = NULL, result = NULL, error = NULL"
     )
 
 
 async def put_off(
     engine: AsyncEngine, due: DueWebhook, error: str, *, again_in_s: float, unresolved: bool = False
-) -> None:
+) -> bool:
     """Send it again after so many seconds. ``unresolved``: the name of the host did not resolve."""
-    await _settle(
+    return await _settle(
         engine,
         due,
         "last_error = $3, next_at = now() + make_interval(secs => $4), "
@@ -108,20 +111,21 @@ async def put_off(
     )
 
 
-async def give_up(engine: AsyncEngine, due: DueWebhook, error: str) -> None:
+async def give_up(engine: AsyncEngine, due: DueWebhook, error: str) -> bool:
     """It could not be told, and is not tried again."""
-    await _settle(engine, due, "status = 'failed', last_error = $3", _fit(error))
+    return await _settle(engine, due, "status = 'failed', last_error = $3", _fit(error))
 
 
-async def _settle(engine: AsyncEngine, due: DueWebhook, changes: str, *values: object) -> None:
+async def _settle(engine: AsyncEngine, due: DueWebhook, changes: str, *values: object) -> bool:
     # Another attempt, or another end, means that this one took too long: what it has to say comes too late.
     async with driver(engine) as connection:
-        await connection.execute(
+        done = await connection.execute(
             f"UPDATE webhooks SET {changes} WHERE id = $1 AND attempts = $2 AND status = 'pending'",
             due.id,
             due.attempt,
             *values,
         )
+    return bool(done == "UPDATE 1")
 
 
 def _fit(error: str) -> str:

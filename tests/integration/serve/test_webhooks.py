@@ -119,7 +119,8 @@ async def test_cancelled_webhook_is_never_sent_again(world: World) -> None:
     assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
     assert cancelled.json()["next_attempt_at"] is None
     # What the attempt under way has to say comes too late, and nothing is due.
-    await webhooks.put_off(world.engine, under_way, "the receiver answered 503", again_in_s=0)
+    assert not await webhooks.put_off(world.engine, under_way, "the receiver answered 503", again_in_s=0)
+    assert not await webhooks.delivered(world.engine, under_way)
     assert task_id not in {each.task_id for each in await webhooks.take(world.engine, limit=100, lease_s=60)}
     assert (await me.get(f"/tasks/{task_id}"))["webhook"]["status"] == "cancelled"
     assert (await me.http.post(path)).json() == cancelled.json()
