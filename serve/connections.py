@@ -28,7 +28,9 @@ class Connection(HttpToolsProtocol):
         # rayloom has no WebSockets. A request for one is answered like any other, in JSON.
         self.ws_protocol_class = None
         self.url = b""
-        self._is_in_headers = self._is_refused = False
+        self._is_in_headers = self._is_in_message = self._is_refused = False
+        # Requests that are not answered yet: uvicorn tells only the last one that its client has gone.
+        self._open: list[RequestResponseCycle] = []
         self._header_bytes = 0
         self._raw_bytes = 0
         self._headers_timer: TimerHandle | None = None
@@ -40,24 +42,24 @@ class Connection(HttpToolsProtocol):
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop all time-outs."""
+        """Stop all time-outs, and tell every request that its client has gone."""
         self._stop_timers()
+        self._disconnect()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived, unless the client was refused."""
         if not self._is_refused:
-            was_in_headers = self._is_in_headers
+            self._raw_bytes += len(data)
             super().data_received(data)
-            self._expect_more(len(data) if was_in_headers else 0)
+            self._expect_more()
 
-    def _expect_more(self, header_bytes: int) -> None:
-        """Set the time-out for what comes next. ``header_bytes``: arrived of headers, if they have not ended."""
+    def _expect_more(self) -> None:
+        """Set the time-out for what comes next. Refuse bytes without end that are neither headers nor body."""
         if self._is_refused or self.transport.is_closing():
             return
-        # A header that has not ended is not reported by the parser.
-        self._raw_bytes += header_bytes
-        if self._is_in_headers and self._raw_bytes > self.max_header_bytes:
+        # The parser reports no header, trailer or extension of a chunk before it has ended.
+        if self._is_in_message and self._raw_bytes > self.max_header_bytes:
             self.send_400_response("")
             return
         is_waiting = self.timeout_keep_alive_task is not None or self._drain_timer is not None
@@ -73,8 +75,10 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Expect headers."""
+        # The message before may have ended in these same bytes, and begun to wait for this one.
+        self._unset_keepalive_if_required()
         super().on_message_begin()
-        self._is_in_headers = True
+        self._is_in_headers = self._is_in_message = True
         self._header_bytes = self._raw_bytes = 0
         self._await_headers()
 
@@ -95,9 +99,17 @@ class Connection(HttpToolsProtocol):
         if self.parser.get_http_version() not in ("1.0", "1.1"):
             raise ValueError("this is another version of HTTP")
         super().on_headers_complete()
+        self._open = [cycle for cycle in self._open if not cycle.response_complete]
+        self._open.append(self.cycle)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._raw_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End the body. Expect the next request if this one was answered before."""
+        self._is_in_message = False
         super().on_message_complete()
         if self._drain_timer is not None:
             self._stop_timers()
@@ -148,14 +160,18 @@ class Connection(HttpToolsProtocol):
                 timer.cancel()
         self._headers_timer = self._drain_timer = None
 
+    def _disconnect(self) -> None:
+        for cycle in self._open:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+
     def _refuse(self, problem: Problem) -> None:
         """Answer, where the client expects it, and close."""
         expects_answer = self._expects_answer()
         self._is_refused = True
         self._stop_timers()
-        if self._is_answering():
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        self._disconnect()
         if not expects_answer:
             self.transport.close()
             return

@@ -347,3 +347,47 @@ async def test_answer_that_has_begun_is_not_followed_by_another_one() -> None:
 
     await JsonAnswers(app)({"type": "http", "path": "/"}, receive, send)
     assert len(sent) == 1
+
+
+async def test_each_pipelined_request_is_told_that_its_client_has_gone() -> None:
+    told: asyncio.Queue[str] = asyncio.Queue()
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/html")]})
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        told.put_nowait(scope["path"])
+
+    async with _serving(stream) as port, asyncio.timeout(GENEROUS_S):
+        async with _client(port) as client:
+            await client.send(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n" + SOUND)
+            await client.until(b"first")
+        assert await told.get() == "/stream"
+
+
+@pytest.mark.parametrize("start", [b"0\r\nX: ", b"5;x="], ids=["trailer", "extension"])
+async def test_endless_bytes_that_are_no_body_are_refused(start: bytes) -> None:
+    head = b"POST /sound HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with _serving(http=Connection) as port, _client(port) as client:
+        await client.send(head + start)
+        await client.send(b"x" * 300_000)
+        assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_rest_of_a_body_and_the_next_request_in_one_piece_do_not_cut_the_answer() -> None:
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/parts":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/html")]})
+            await send({"type": "http.response.body", "body": b"first", "more_body": True})
+            # Longer than a connection is kept between requests.
+            await asyncio.sleep(1.5)
+            await send({"type": "http.response.body", "body": b"last"})
+        else:
+            await _echo(scope, receive, send)
+
+    async with _serving(slow, http=Connection, keep_alive_s=1) as port, _client(port) as client:
+        await client.send(b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
+        await client.until(b"<>")
+        await client.send(b"cdGET /parts HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"last" in await client.until(b"last")
