@@ -145,29 +145,34 @@ class Webhooks:
             self._trouble.tell(_log, "webhook.unsettled", error, known=known, webhook_id=str(due.id))
 
     async def _settle(self, due: DueWebhook, failure: _Failure | None) -> tuple[str, str]:
-        """Write down what came of it; answers the level and the words for the task's log."""
+        """Record how an attempt ended. Return level and text for the task's log."""
         said = f"webhook of {due.task_status}, attempt {due.attempt}"
-        late = "INFO", f"{said}: ended after the webhook was cancelled or tried again"
+        is_current, level, outcome = await self._record(due, failure)
+        if not is_current:
+            return "INFO", f"{said}: ended after the webhook was cancelled or tried again"
+        return level, f"{said}: {outcome}"
+
+    async def _record(self, due: DueWebhook, failure: _Failure | None) -> tuple[bool, str, str]:
+        """Return whether the attempt was the current one, and level and text of its outcome."""
         if failure is None:
-            return ("INFO", f"{said}: delivered") if await webhooks.delivered(self._engine, due) else late
+            return await webhooks.delivered(self._engine, due), "INFO", "delivered"
+        why = failure.why
         wait_s = webhook.wait_s(
             due.attempt, initial_s=self._settings.retry_initial_s, asked_s=failure.asked_s, jitter=self._jitter()
         )
-        why = failure.why
         if failure.unresolved and wait_s is not None:
             left_s = UNRESOLVED_S - (due.unresolved_s or 0.0)
-            if left_s <= 0:
-                wait_s, why = None, f"{why}, for {UNRESOLVED_S / 60:.0f} minutes"
-            else:
+            if left_s > 0:
                 wait_s = min(wait_s, left_s)
+            else:
+                wait_s, why = None, f"{why}, for {UNRESOLVED_S / 60:.0f} minutes"
         if failure.final or wait_s is None:
-            if not await webhooks.give_up(self._engine, due, why):
-                return late
-            _log.warning("webhook.given_up", extra={"task_id": due.task_id, "attempts": due.attempt})
-            return "ERROR", f"{said}: given up: {why}"
-        if not await webhooks.put_off(self._engine, due, why, again_in_s=wait_s, unresolved=failure.unresolved):
-            return late
-        return "WARNING", f"{said}: {why}; again in {wait_s:.0f} s"
+            is_current = await webhooks.give_up(self._engine, due, why)
+            if is_current:
+                _log.warning("webhook.given_up", extra={"task_id": due.task_id, "attempts": due.attempt})
+            return is_current, "ERROR", f"given up: {why}"
+        is_current = await webhooks.put_off(self._engine, due, why, again_in_s=wait_s, unresolved=failure.unresolved)
+        return is_current, "WARNING", f"{why}; again in {wait_s:.0f} s"
 
     async def _send(self, due: DueWebhook) -> _Failure | None:
         """Send it once; None when the receiver has it."""

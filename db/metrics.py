@@ -9,11 +9,12 @@ from typing import Final
 from sqlalchemy import and_, func, literal, select, text, union_all
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from rayloom.dag.states import TASK_TERMINAL, TaskStatus
 from rayloom.db.reader import ReadSource, reading
 from rayloom.db.schema import LIVE_TASK, schedulers, sub_tasks, tasks
 
 SCHEDULER_SILENCE_S: Final = 10
-LIVE: Final = ("PENDING", "SPLITTING", "READY", "PROCESSING")
+LIVE: Final = tuple(status.value for status in TaskStatus if status not in TASK_TERMINAL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

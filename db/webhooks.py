@@ -143,12 +143,13 @@ async def next_due_s(engine: AsyncEngine) -> float | None:
 
 
 async def list_webhooks(
-    source: ReadSource, *, user_id: UUID, statuses: Sequence[str], after: UUID | None, limit: int
+    source: ReadSource, *, user_id: UUID, statuses: Sequence[str], after: tuple[datetime, UUID] | None, limit: int
 ) -> list[Any]:
-    """List the webhooks of a user, newest first. ``after``: the last one of the page before."""
+    """List the webhooks of a user, newest first. ``after``: time and id of the last one of the page before."""
     statement = _shown().where(webhooks.c.user_id == user_id, webhooks.c.status.in_(statuses))
     if after is not None:
-        statement = statement.where(webhooks.c.id < after)
+        # The ids are in the order of their making.
+        statement = statement.where(webhooks.c.id < after[1])
     async with reading(source) as connection:
         return list((await connection.execute(statement.order_by(webhooks.c.id.desc()).limit(limit))).all())
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter, time
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 from fastapi import APIRouter, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials
@@ -17,7 +17,6 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from rayloom.dag.errors import Transient
-from rayloom.dag.token_port import TokenFigures
 from rayloom.db.metrics import Counts, Totals, read_counts, read_totals
 from rayloom.db.read_split import ReadSplit
 from rayloom.db.replica_watch import ReplicaState
@@ -27,6 +26,8 @@ from rayloom.serve.json_answer import json_answer
 from rayloom.serve.measures import Measures, ReadCounts, TotalCounts
 from rayloom.serve.refreshed import Refreshed
 from rayloom.serve.token_measures import share_text, token_text
+
+T = TypeVar("T")
 
 router = APIRouter(tags=["operation"])
 METRICS_AGE_S: Final = 2.0
@@ -111,7 +112,7 @@ def _ms(started_at: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """What all see, and what an admin sees besides: ids of users, keys and tasks."""
+    """The text of ``/metrics``: for all, and for admins besides, with ids of users, keys and tasks."""
 
     common: bytes
     admin: bytes
@@ -141,33 +142,20 @@ async def metrics(
 
 
 async def _text(deps: Deps) -> _Text:
-    shared = _shared(await _counts(deps), await _totals(deps), await deps.backends.waiting())
-    figures = await _figures(deps)
+    counts = await _if_there(deps.backends.reads.current(read_counts))
+    totals = await _if_there(read_totals(deps.backends.primary))
+    shared = _shared(counts, totals, await deps.backends.waiting())
+    asked = ask(deps.ports.tokens.figures(), "the token controller", timeout_s=deps.settings.probe_timeout_s)
+    figures = await _if_there(asked)
     common = shared + await _breakers(deps) + (b"" if figures is None else token_text(figures))
     return _Text(common, b"" if figures is None else share_text(figures))
 
 
-async def _counts(deps: Deps) -> Counts | None:
-    try:
-        return await deps.backends.reads.current(read_counts)
-    except Transient:
-        return None
-
-
-async def _totals(deps: Deps) -> Totals | None:
-    try:
-        return await read_totals(deps.backends.primary)
-    except Transient:
-        return None
-
-
-async def _figures(deps: Deps) -> TokenFigures | None:
-    """Calls of models, as the token controller counts them; None while it does not answer."""
-    try:
-        figures = deps.ports.tokens.figures()
-        return await ask(figures, "the token controller", timeout_s=deps.settings.probe_timeout_s)
-    except Transient:
-        return None
+async def _if_there(answer: Awaitable[T]) -> T | None:
+    """Await an answer; None while the one that is asked is away."""
+    with suppress(Transient):
+        return await answer
+    return None
 
 
 async def _breakers(deps: Deps) -> bytes:

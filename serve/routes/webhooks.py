@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Final
-from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
@@ -32,13 +31,12 @@ async def list_webhooks(
 ) -> Response:
     """List webhooks of tasks that have ended, newest first."""
     statuses = cursors.choices("status", status, STATUSES) or STATUSES
-    after = (
-        None if cursor is None else cursors.uuid_in("/query/cursor", str(cursors.decode("webhooks", cursor, (str,))[0]))
-    )
+    after = cursors.decode_moment("webhooks", cursor)
     rows = await deps_of(request).backends.reads.current(
         lambda source: webhooks.list_webhooks(source, user_id=user, statuses=statuses, after=after, limit=limit + 1)
     )
-    next_cursor = cursors.encode("webhooks", str(rows[limit - 1].id)) if len(rows) > limit else None
+    more = len(rows) > limit
+    next_cursor = cursors.encode_moment("webhooks", rows[limit - 1].at, rows[limit - 1].id) if more else None
     return json_answer({"items": [_webhook(row) for row in rows[:limit]], "next_cursor": next_cursor})
 
 
@@ -46,7 +44,7 @@ async def list_webhooks(
 async def cancel_webhook(request: Request, webhook_id: str, user: Owner) -> Response:
     """Cancel a pending webhook: no further attempt is made."""
     await expect_no_body(request)
-    wanted: UUID = cursors.uuid_of(webhook_id, "this webhook")
+    wanted = cursors.uuid_of(webhook_id, "this webhook")
     row = await webhooks.cancel(deps_of(request).backends.primary, wanted, user)
     if row is None:
         raise not_found("this webhook")

@@ -8,22 +8,19 @@ from uuid_utils.compat import uuid7
 from rayloom.db.engine import driver, make_engine
 from rayloom.db.metrics import read_counts, read_totals
 from rayloom.db.settings import DatabaseSettings
+from tests.integration.databases import administer
 
 FINISHED = 20_000
-
-
-async def _fill(engine: AsyncEngine) -> None:
-    user = uuid7()
-    async with driver(engine) as connection:
-        await connection.execute("INSERT INTO users (id, name) VALUES ($1::uuid, $1::text)", str(user))
-        await connection.execute(
-            "INSERT INTO tasks (id, user_id, title, status, priority, result, created_at, finished_at) "
-            "SELECT gen_random_uuid(), $1, 't', CASE WHEN n <= 5 THEN 'PROCESSING' ELSE 'COMPLETED' END, 5, "
-            "CASE WHEN n > 5 THEN '1'::jsonb END, now(), CASE WHEN n > 5 THEN now() END "
-            f"FROM generate_series(1, {FINISHED}) n",
-            user,
-        )
-        await connection.execute("VACUUM (ANALYZE) tasks, sub_tasks")
+USER = uuid7()
+FILL = (
+    f"INSERT INTO users (id, name) VALUES ('{USER}', 'user')",
+    f"""
+    INSERT INTO tasks (id, user_id, title, status, priority, result, created_at, finished_at)
+    SELECT gen_random_uuid(), '{USER}', 't', CASE WHEN n <= 5 THEN 'PROCESSING' ELSE 'COMPLETED' END, 5,
+        CASE WHEN n > 5 THEN '1'::jsonb END, now(), CASE WHEN n > 5 THEN now() END
+    FROM generate_series(1, {FINISHED}) n""",
+    "VACUUM (ANALYZE) tasks, sub_tasks",
+)
 
 
 async def _scans_of_tasks(engine: AsyncEngine) -> tuple[int, int]:
@@ -38,8 +35,8 @@ async def _scans_of_tasks(engine: AsyncEngine) -> tuple[int, int]:
 
 
 async def test_counts_for_metrics_do_not_scan_tasks(database: DatabaseSettings) -> None:
-    engine = make_engine(database.primary_dsn(), pool_size=1, max_overflow=0, name="explain")
-    await _fill(engine)
+    engine = make_engine(database.primary_dsn(), pool_size=1, max_overflow=0, name="count")
+    await administer(database.url.get_secret_value(), *FILL)
     whole, by_index = await _scans_of_tasks(engine)
     counts, totals = await read_counts(engine), await read_totals(engine)
     assert await _scans_of_tasks(engine) == (whole, by_index + 1)

@@ -34,6 +34,7 @@ from rayloom.db.letters import LetterFilter
 from rayloom.db.outputs import outputs
 from rayloom.db.quotas import QuotaStore
 from rayloom.db.settings import BlobSettings, DatabaseSettings
+from tests.integration.databases import administer
 
 
 def _blobs(engine: AsyncEngine) -> BlobStore:
@@ -116,16 +117,8 @@ class Explained:
 @pytest.fixture(scope="module")
 def filled(database: DatabaseSettings) -> DatabaseSettings:
     """The database with a million subtasks in it."""
-
-    async def fill() -> None:
-        engine = make_engine(database.primary_dsn(), pool_size=1, max_overflow=0, name="fill")
-        async with driver(engine) as connection:
-            await connection.execute("SET synchronous_commit = off; SET work_mem = '64MB'")
-            for statement in FILL:
-                await connection.execute(statement, timeout=240)
-        await engine.dispose()
-
-    asyncio.run(fill())
+    quickly = ("SET synchronous_commit = off", "SET work_mem = '64MB'")
+    asyncio.run(administer(database.url.get_secret_value(), *quickly, *FILL))
     return database
 
 

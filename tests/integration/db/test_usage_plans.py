@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rayloom.db.engine import driver, make_engine
 from rayloom.db.settings import DatabaseSettings
 from rayloom.db.usage import read_usage
+from tests.integration.databases import administer
 
 ME = UUID(int=1)
 OTHERS = 100_000
@@ -58,16 +59,7 @@ FILL = (
 @pytest.fixture(scope="module")
 def filled(database: DatabaseSettings) -> DatabaseSettings:
     """The database, full of what others used."""
-
-    async def fill() -> None:
-        engine = make_engine(database.primary_dsn(), pool_size=1, max_overflow=0, name="fill")
-        async with driver(engine) as connection:
-            await connection.execute("SET synchronous_commit = off")
-            for statement in FILL:
-                await connection.execute(statement, timeout=240)
-        await engine.dispose()
-
-    asyncio.run(fill())
+    asyncio.run(administer(database.url.get_secret_value(), "SET synchronous_commit = off", *FILL))
     return database
 
 
