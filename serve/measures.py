@@ -74,7 +74,7 @@ class ReadCounts(Collector):
 
 
 class TotalCounts(Collector):
-    """What PostgreSQL has counted since its counters began."""
+    """Export the totals that PostgreSQL counts."""
 
     def __init__(self, totals: Totals) -> None:
         self._totals = totals

@@ -1,4 +1,4 @@
-"""What runs in the processes of Serve's proxies, in front of every replica: connections and answers of ours.
+"""Run our connections and JSON answers in the processes of Serve's proxies, in front of every replica.
 
 Ray Serve calls ``configure`` in each proxy before it listens, where ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names
 it (``PROXY_CALLBACK`` of the settings). Nothing here may need a database or a setting of rayloom.
@@ -69,7 +69,7 @@ class JsonAnswers:
 
 
 def _in_place_of(start: Message, path: str) -> ASGIApp | None:
-    """The answer in place of one of the proxy's own, which are plain text; None for an answer of a replica."""
+    """Return the JSON for a plain-text answer of the proxy itself; None for an answer of a replica."""
     headers: dict[bytes, bytes] = {bytes(name).lower(): bytes(value) for name, value in start["headers"]}
     if not headers.pop(b"content-type", b"").startswith(b"text/plain"):
         return None

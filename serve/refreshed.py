@@ -1,4 +1,4 @@
-"""An answer that is made once for all who ask at the same time, and shown again while it is fresh."""
+"""Make an answer once for all requests of the same moment, and give it again while it is fresh."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Refreshed(Generic[T]):
-    """Keeps what ``make`` gave for ``age_s`` seconds. Belongs to one event loop."""
+    """Keep the answer of ``make`` for ``age_s`` seconds. Belongs to one event loop."""
 
     def __init__(self, make: Callable[[], Awaitable[T]], *, age_s: float) -> None:
         self._make, self._age_s = make, age_s
@@ -19,7 +19,7 @@ class Refreshed(Generic[T]):
         self._made_at = 0.0
 
     async def get(self) -> T:
-        """Give the kept answer, or wait for the one that is being made. Raises what ``make`` raises."""
+        """Return the kept answer, or wait for the next one. Raises the error of ``make``."""
         task = self._task
         if task is None or (task.done() and monotonic() - self._made_at > self._age_s):
             task = self._task = asyncio.get_running_loop().create_task(self._refresh())

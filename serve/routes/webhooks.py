@@ -1,4 +1,4 @@
-"""Webhooks that are to be sent or were sent: list them, cancel one."""
+"""List webhooks, and cancel a pending one."""
 
 from __future__ import annotations
 

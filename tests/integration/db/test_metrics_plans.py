@@ -1,4 +1,4 @@
-"""What /metrics counts is read by partial indexes, however many tasks have finished."""
+"""The counts of /metrics are read by partial indexes, however many tasks have finished."""
 
 from __future__ import annotations
 
