@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -31,7 +32,7 @@ from rayloom.cluster.settings import Settings
 from rayloom.dag.errors import Transient
 from rayloom.dag.token_port import Quota
 from rayloom.db.settings import DatabaseSettings, RedisSettings
-from rayloom.serve.settings import PROXY_CALLBACK, REPLICA_RETRIES
+from rayloom.serve.settings import MAX_BODY_VARIABLE, PROXY_CALLBACK, REPLICA_RETRIES
 from rayloom.tools.tool import LIGHT
 
 _log = logging.getLogger(__name__)
@@ -100,13 +101,16 @@ async def start(
     try:
         if not running.owns_ray:
             # They were started with the settings of an earlier `up`, which may have been other ones.
-            end_singletons(engine)
+            await asyncio.to_thread(end_singletons, engine)
             running.owns_serve = not await asyncio.to_thread(serve_runs)
-        _start_singletons(worker_settings, home, secret_key)
-        deploying = asyncio.ensure_future(asyncio.to_thread(start_serve, settings, worker_settings))
-        await asyncio.shield(deploying)
-        deploying = asyncio.ensure_future(asyncio.to_thread(serve_model, llama))
-        await asyncio.shield(deploying)
+        for deploy in (
+            partial(_start_singletons, worker_settings, home, secret_key),
+            partial(start_serve, settings, worker_settings),
+            partial(serve_model, llama),
+        ):
+            # In threads: each may wait for a cluster that has gone, which has to be noticed meanwhile.
+            deploying = asyncio.ensure_future(asyncio.to_thread(deploy))
+            await asyncio.shield(deploying)
         await until_deployed(READY_TIMEOUT_S)
         # Not at RAYLOOM_URL: what stands between that and us may come up after us.
         await _until_ready(settings.near_url)
@@ -142,6 +146,7 @@ def _environment(settings: Settings, home: Home) -> None:
         os.environ.setdefault("RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", str(REPLICA_RETRIES))
         # Serve's proxies have no time-out for headers, and answer in plain text.
         os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", PROXY_CALLBACK)
+        os.environ[MAX_BODY_VARIABLE] = str(settings.max_body_mb)
         # Despite its name, this is how Ray is told to stay on the loopback instead of the machine's own address.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Jobs and batches find us, and the Python that has us installed.

@@ -19,7 +19,7 @@ import threading
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from rayloom.cluster.checks import StartRefused
 from rayloom.cluster.embedded.identity import ServiceError
@@ -93,7 +93,10 @@ class _Head:
             bringup.start(order.settings, order.database, order.redis, exclusive=order.exclusive, llama=order.llama)
         )
         stopping = asyncio.create_task(self._stop.wait())
-        await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        gone = asyncio.create_task(_until_gone() if order.settings.ray_address else asyncio.Event().wait())
+        await asyncio.wait([starting, stopping, gone], return_when=asyncio.FIRST_COMPLETED)
+        if gone.done():
+            self._end_without_cluster(order.settings.ray_address)
         if not starting.done():
             starting.cancel()
         try:
@@ -104,13 +107,16 @@ class _Head:
             self._link.tell(**_refusal(error))
             return 1
         self._link.tell(started={"urls": dict(running.urls), "api_key": running.api_key})
-        gone = asyncio.create_task(_until_gone() if order.settings.ray_address else asyncio.Event().wait())
         await asyncio.wait([stopping, gone], return_when=asyncio.FIRST_COMPLETED)
         if gone.done():
-            self._link.tell(gone=f"the Ray cluster at RAYLOOM_RAY_ADDRESS={order.settings.ray_address} is gone")
-            return 1
+            self._end_without_cluster(order.settings.ray_address)
         await running.stop()
         return 0
+
+    def _end_without_cluster(self, address: str) -> NoReturn:
+        """End this process at once: threads of it may wait for the cluster for ever."""
+        self._link.tell(gone=f"the Ray cluster at RAYLOOM_RAY_ADDRESS={address} is gone")
+        os._exit(1)
 
     def _listen(self) -> None:
         while True:
@@ -139,12 +145,17 @@ class _Head:
 
 
 async def _until_gone() -> None:
-    """Return when the given cluster has not answered for a while. (A local one is watched process by process.)"""
-    import ray
+    """Return when the given cluster, once joined, has not answered for a while, or is another one at its address.
 
+    A local cluster is watched process by process.
+    """
     silent = 0
     while silent < LOOKS:
         await asyncio.sleep(LOOK_S)
+        # Imported by `bringup` only: Ray reads its settings when it is imported.
+        ray = sys.modules.get("ray")
+        if ray is None or not ray.is_initialized():
+            continue
         try:
             await asyncio.wait_for(asyncio.to_thread(ray.nodes), LOOK_S)
             silent = 0

@@ -160,7 +160,8 @@ class HeadProcess:
         if not self._started.done():
             assert self._process is not None
             await asyncio.to_thread(self._process.wait)
-            self._started.set_exception(StartRefused(f"{self._last_words()} while it started: see logs/up.log there"))
+            words = f"{self._last_words()} while it started: see logs/up.log there"
+            self._started.set_exception(ClusterAbsent(self._gone) if self._gone else StartRefused(words))
         # Where nobody waits for it any more.
         self._started.exception()
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final, cast
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from rayloom.serve.problems import Problem
+from rayloom.serve.settings import MIB
 
 LINGER_S: Final = 1.0
 """How long a refused client may go on sending: a connection that is closed at once can lose the answer."""
@@ -22,6 +23,8 @@ class Connection(HttpToolsProtocol):
     """How long the rest of a body may take that was answered before it had arrived."""
     max_header_bytes: ClassVar[int] = 64 * 1024
     """Of the request line, the headers and the trailers of one request."""
+    max_body_bytes: ClassVar[int] = 1025 * MIB
+    """Serve's proxy reads the body of a request even where the app does not, and keeps it in memory."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -31,7 +34,7 @@ class Connection(HttpToolsProtocol):
         self._is_in_headers = self._is_in_message = self._is_refused = False
         # Requests that are not answered yet: uvicorn tells only the last one that its client has gone.
         self._open: list[RequestResponseCycle] = []
-        self._header_bytes = 0
+        self._header_bytes = self._body_bytes = 0
         self._raw_bytes = 0
         self._headers_timer: TimerHandle | None = None
         self._drain_timer: TimerHandle | None = None
@@ -69,7 +72,8 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse malformed HTTP."""
-        self._refuse(Problem(400, "this is not a valid HTTP/1.1 request", code="MALFORMED"))
+        if not self._is_refused:
+            self._refuse(Problem(400, "this is not a valid HTTP/1.1 request", code="MALFORMED"))
 
     # What the parser reports; an exception refuses the request.
 
@@ -79,7 +83,7 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         super().on_message_begin()
         self._is_in_headers = self._is_in_message = True
-        self._header_bytes = self._raw_bytes = 0
+        self._header_bytes = self._body_bytes = self._raw_bytes = 0
         self._await_headers()
 
     def on_url(self, url: bytes) -> None:
@@ -103,8 +107,15 @@ class Connection(HttpToolsProtocol):
         self._open.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of the body."""
+        """Take a part of the body, unless the answer has begun. Raises ValueError when it is too large."""
         self._raw_bytes = 0
+        if self.cycle.response_started:
+            return
+        self._body_bytes += len(body)
+        if self._body_bytes > self.max_body_bytes:
+            detail = f"the body is larger than {self.max_body_bytes:,} bytes"
+            self._refuse(Problem(413, detail, code="BODY_TOO_LARGE"))
+            raise ValueError(detail)
         super().on_body(body)
 
     def on_message_complete(self) -> None:

@@ -1,12 +1,13 @@
 """Run our connections and JSON answers in the processes of Serve's proxies, in front of every replica.
 
 Ray Serve calls ``configure`` in each proxy before it listens, where ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names
-it (``PROXY_CALLBACK`` of the settings). Nothing here may need a database or a setting of rayloom.
+it (``PROXY_CALLBACK`` of the settings). Nothing here may need a database. The one setting is in the environment.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any, Final
 
 from starlette.middleware import Middleware
@@ -16,6 +17,7 @@ from uvicorn.config import HTTP_PROTOCOLS
 from rayloom.serve.connections import Connection
 from rayloom.serve.json_answer import json_answer
 from rayloom.serve.problems import Problem, unavailable
+from rayloom.serve.settings import MAX_BODY_VARIABLE, MIB
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,9 @@ HEALTH_PATH: Final = "/-/healthz"
 
 def configure() -> list[Middleware]:
     """Have uvicorn use our connections in this process. Give the middleware for Serve's proxy."""
+    if given := os.environ.get(MAX_BODY_VARIABLE):
+        # The app refuses a body that is too large in its own words, where it reads one.
+        Connection.max_body_bytes = (int(given) + 1) * MIB
     HTTP_PROTOCOLS["auto"] = f"{Connection.__module__}:{Connection.__name__}"
     return [Middleware(JsonAnswers)]
 

@@ -16,6 +16,8 @@ REPLICA_RETRIES = 1_000_000
 
 PROXY_CALLBACK = "rayloom.serve.proxy:configure"
 """The function that each of Serve's proxies calls before it listens."""
+MAX_BODY_VARIABLE = "RAYLOOM_MAX_BODY_MB"
+"""In the environment of Serve's proxies; they know no other setting."""
 
 
 class ServeSettings(BaseModel):

@@ -22,6 +22,8 @@ from rayloom.dag.errors import Refused, Transient, UserError
 MAX_URL_CHARS: Final = 8_192
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 MAX_TRIED: Final = 8
+LOOK_UP_S: Final = 8.0
+"""How long name servers may be silent: time for a second one where the first is down."""
 """So many addresses of a name are tried; all of them are checked."""
 
 Address = IPv4Address | IPv6Address
@@ -248,7 +250,10 @@ async def first_reached(
 
 async def _look_up(host: str, port: int) -> list[Address]:
     try:
-        answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        async with asyncio.timeout(LOOK_UP_S):
+            answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except TimeoutError:
+        raise Transient(DNS_FAILED, f"no name server said within {LOOK_UP_S:g} s where {host} is") from None
     except (OSError, UnicodeError) as error:
         raise Transient(DNS_FAILED, f"the name {host} can't be resolved: {error}") from None
     found: list[Address] = []

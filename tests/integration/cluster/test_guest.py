@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -14,12 +15,29 @@ from typing import Any
 
 import pytest
 
+from rayloom.cluster import head_process
+from rayloom.cluster.checks import StartRefused
+from rayloom.cluster.head import Order
+from rayloom.cluster.head_process import HeadProcess
+from rayloom.cluster.settings import load_settings
 from tests.integration.fake_autoscaling import FakeAutoscalingCluster
 from tests.integration.instance import PROGRAM, START_S, STOP_S, Instance, given_services, running
 from tests.integration.runs import Run, echo
 from tests.integration.waiting import wait_until
 
 PROGRAM_OF_THEIRS = Path(__file__).with_name("neighbour.py")
+STARTING_FOR_EVER = """
+import asyncio, ray, sys
+from rayloom.cluster import bringup, head
+
+async def start(settings, *_, **__):
+    ray.init(settings.ray_address, logging_level="ERROR", log_to_driver=False)
+    (settings.home / "joined").touch()
+    await asyncio.Event().wait()
+
+bringup.start = start
+head.main(sys.argv[1:])
+"""
 NOTHING_OF_OURS = {"actors": [], "applications": ["theirs"]}
 
 
@@ -110,6 +128,30 @@ def test_up_waits_for_a_cluster_that_is_gone_and_serves_again_when_it_is_back() 
                 assert Run.submit(instance, client, [echo("a", "back")]).completed()["result"] == "back"
             # Before its cluster, or it would go on to wait.
             instance.stop()
+
+
+async def test_cluster_that_goes_during_a_start_is_noticed_though_ray_itself_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_process, "PROGRAM", ("-P", "-c", STARTING_FOR_EVER))
+    with FakeAutoscalingCluster((), head_cpus=2) as cluster:
+        for name, value in cluster.environment.items():
+            monkeypatch.setenv(name, value)
+        settings = load_settings(None, environ={"RAYLOOM_HOME": str(tmp_path), "RAYLOOM_RAY_ADDRESS": cluster.address})
+        order = Order(
+            settings=settings, database=settings.database, redis=settings.redis, exclusive=True, llama=None
+        )  # fmt: skip
+        driver = HeadProcess(order, tell=print, services=list, quiet=True)
+        starting = asyncio.create_task(driver.start())
+        try:
+            await asyncio.to_thread(wait_until, (tmp_path / "joined").exists, within_s=START_S)
+            cluster.kill()
+            async with asyncio.timeout(START_S):
+                # Asked whether it is there, Ray may end the driver itself.
+                with cluster, pytest.raises(StartRefused, match=r"is gone|the driver of Ray .* ended"):
+                    await starting
+        finally:
+            await driver.destroy()
 
 
 @pytest.mark.parametrize(

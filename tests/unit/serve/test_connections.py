@@ -391,3 +391,37 @@ async def test_rest_of_a_body_and_the_next_request_in_one_piece_do_not_cut_the_a
         await client.until(b"<>")
         await client.send(b"cdGET /parts HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"last" in await client.until(b"last")
+
+
+async def _ignoring(_: Scope, receive: Receive, send: Send) -> None:
+    """Begin to answer, and read without end, as Serve's proxy does."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/html")]})
+    await send({"type": "http.response.body", "body": b"first", "more_body": True})
+    size = 0
+    while (message := await receive())["type"] != "http.disconnect":
+        size += len(message["body"])
+        await send({"type": "http.response.body", "body": b"<%d>" % size, "more_body": message["more_body"]})
+
+
+class _Small(_Hasty):
+    max_body_bytes: ClassVar[int] = 1000
+
+
+async def test_body_beyond_the_limit_is_answered_413_as_json() -> None:
+    head = b"POST /sound HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with _serving(http=_Small) as port:
+        async with _client(port) as client:
+            await client.send(head + b"100\r\n" + b"x" * 256 + b"\r\n0\r\n\r\n")
+            assert b"x>" in await client.until(b"0\r\n\r\n")
+            await client.send(head + (b"100\r\n" + b"x" * 256 + b"\r\n") * 4)
+            assert _problem(await client.rest(), 413)["type"] == "urn:rayloom:problem:body-too-large"
+        await _still_serves(port)
+
+
+async def test_body_that_goes_on_after_the_answer_has_begun_is_dropped() -> None:
+    head = b"POST /stream HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with _serving(_ignoring, http=_Small) as port, _client(port) as client:
+        await client.send(head)
+        await client.until(b"first")
+        await client.send((b"100\r\n" + b"x" * 256 + b"\r\n") * 400 + b"0\r\n\r\n")
+        assert b"<0>" in await client.until(b">")

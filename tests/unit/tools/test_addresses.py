@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from ipaddress import ip_address
 
 import pytest
 
-from rayloom.dag.errors import Refused, UserError
+from rayloom.dag.errors import Refused, Transient, UserError
 from rayloom.tools.addresses import AddressRules, addresses_of, is_public, parse_url
 
 NONE = AddressRules.parse(())
@@ -172,6 +173,17 @@ async def test_a_name_of_this_machine_is_refused_after_resolution() -> None:
     with pytest.raises(Refused) as refusal:
         await addresses_of("localhost", 80, NONE)
     assert refusal.value.code == "ADDRESS_REFUSED"
+
+
+async def test_name_servers_that_are_silent_are_a_name_that_was_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("rayloom.tools.addresses.LOOK_UP_S", 0.05)
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", silent)
+    with pytest.raises(Transient, match=r"within 0\.05 s") as failure:
+        await addresses_of("silent.example", 80, NONE)
+    assert failure.value.code == "DNS_FAILED"
 
 
 async def test_one_private_address_among_public_ones_refuses_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
