@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from tests.integration.instance import Instance, running
+from tests.integration.models.rig import Rig, rigged
 
 # A machine that is busy is no fault of what is tested; by itself an example may take 200 ms.
 settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -33,6 +34,7 @@ SHARED: Final = {
         )),
         "tests/story/test_diamond.py",
     ),
+    "model_instance": tuple(f"{_ENGINE}/test_{name}.py" for name in ("budgets", "early", "joiner", "models")),
     "private_instance": tuple(f"{_ENGINE}/test_{name}.py" for name in ("flush", "kills", "skills")),
 }  # fmt: skip
 """The fixtures of this file, and the files that use each."""
@@ -40,7 +42,7 @@ SHARED: Final = {
 LONGEST_FIRST: Final = (
     "shared rayloom: instance",
     "shared rayloom: private_instance",
-    "tests/integration/engine/test_budgets.py",
+    "shared rayloom: model_instance",
     "tests/integration/test_autoscaling.py",
     "tests/integration/tools/hostile",
     "tests/integration/tools",
@@ -111,3 +113,18 @@ def instance() -> Instance:
 def private_instance() -> Instance:
     """Give a rayloom to kill parts of; each test leaves it ready for the next one."""
     return _used_by_group.enter_context(running())
+
+
+@pytest.fixture(scope="session")
+def model_rig() -> Rig:
+    """Give the endpoint of the models of ``model_instance``."""
+    return _used_by_group.enter_context(rigged())
+
+
+@pytest.fixture(scope="session")
+def model_instance(model_rig: Rig) -> Instance:
+    """Give a rayloom whose models are scripted, and cost something."""
+    url = model_rig.endpoint.url
+    return _used_by_group.enter_context(
+        running(RAYLOOM_LLM_BASE_URL=url, RAYLOOM_LLM_MODEL="scripted", RAYLOOM_LLM_PRICE_IN="1")
+    )

@@ -17,7 +17,7 @@ from rayloom.cluster.home import Home
 from rayloom.cluster.settings import load_settings
 from rayloom.db.migrate import upgrade
 from tests.integration import mcp_servers
-from tests.integration.databases import administer, url_of
+from tests.integration.databases import administer, dropping, url_of
 from tests.integration.s3 import S3Server, s3_server
 
 
@@ -54,7 +54,7 @@ def template(server_url: str) -> Iterator[str]:
     asyncio.run(administer(server_url, f"CREATE DATABASE {name}"))
     asyncio.run(upgrade(url_of(server_url, name)))
     yield name
-    asyncio.run(administer(server_url, f"DROP DATABASE {name} WITH (FORCE)"))
+    asyncio.run(administer(server_url, *dropping(name)))
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,19 @@ async def administer(url: str, *statements: str) -> None:
     await engine.dispose()
 
 
+def dropping(name: str) -> tuple[str, str]:
+    """Give the statements that drop a database, for `administer`.
+
+    Not ``WITH (FORCE)``: only a superuser may end a session of another role, or autovacuum's. ``DROP`` itself stops
+    autovacuum, and waits up to 5 s for sessions that are closing.
+    """
+    return (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        f"WHERE datname = '{name}' AND usename = current_user AND pid <> pg_backend_pid()",
+        f"DROP DATABASE {name}",
+    )
+
+
 def url_of(server_url: str, name: str) -> str:
     """Give the URL of another database of the same server."""
     return make_url(server_url).set(database=name).render_as_string(hide_password=False)
@@ -35,4 +48,4 @@ def copy_of(server_url: str, template: str) -> Iterator[DatabaseSettings]:
     name = f"rl_{uuid7().hex}"
     asyncio.run(administer(server_url, f"CREATE DATABASE {name} TEMPLATE {template}"))
     yield DatabaseSettings(url=SecretStr(url_of(server_url, name)))
-    asyncio.run(administer(server_url, f"DROP DATABASE {name} WITH (FORCE)"))
+    asyncio.run(administer(server_url, *dropping(name)))

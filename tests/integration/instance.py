@@ -25,6 +25,7 @@ from uuid_utils.compat import uuid7
 from rayloom.cluster.embedded.postgres import DATABASE, USER
 from rayloom.cluster.home import Home
 from rayloom.serve.client import Client
+from tests.integration.databases import administer, dropping
 from tests.integration.ports import free_ports
 from tests.integration.processes import MARK, Process, processes_of
 from tests.integration.waiting import wait_until
@@ -68,7 +69,7 @@ def given_services() -> Iterator[Services | None]:
     try:
         yield Services(make_url(server).set(database=name).render_as_string(hide_password=False), url)
     finally:
-        asyncio.run(_run(server, f"DROP DATABASE {name} WITH (FORCE)"))
+        asyncio.run(administer(server, *dropping(name)))
         flush(url)
         _taken_indexes.discard(index)
 

@@ -21,6 +21,7 @@ from rayloom.db.engine import make_engine
 from rayloom.db.keys import create_key, identify, new_key, revoke_key
 from rayloom.db.migrate import upgrade
 from rayloom.db.settings import DatabaseSettings
+from tests.integration.databases import administer, dropping
 
 
 @pytest.fixture
@@ -32,8 +33,8 @@ async def database(server_url: str) -> AsyncIterator[DatabaseSettings]:
     made = DatabaseSettings(url=SecretStr(url))
     await upgrade(made.primary_dsn())
     yield made
-    await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await server.close()
+    await administer(server_url, *dropping(name))
 
 
 @pytest.fixture

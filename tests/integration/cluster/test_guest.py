@@ -154,6 +154,15 @@ async def test_cluster_that_goes_during_a_start_is_noticed_though_ray_itself_wai
             await driver.destroy()
 
 
+@pytest.fixture(scope="module")
+def newcomer(cluster: FakeAutoscalingCluster) -> Iterator[Instance]:
+    """A rayloom that is to join the cluster, and is not started."""
+    with given_services() as services:
+        made = Instance(Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp")), services, environ(cluster))
+        yield made
+        made.destroy()
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -164,19 +173,14 @@ async def test_cluster_that_goes_during_a_start_is_noticed_though_ray_itself_wai
     ids=["mode is not token", "wrong token", "no token"],
 )
 def test_cluster_that_refuses_the_token_is_one_line(
-    cluster: FakeAutoscalingCluster, given: dict[str, str], said: str
+    cluster: FakeAutoscalingCluster, newcomer: Instance, given: dict[str, str], said: str
 ) -> None:
-    with given_services() as services:
-        instance = Instance(Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp")), services, environ(cluster) | given)
-        try:
-            ended = subprocess.run(
-                [*PROGRAM, "up"], cwd=instance.folder, env=instance.environ, capture_output=True, text=True,
-                timeout=START_S, check=False,
-            )  # fmt: skip
-            assert ended.returncode == 1, ended.stdout
-            (line,) = ended.stderr.splitlines()
-            assert line.startswith("rayloom: ")
-            assert said in line
-            assert "another" not in line
-        finally:
-            instance.destroy()
+    ended = subprocess.run(
+        [*PROGRAM, "up"], cwd=newcomer.folder, env=newcomer.environ | given, capture_output=True, text=True,
+        timeout=START_S, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1, ended.stdout
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("rayloom: ")
+    assert said in line
+    assert "another" not in line

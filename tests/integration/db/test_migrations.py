@@ -16,7 +16,7 @@ from uuid_utils.compat import uuid7
 
 from rayloom.db import migrations
 from rayloom.db.migrate import MigrationError, upgrade
-from tests.integration.databases import administer, url_of
+from tests.integration.databases import administer, dropping, url_of
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ async def empty(server_url: str) -> AsyncIterator[str]:
     name = f"rl_{uuid7().hex}"
     await administer(server_url, f"CREATE DATABASE {name}")
     yield url_of(server_url, name)
-    await administer(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+    await administer(server_url, *dropping(name))
 
 
 async def _schema(url: str) -> list[tuple[str, str]]:

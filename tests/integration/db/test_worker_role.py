@@ -28,7 +28,7 @@ from rayloom.db.files import TaskFiles
 from rayloom.db.migrate import WorkerRoleError, ensure_worker_role, missing_grants, upgrade
 from rayloom.db.outputs import outputs
 from rayloom.db.settings import BlobSettings, DatabaseSettings
-from tests.integration.databases import administer
+from tests.integration.databases import administer, dropping
 from tests.integration.db.spine import Spine
 
 
@@ -206,7 +206,7 @@ async def test_it_is_made_and_renewed_by_who_is_no_superuser(database: DatabaseS
     finally:
         await administer(
             database.primary_dsn(),
-            f"DROP DATABASE {name} WITH (FORCE)",
+            *dropping(name),
             f"DROP ROLE IF EXISTS {theirs}",
             f"DROP OWNED BY {ours}",
             f"DROP ROLE {ours}",

@@ -13,9 +13,10 @@ from uuid_utils.compat import uuid7
 
 from rayloom.dag.values import Json, JsonObject
 from rayloom.serve.client import Client
-from tests.integration.engine.test_models import Rig, reasoning, rigged, running_with, say
+from tests.integration.engine.test_models import reasoning, say
 from tests.integration.instance import Instance
 from tests.integration.models.endpoint import Asked, Reply
+from tests.integration.models.rig import Rig
 from tests.integration.runs import Run, echo
 from tests.integration.waiting import wait_until
 
@@ -38,15 +39,14 @@ def answer(asked: Asked) -> Reply:
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with rigged(answer) as made:
-        yield made
+def rig(model_rig: Rig) -> Iterator[Rig]:
+    with model_rig.saying(answer):
+        yield model_rig
 
 
 @pytest.fixture(scope="module")
-def instance(rig: Rig) -> Iterator[Instance]:
-    with running_with(rig) as made:
-        yield made
+def instance(rig: Rig, model_instance: Instance) -> Instance:
+    return model_instance
 
 
 @pytest.fixture(scope="module")

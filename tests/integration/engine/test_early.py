@@ -14,8 +14,9 @@ from rayloom.dag.values import JsonObject
 from rayloom.serve.client import Client
 from tests.integration.engine import chaos
 from tests.integration.engine.test_cancel import WITHIN_S, cancel
-from tests.integration.instance import Instance, running
+from tests.integration.instance import Instance
 from tests.integration.models.endpoint import Asked, Endpoint, Reply
+from tests.integration.models.rig import Rig
 from tests.integration.runs import Run
 from tests.integration.waiting import wait_until
 
@@ -33,16 +34,13 @@ def plan(*subtasks: JsonObject) -> str:
 
 
 @dataclass
-class Rig:
-    """The endpoint that a rayloom asks: by what a prompt names, its answers in turn."""
+class Author:
+    """Who writes the plans: by what a prompt names, the answers in turn."""
 
+    endpoint: Endpoint
     scripts: dict[str, list[Reply]] = field(default_factory=dict)
-    endpoint: Endpoint = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.endpoint = Endpoint(self._say)
-
-    def _say(self, asked: Asked) -> Reply:
+    def say(self, asked: Asked) -> Reply:
         return next(script for name, script in self.scripts.items() if name in asked.prompt).pop(0)
 
     def asked(self, name: str) -> list[Asked]:
@@ -55,29 +53,28 @@ class Prompt:
     """A task whose plan is being written. ``open``: lets the second half of its first answer come."""
 
     run: Run
-    rig: Rig
+    author: Author
     name: str
 
     def open(self) -> None:
-        self.rig.endpoint.open_gate(self.name)
+        self.author.endpoint.open_gate(self.name)
 
     @property
     def first(self) -> Asked:
         """The first question of its model."""
-        return self.rig.asked(self.name)[0]
+        return self.author.asked(self.name)[0]
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    made = Rig()
-    with made.endpoint:
+def author(model_rig: Rig) -> Iterator[Author]:
+    made = Author(model_rig.endpoint)
+    with model_rig.saying(made.say):
         yield made
 
 
 @pytest.fixture(scope="module")
-def instance(rig: Rig) -> Iterator[Instance]:
-    with running(RAYLOOM_LLM_BASE_URL=rig.endpoint.url, RAYLOOM_LLM_MODEL="scripted") as made:
-        yield made
+def instance(author: Author, model_instance: Instance) -> Instance:
+    return model_instance
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +83,13 @@ def client(instance: Instance) -> Iterator[Client]:
         yield opened
 
 
-def submit(instance: Instance, client: Client, rig: Rig, *answers: str, **fields: Any) -> Prompt:
+def submit(instance: Instance, client: Client, author: Author, *answers: str, **fields: Any) -> Prompt:
     """A prompt that is answered like this; the first answer stops halfway."""
     name = f"<{uuid4().hex}>"
     first, *others = answers
-    rig.scripts[name] = [Reply(text=first, gate=name), *(Reply(text=text) for text in others)]
+    author.scripts[name] = [Reply(text=first, gate=name), *(Reply(text=text) for text in others)]
     task_id = client.submit({"prompt": f"Look at it {name}", **fields}).task_id
-    return Prompt(Run(instance, client, task_id), rig, name)
+    return Prompt(Run(instance, client, task_id), author, name)
 
 
 def begun(prompt: Prompt, id_: str, *statuses: str) -> Any:
@@ -107,9 +104,9 @@ def begun(prompt: Prompt, id_: str, *statuses: str) -> Any:
 
 @pytest.mark.exact
 def test_what_reads_is_done_before_the_plan_s_last_token_and_nothing_writes_before(
-    instance: Instance, client: Client, rig: Rig
+    instance: Instance, client: Client, author: Author
 ) -> None:
-    prompt = submit(instance, client, rig, plan(READ, NEXT, WRITE, LAST))
+    prompt = submit(instance, client, author, plan(READ, NEXT, WRITE, LAST))
     begun(prompt, "next", "COMPLETED")
     assert set(prompt.run.subtasks()) == {"read", "next"}
     assert prompt.run.status() == "PROCESSING"
@@ -125,20 +122,20 @@ def test_what_reads_is_done_before_the_plan_s_last_token_and_nothing_writes_befo
 
 
 @pytest.mark.exact
-def test_a_plan_that_is_mended_keeps_what_has_begun(instance: Instance, client: Client, rig: Rig) -> None:
-    prompt = submit(instance, client, rig, plan(READ, NEXT, BROKEN), plan(WRITE, READ, NEXT, LAST))
+def test_a_plan_that_is_mended_keeps_what_has_begun(instance: Instance, client: Client, author: Author) -> None:
+    prompt = submit(instance, client, author, plan(READ, NEXT, BROKEN), plan(WRITE, READ, NEXT, LAST))
     begun(prompt, "next", "COMPLETED")
     prompt.open()
     task = prompt.run.completed()
     assert [each["id"] for each in task["subtasks"]] == ["read", "next", "write", "last"]
     assert [each["attempts"] for each in task["subtasks"]] == [1, 1, 1, 1]
-    assert "leave these as they are: read, next." in rig.asked(prompt.name)[1].prompt
+    assert "leave these as they are: read, next." in author.asked(prompt.name)[1].prompt
     prompt.run.expect_sound()
 
 
 @pytest.mark.exact
-def test_what_the_whole_plan_does_without_is_stopped(instance: Instance, client: Client, rig: Rig) -> None:
-    prompt = submit(instance, client, rig, plan(SLOW, READ, BROKEN), plan({**READ, "input": {"value": 8}}))
+def test_what_the_whole_plan_does_without_is_stopped(instance: Instance, client: Client, author: Author) -> None:
+    prompt = submit(instance, client, author, plan(SLOW, READ, BROKEN), plan({**READ, "input": {"value": 8}}))
     begun(prompt, "slow", "RUNNING")
     prompt.open()
     assert prompt.run.completed()["result"] == 8
@@ -152,10 +149,10 @@ def test_what_the_whole_plan_does_without_is_stopped(instance: Instance, client:
 
 @pytest.mark.exact
 def test_a_plan_that_never_becomes_whole_fails_with_what_has_begun(
-    instance: Instance, client: Client, rig: Rig
+    instance: Instance, client: Client, author: Author
 ) -> None:
     broken = plan(SLOW, READ, BROKEN)
-    prompt = submit(instance, client, rig, broken, broken, broken)
+    prompt = submit(instance, client, author, broken, broken, broken)
     begun(prompt, "slow", "RUNNING")
     prompt.open()
     task = prompt.run.finished()
@@ -169,9 +166,9 @@ def test_a_plan_that_never_becomes_whole_fails_with_what_has_begun(
 
 
 def test_a_cancel_in_the_middle_stops_the_model_and_what_has_begun(
-    instance: Instance, client: Client, rig: Rig
+    instance: Instance, client: Client, author: Author
 ) -> None:
-    prompt = submit(instance, client, rig, plan(SLOW, READ, LAST))
+    prompt = submit(instance, client, author, plan(SLOW, READ, LAST))
     begun(prompt, "slow", "RUNNING")
     with instance.http() as http:
         cancel(http, prompt.run)
@@ -183,8 +180,8 @@ def test_a_cancel_in_the_middle_stops_the_model_and_what_has_begun(
 
 
 @pytest.mark.exact
-def test_a_deadline_in_the_middle_ends_it(instance: Instance, client: Client, rig: Rig) -> None:
-    prompt = submit(instance, client, rig, plan(SLOW, READ, LAST), budget={"deadline_s": 30})
+def test_a_deadline_in_the_middle_ends_it(instance: Instance, client: Client, author: Author) -> None:
+    prompt = submit(instance, client, author, plan(SLOW, READ, LAST), budget={"deadline_s": 30})
     begun(prompt, "slow", "RUNNING")
     task = prompt.run.finished()
     assert (task["status"], task["error"]["code"]) == ("FAILED", "DEADLINE_EXCEEDED")
@@ -199,12 +196,12 @@ VICTIMS: dict[str, chaos.Kill] = {
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
-def test_a_beginning_survives_the_death_of(victim: str, instance: Instance, client: Client, rig: Rig) -> None:
-    prompt = submit(instance, client, rig, plan(READ, NEXT, LAST), plan(READ, NEXT, WRITE, LAST))
+def test_a_beginning_survives_the_death_of(victim: str, instance: Instance, client: Client, author: Author) -> None:
+    prompt = submit(instance, client, author, plan(READ, NEXT, LAST), plan(READ, NEXT, WRITE, LAST))
     begun(prompt, "next", "COMPLETED")
     VICTIMS[victim](instance)
     task = prompt.run.completed()
     assert [each["id"] for each in task["subtasks"]] == ["read", "next", "write", "last"]
-    assert "These subtasks run already" in rig.asked(prompt.name)[1].prompt
+    assert "These subtasks run already" in author.asked(prompt.name)[1].prompt
     prompt.run.expect_sound()
     prompt.open()

@@ -10,8 +10,9 @@ import pytest
 
 from rayloom.dag.values import Json
 from rayloom.serve.client import Client
-from tests.integration.instance import Instance, running
-from tests.integration.models.endpoint import Asked, Endpoint, Reply
+from tests.integration.instance import Instance
+from tests.integration.models.endpoint import Asked, Reply
+from tests.integration.models.rig import Rig
 from tests.integration.runs import Run
 
 
@@ -28,17 +29,15 @@ class Script:
 
 
 @pytest.fixture(scope="module")
-def script() -> Script:
-    return Script()
+def script(model_rig: Rig) -> Iterator[Script]:
+    made = Script()
+    with model_rig.saying(made):
+        yield made
 
 
 @pytest.fixture(scope="module")
-def instance(script: Script) -> Iterator[Instance]:
-    with (
-        Endpoint(script) as endpoint,
-        running(RAYLOOM_LLM_BASE_URL=endpoint.url, RAYLOOM_LLM_MODEL="scripted") as made,
-    ):
-        yield made
+def instance(script: Script, model_instance: Instance) -> Instance:
+    return model_instance
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -15,9 +13,9 @@ import pytest
 from rayloom.dag.values import Json, JsonObject
 from rayloom.serve.client import Client
 from tests.integration.engine.test_cancel import WITHIN_S, cancel
-from tests.integration.instance import Instance, running
-from tests.integration.models.endpoint import Asked, Endpoint, Reply
-from tests.integration.ports import free_ports
+from tests.integration.instance import Instance
+from tests.integration.models.endpoint import Asked, Reply
+from tests.integration.models.rig import Rig
 from tests.integration.runs import Run, echo
 from tests.integration.waiting import wait_until
 
@@ -46,54 +44,15 @@ def say(asked: Asked) -> Reply:
     return Reply(text="Good.")
 
 
-@dataclass
-class Rig:
-    """The endpoint that a rayloom asks. It can go and come back; ``replies`` come before what it says else."""
-
-    says: Callable[[Asked], Reply] = say
-    replies: list[Reply] = field(default_factory=list)
-    endpoint: Endpoint = field(init=False)
-    port: int = field(default_factory=lambda: free_ports(1)[0])
-
-    def start(self) -> None:
-        self.endpoint = Endpoint(
-            lambda asked: self.replies.pop(0) if self.replies else self.says(asked), port=self.port
-        )
-        self.endpoint.__enter__()
-
-    def stop(self) -> None:
-        self.endpoint.__exit__(None, None, None)
-
-    def _reply(self, asked: Asked) -> Reply:
-        return self.replies.pop(0) if self.replies else self.says(asked)
-
-
-@contextmanager
-def rigged(says: Callable[[Asked], Reply] = say) -> Iterator[Rig]:
-    """One that is there."""
-    made = Rig(says=says)
-    made.start()
-    try:
-        yield made
-    finally:
-        made.stop()
-
-
-def running_with(rig: Rig) -> AbstractContextManager[Instance]:
-    """A rayloom whose models are there, and cost something."""
-    return running(RAYLOOM_LLM_BASE_URL=rig.endpoint.url, RAYLOOM_LLM_MODEL="scripted", RAYLOOM_LLM_PRICE_IN="1")
+@pytest.fixture(scope="module")
+def rig(model_rig: Rig) -> Iterator[Rig]:
+    with model_rig.saying(say):
+        yield model_rig
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with rigged() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def instance(rig: Rig) -> Iterator[Instance]:
-    with running_with(rig) as made:
-        yield made
+def instance(rig: Rig, model_instance: Instance) -> Instance:
+    return model_instance
 
 
 @pytest.fixture(scope="module")
