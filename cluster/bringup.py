@@ -38,6 +38,8 @@ from rayloom.tools.tool import LIGHT
 _log = logging.getLogger(__name__)
 
 SANDBOXES_PER_CPU = 4
+WARM_WORKERS_MAX = 32
+"""Each takes some 100 MB of memory."""
 WORKER_IDLE_MS = 10 * 60 * 1000
 """How long a worker may be idle before Ray may end it."""
 TASKS_SHOWN = 10_000
@@ -250,11 +252,14 @@ def _start_singletons(settings: WorkerSettings, home: Home, secret_key: SecretSt
 
 
 async def _warm_workers(settings: Settings, engine: EngineSettings) -> None:
-    """Have the workers of light tools started while nobody waits for them yet: each takes a second of CPU."""
+    """Start workers for light tools before the first request: each takes a second of CPU."""
     from rayloom.actors.scheduler_actor import RayScheduler
 
+    count = settings.ray_warm_workers
+    if count is None:
+        count = min(int(_cpus(settings) / LIGHT["CPU"]), WARM_WORKERS_MAX)
     try:
-        await RayScheduler(engine).warm(cpus=LIGHT["CPU"], count=int(_cpus(settings) / LIGHT["CPU"]))
+        await RayScheduler(engine).warm(cpus=LIGHT["CPU"], count=count)
     except Transient as error:
         _log.warning("workers.not_warmed", extra={"error": error.message})
 

@@ -87,6 +87,9 @@ class Settings(EngineFields, BlobFields, E2bFields, LocalModelFields, ModelField
     ray_dashboard_port: int = Field(default=8265, ge=1, le=65_535)
     ray_failures: int = Field(default=3, ge=1, description="so many failures of Ray in five minutes end `rayloom up`")
     ray_num_cpus: int | None = Field(default=None, ge=1, description="CPUs of the local Ray; empty: all")
+    ray_warm_workers: int | None = Field(
+        default=None, ge=0, description="workers started before the first request; empty: 4 a CPU, at most 32"
+    )
 
     sandbox: Literal["auto", "docker", "bubblewrap", "e2b", "unsafe-local"] = "auto"
     sandbox_max_wall_s: float = Field(default=3_600, gt=0, description="no run in a sandbox may ask for more seconds")

@@ -113,6 +113,7 @@ class Instance:
             "RAYLOOM_PORT": str(port),
             "RAYLOOM_RAY_DASHBOARD_PORT": str(dashboard),
             "RAYLOOM_DEMO": "0",
+            "RAYLOOM_RAY_WARM_WORKERS": "1",
             "RAYLOOM_RETRY_INITIAL_S": "0.2",
             "RAYLOOM_RETRY_MAX_S": "2",
             "RAYLOOM_ALLOW_ADDRESSES": "127.0.0.1/32",
