@@ -84,7 +84,7 @@ def test_make_targets_exist(page: Path) -> None:
 
 
 def test_the_readme_names_what_is_refused_as_not_built_and_nothing_that_is() -> None:
-    absent = (ROOT / "README.md").read_text().partition("## What it is not yet\n")[2]
+    absent = (ROOT / "README.md").read_text().partition("## Limits\n")[2]
     points = [each.replace("\n ", "") for each in re.findall(r"^- .+(?:\n  .+)*", absent, re.MULTILINE)]
     unbuilt = {store for store in get_args(Settings.model_fields["log_store"].annotation) if store != "postgres"}
     unbuilt |= {f"`{field.rpartition('/')[2]}:" for field, _, _ in UNSUPPORTED} | {SECRET}
