@@ -12,15 +12,15 @@ import pytest
 
 from tests.integration.conformance import installed, needs_npm, ran
 
-DOCS: Final = Path(__file__).parents[3] / "docs" / "tools.md"
+DOCS: Final = Path(__file__).parents[3] / "docs" / "mcp-tools.md"
 COMMAND: Final = f"{shlex.quote(sys.executable)} -m tests.integration.tools.mcp_conformance_client"
 SCENARIO_S: Final = 60
 TRIES: Final = 3
 
 
 def written_down() -> tuple[set[str], set[str]]:
-    """The scenarios that pass and those that fail, as docs/tools.md has them."""
-    text = DOCS.read_text(encoding="utf-8").partition("**Conformance.**")[2]
+    """The scenarios that pass and those that fail, as docs/mcp-tools.md has them."""
+    text = DOCS.read_text(encoding="utf-8").partition("## Conformance")[2]
     passing = re.search(r"these pass: (.*?)\.\s+The others", text, re.DOTALL)
     rows = re.findall(r"^\| (`.*?) \| [^|]+ \|$", text, re.MULTILINE)
     assert passing is not None
