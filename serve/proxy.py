@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 HEALTH_PATH: Final = "/-/healthz"
 """Serve's own health check, for load balancers; KubeRay looks for the word `success` in it."""
+OWN_PATHS: Final = "/-/"
+"""The start of all routes that the proxy itself answers."""
 
 
 def configure() -> list[Middleware]:
@@ -83,6 +85,9 @@ def _in_place_of(start: Message, path: str) -> ASGIApp | None:
         return json_answer({"status": "success"})
     if status < 400:
         return None
+    if status == 404 and not path.startswith(OWN_PATHS):
+        # All other routes are the API's: the proxy has not been told of it yet.
+        return _STARTING.response(path)
     problem = _OF_STATUS.get(status, Problem(status, "the API can't answer this request"))
     response = problem.response(path)
     kept: dict[str, Any] = {name.decode(): headers[name].decode("latin-1") for name in _KEPT & set(headers)}
@@ -90,6 +95,7 @@ def _in_place_of(start: Message, path: str) -> ASGIApp | None:
     return response
 
 
+_STARTING: Final = unavailable("the API is not up; try again")
 _KEPT: Final = {b"retry-after", b"x-request-id"}
 _OF_STATUS: Final = {
     404: Problem(404, "there is no such route"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from typing import Any
 
@@ -43,7 +44,10 @@ def seen() -> dict[str, list[str]]:
 
 if __name__ == "__main__":
     ray.init(address=sys.argv[1], namespace="theirs", log_to_driver=False, logging_level=logging.ERROR)
+    # Ray prints messages of its cluster to stdout, whatever it was asked for.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     commands = {"deploy": deploy, "ask": ask, "seen": seen}
     for line in sys.stdin:
-        sys.stdout.write(json.dumps(commands[line.strip()]()) + "\n")
-        sys.stdout.flush()
+        answers.write(json.dumps(commands[line.strip()]()) + "\n")
+        answers.flush()

@@ -288,17 +288,23 @@ async def _ask(app: ASGIApp, path: str = "/x") -> tuple[bytes, bytes]:
         return head.lower(), body
 
 
-@pytest.mark.parametrize("status", [404, 408, 429, 500, 503])
-async def test_text_of_the_proxy_becomes_a_problem(status: int) -> None:
-    head, body = await _ask(
-        _saying(status, b"text/plain; charset=utf-8", (b"X-Request-ID", b"7"), (b"retry-after", b"9"))
-    )
+@pytest.mark.parametrize(("status", "path"), [(404, "/-/x"), (408, "/x"), (429, "/x"), (500, "/x"), (503, "/x")])
+async def test_text_of_the_proxy_becomes_a_problem(status: int, path: str) -> None:
+    text = _saying(status, b"text/plain; charset=utf-8", (b"X-Request-ID", b"7"), (b"retry-after", b"9"))
+    head, body = await _ask(text, path)
     assert f"http/1.1 {status} ".encode() in head
     assert b"content-type: application/problem+json" in head
     assert b"x-request-id: 7" in head
     assert b"retry-after: 9" in head
     assert json.loads(body)["status"] == status
-    assert json.loads(body)["instance"] == "/x"
+    assert json.loads(body)["instance"] == path
+
+
+async def test_proxy_that_does_not_know_the_api_yet_answers_503() -> None:
+    head, body = await _ask(_saying(404, b"text/plain"))
+    assert b"http/1.1 503 " in head
+    assert b"retry-after: " in head
+    assert json.loads(body)["detail"] == "the API is not up; try again"
 
 
 async def test_answer_of_a_replica_stays_as_it_is() -> None:
