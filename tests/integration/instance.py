@@ -228,7 +228,7 @@ class Instance:
 
     def client(self, key: str = "") -> Client:
         """Our own client, patient with an API that is away for a while."""
-        return Client(self.url, key or self.key, patience_s=60, stream_patience_s=60)
+        return Client(self.url, key or self.key, patience_s=START_S, stream_patience_s=START_S)
 
     def http(self, key: str = "") -> httpx2.Client:
         """A plain client."""
