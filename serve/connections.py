@@ -34,8 +34,7 @@ class Connection(HttpToolsProtocol):
         self._is_in_headers = self._is_in_message = self._is_refused = False
         # Requests that are not answered yet: uvicorn tells only the last one that its client has gone.
         self._open: list[RequestResponseCycle] = []
-        self._header_bytes = self._body_bytes = 0
-        self._raw_bytes = 0
+        self._header_bytes = self._body_bytes = self._raw_bytes = 0
         self._headers_timer: TimerHandle | None = None
         self._drain_timer: TimerHandle | None = None
 

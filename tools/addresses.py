@@ -22,9 +22,9 @@ from rayloom.dag.errors import Refused, Transient, UserError
 MAX_URL_CHARS: Final = 8_192
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 MAX_TRIED: Final = 8
+"""So many addresses of a name are tried; all of them are checked."""
 LOOK_UP_S: Final = 8.0
 """How long name servers may be silent: time for a second one where the first is down."""
-"""So many addresses of a name are tried; all of them are checked."""
 
 Address = IPv4Address | IPv6Address
 T = TypeVar("T")

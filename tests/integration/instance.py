@@ -64,7 +64,7 @@ def given_services() -> Iterator[Services | None]:
     index = min(set(range(1, _REDIS_INDEXES + 1)) - _taken_indexes)
     _taken_indexes.add(index)
     url = make_url(cache).set(database=str(index)).render_as_string(hide_password=False)
-    asyncio.run(_run(server, f"CREATE DATABASE {name}"))
+    asyncio.run(administer(server, f"CREATE DATABASE {name}"))
     flush(url)
     try:
         yield Services(make_url(server).set(database=name).render_as_string(hide_password=False), url)
