@@ -189,6 +189,7 @@ class ToolRegistry:
 
         Also ``ALTERNATIVE_INVALID``: there is no such tool, it may do more than this one, or it leads back to it.
         """
+        await self._ready()
         tool = await self._current(name)
         if alternative is not None:
             check_alternative(tool, alternative, self._snapshot.tools)

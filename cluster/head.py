@@ -21,6 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
+from sqlalchemy.exc import DBAPIError
+
 from rayloom.cluster.checks import StartRefused
 from rayloom.cluster.embedded.identity import ServiceError
 from rayloom.cluster.home import HomeError
@@ -169,9 +171,16 @@ def _refusal(error: Exception) -> dict[str, Any]:
         return {"refused": str(error), "kind": type(error).__name__}
     if isinstance(error, RayloomError):
         return {"refused": error.message, "kind": type(error).__name__}
+    if isinstance(error, DBAPIError):
+        return {"refused": f"the database failed during the start: {_first_line(error)}", "kind": "StartRefused"}
     _log.error("head.failed: %s", "".join(traceback.format_exception(error)))
-    said = str(error).strip().splitlines() or [""]
-    return {"refused": f"Ray and Serve did not start: {type(error).__name__}: {said[0][:300]}", "kind": "bug"}
+    return {"refused": f"Ray and Serve did not start: {_first_line(error)}", "kind": "bug"}
+
+
+def _first_line(error: Exception) -> str:
+    """Give the type of an error and the first line of its message, cut at 300 characters."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
 def main(arguments: list[str]) -> int:

@@ -87,7 +87,7 @@ class RayKeeper:
         self._serving(started)
 
     async def _start_again(self, reason: str, failed_at: float) -> None:
-        pause = waited = 0
+        waited = 0
         self._note(reason, failed_at)
         while True:
             try:
@@ -99,9 +99,9 @@ class RayKeeper:
                 if not waited:
                     self._tell(f"{absent}; waiting for it")
                 waited += 1
-                await asyncio.sleep(PAUSES_S[min(pause, len(PAUSES_S) - 1)])
-                pause += 1
+                await asyncio.sleep(PAUSES_S[min(waited, len(PAUSES_S)) - 1])
             except StartRefused as refused:
+                waited = 0
                 self._note(str(refused), time.monotonic())
 
     def _note(self, reason: str, now: float) -> None:

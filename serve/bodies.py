@@ -107,13 +107,13 @@ def _is_tagged(kind: Any) -> bool:
     return get_origin(kind) in (Union, UnionType) and any(map(_is_tagged, get_args(kind)))
 
 
-def schema_of(model: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI says of a body that is read by hand."""
+def schema_of(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """Describe for OpenAPI a body that a route reads by hand. ``required``: False where the route takes none, too."""
     content = {"application/json": {"schema": model.model_json_schema(ref_template="#/components/schemas/{model}")}}
     definitions = content["application/json"]["schema"].pop("$defs", None)
     if definitions:
         content["application/json"]["schema"] = _inlined(content["application/json"]["schema"], definitions)
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def _inlined(node: Any, definitions: dict[str, Any]) -> Any:

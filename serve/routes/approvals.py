@@ -41,7 +41,7 @@ class RejectBody(Body):
     reason: Annotated[str, StringConstraints(min_length=1, max_length=MAX_REASON_CHARS)]
 
 
-@router.post("/{task_id}/approve", openapi_extra=schema_of(ApproveBody))
+@router.post("/{task_id}/approve", openapi_extra=schema_of(ApproveBody, required=False))
 async def approve(request: Request, task_id: str, me: Me, user: Owner) -> Response:
     """Approve a subtask that waits; without `subtask`, the plan of a READY task, else every subtask that waits now."""
     deps = deps_of(request)

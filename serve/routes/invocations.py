@@ -18,6 +18,7 @@ from rayloom.dag.plan import MAX_FAULTS
 from rayloom.dag.states import TASK_TERMINAL, SubtaskStatus
 from rayloom.dag.values import JsonObject
 from rayloom.db import reads
+from rayloom.db.keys import Principal
 from rayloom.db.submit import NewTask, submit_task
 from rayloom.db.task_moves import end_task
 from rayloom.serve import shapes
@@ -91,7 +92,7 @@ async def invoke(request: Request, me: Me, name: str) -> Response:
     log.info("tool.invoked", extra={"tool": name, "task_id": str(submitted.task_id)})
     if not await deps.backends.offer(submitted.queued, str(submitted.task_id)):
         await wake(deps)
-    return await _answer(deps, name, submitted.task_id, me.user_id, patience_s)
+    return await _answer(deps, me, name, submitted.task_id, patience_s)
 
 
 def _read(document: JsonObject, timeout_max_s: float) -> tuple[InvokeBody, list[Fault]]:
@@ -119,12 +120,12 @@ def _plan(name: str, given: JsonObject, timeout_s: float) -> JsonObject:
     }
 
 
-async def _answer(deps: Deps, name: str, task_id: UUID, user_id: UUID, patience_s: float) -> Response:
+async def _answer(deps: Deps, me: Principal, name: str, task_id: UUID, patience_s: float) -> Response:
     try:
         async with asyncio.timeout(patience_s):
-            shut_s = await _ended(deps, name, task_id, user_id)
+            shut_s = await _ended(deps, me, name, task_id)
     except TimeoutError:
-        await _give_up(deps, task_id, user_id, patience_s)
+        await _give_up(deps, task_id, me.user_id, patience_s)
         shut_s = None
     if shut_s is not None:
         return _breaker_open(name, shut_s, task_id)
@@ -139,11 +140,11 @@ async def _answer(deps: Deps, name: str, task_id: UUID, user_id: UUID, patience_
     return json_answer(document, headers={"Link": f'</api/v1/tasks/{task_id}>; rel="via"'})
 
 
-async def _ended(deps: Deps, name: str, task_id: UUID, user_id: UUID) -> float | None:
+async def _ended(deps: Deps, me: Principal, name: str, task_id: UUID) -> float | None:
     """Wait for its end; or, where its tool's breaker opened before it began, withdraw it: the seconds to try again."""
     with deps.backends.wakeups.follow(str(task_id)) as follower:
-        while await reads.task_status(deps.backends.primary, task_id, user_id) not in TASK_TERMINAL:
-            view, shut_s = deps.offered.breaker_of(name), deps.offered.shut_for_s(name)
+        while await reads.task_status(deps.backends.primary, task_id, me.user_id) not in TASK_TERMINAL:
+            view, shut_s = deps.offered.breaker_of(name), deps.offered.shut_for_s(name, scope=me.scope)
             # While it is half open this may be the very call that was let through.
             is_shut = view is not None and view.state == "open" and shut_s is not None
             if is_shut and await _withdrawn(deps, task_id):

@@ -188,7 +188,7 @@ async def one_letter(request: Request, letter_id: str, user: Owner) -> Response:
     return json_answer(letter_shapes.letter_in_full(row, attempts, given.as_json()))
 
 
-@router.post("/{letter_id}/retry", status_code=202, openapi_extra=schema_of(RetryBody))
+@router.post("/{letter_id}/retry", status_code=202, openapi_extra=schema_of(RetryBody, required=False))
 async def retry_one(request: Request, letter_id: str, user: Owner, me: Me) -> Response:
     """Run the subtask of a letter again, with another input if one is given. Completed work is kept."""
     deps = deps_of(request)

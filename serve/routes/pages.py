@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -24,7 +25,7 @@ _DOCS: Final = (
 )
 _SENTENCES: Final = {
     "ready": "Ready: everything that rayloom needs answers.",
-    "degraded": "Degraded: Redis does not answer. Nothing is lost, but work goes slower.",
+    "degraded": "Degraded: {down} not answering. Nothing is lost, but work goes slower.",
     "unavailable": "Not ready: something that rayloom needs does not answer.",
 }
 # The assets of Swagger UI ship with a package; what is ours lies beside this room's code.
@@ -34,6 +35,11 @@ _FOREIGN: Final = {
 }
 _OWN: Final = {"rayloom.css": "text/css", "docs.js": "text/javascript", "favicon.svg": "image/svg+xml"}
 _DAY: Final = {"Cache-Control": "public, max-age=86400"}
+
+
+def _subject(names: Collection[str]) -> str:
+    first = sorted(names)
+    return f"{', '.join(first[:-1])} and {first[-1]} are" if len(first) > 1 else f"{''.join(first)} is"
 
 
 @router.get("/")
@@ -50,7 +56,7 @@ async def landing(request: Request) -> Response:
     )
     values = {
         "status": status,
-        "sentence": _SENTENCES[status],
+        "sentence": _SENTENCES[status].format(down=_subject(down)),
         "rows": rows,
         "url": escape(deps.settings.public_url),
         "version": escape(request.app.version),

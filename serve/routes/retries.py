@@ -51,7 +51,7 @@ class ForkBody(Body):
     inputs: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
-@router.post("/{task_id}/retry", status_code=202, openapi_extra=schema_of(RetryBody))
+@router.post("/{task_id}/retry", status_code=202, openapi_extra=schema_of(RetryBody, required=False))
 async def retry(request: Request, task_id: str, user: Owner) -> Response:
     """Run again what is BLOCKED of a task, and what was SKIPPED for it; what has completed is kept.
 

@@ -254,6 +254,7 @@ async def test_readiness_names_every_dependency(world: World) -> None:
     # Most tasks need no MCP server.
     world.fakes.mcp.is_down = True
     await _ready(world, 200, "degraded")
+    assert "Degraded: mcp is not answering." in (await nobody.get("/")).text
 
 
 async def _ready(world: World, status: int, word: str | None = None) -> httpx2.Response:
@@ -339,6 +340,8 @@ async def test_openapi_names_every_route_and_every_body(world: World) -> None:
     assert "/api/v1/tasks/{task_id}/trace" in document["paths"]
     body = document["paths"]["/api/v1/tasks"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert {"prompt", "priority", "plan", "budget", "labels"} <= set(body["properties"])
+    approve = document["paths"]["/api/v1/tasks/{task_id}/approve"]["post"]["requestBody"]
+    assert approve["required"] is False, "it may be approved without a body"
     assert set(document["components"]["securitySchemes"]) == {"HTTPBearer", "APIKeyHeader"}
     for path, methods in document["paths"].items():
         for method, operation in methods.items():

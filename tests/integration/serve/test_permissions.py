@@ -41,6 +41,25 @@ async def test_a_key_sees_what_it_may_use(world: World, fields: dict[str, Any], 
     assert await names(await key_of(world, **fields)) == seen
 
 
+async def test_waiting_call_is_withdrawn_when_breaker_opens_and_key_denies_the_alternative(world: World) -> None:
+    admin = await world.user("admin")
+    client = await key_of(world, tools={"allow": ["*"], "deny": ["core.sleep"]})
+    path = "/api/v1/tools/core.noop"
+    calling = asyncio.create_task(client.post(f"{path}/invoke", json={}))
+
+    async def waits() -> bool:
+        tasks = (await client.get("/api/v1/tasks")).json()["items"]
+        return [item["status"] for item in tasks] == ["PROCESSING"]
+
+    try:
+        await until(waits)
+        await admin.http.patch(path, json={"alternative": "core.sleep"})
+        await admin.http.patch(path, json={"breaker": "open"})
+        assert (await calling).json()["error"]["code"] == "BREAKER_OPEN"
+    finally:
+        await admin.http.patch(path, json={"breaker": "closed", "alternative": None})
+
+
 async def test_what_a_key_may_not_use_it_can_neither_submit_nor_call(world: World) -> None:
     world.fakes.registry.relevel("core.sleep", "write")
     for fields in ({"max_level": "read"}, {"tools": {"allow": ["*"], "deny": ["core.s*"]}}):
