@@ -27,6 +27,7 @@ LOOK_UP_S: Final = 8.0
 """How long name servers may be silent: time for a second one where the first is down."""
 
 Address = IPv4Address | IPv6Address
+_LOOPBACK: Final[tuple[Address, ...]] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 T = TypeVar("T")
 
 # is_global knows most of them; these are said anyway, or carry another address inside.
@@ -248,7 +249,15 @@ async def first_reached(
     return await connect(last, max(until - clock(), 0.0))
 
 
+def is_localhost(host: str) -> bool:
+    """Tell whether a name is this machine by RFC 6761, section 6.3, even if no file and no name server knows it."""
+    name = host.lower().removesuffix(".")
+    return name == "localhost" or name.endswith(".localhost")
+
+
 async def _look_up(host: str, port: int) -> list[Address]:
+    if is_localhost(host):
+        return list(_LOOPBACK)
     try:
         async with asyncio.timeout(LOOK_UP_S):
             answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)

@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from rayloom.dag.errors import Refused, UserError
+from rayloom.tools.addresses import is_localhost
 
 POSTGRESQL_PORT: Final = 5432
 _LOCAL: Final = "local"
@@ -70,7 +71,7 @@ async def _place(url: str) -> Place:
 
 
 async def _addresses(host: str) -> set[str]:
-    if not host or host.startswith(("/", "@")):
+    if not host or host.startswith(("/", "@")) or is_localhost(host):
         return {_LOCAL}
     try:
         answers = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)

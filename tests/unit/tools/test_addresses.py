@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from rayloom.dag.errors import Refused, Transient, UserError
-from rayloom.tools.addresses import AddressRules, addresses_of, is_public, parse_url
+from rayloom.tools.addresses import AddressRules, addresses_of, is_localhost, is_public, parse_url
 
 NONE = AddressRules.parse(())
 
@@ -173,6 +173,16 @@ async def test_a_name_of_this_machine_is_refused_after_resolution() -> None:
     with pytest.raises(Refused) as refusal:
         await addresses_of("localhost", 80, NONE)
     assert refusal.value.code == "ADDRESS_REFUSED"
+
+
+@pytest.mark.parametrize("name", ["localhost", "LocalHost.", "a.localhost"])
+def test_names_of_this_machine_need_no_name_server(name: str) -> None:
+    assert is_localhost(name)
+
+
+@pytest.mark.parametrize("name", ["localhost.example", "notlocalhost", "local", ""])
+def test_other_names_are_not_this_machine(name: str) -> None:
+    assert not is_localhost(name)
 
 
 async def test_name_servers_that_are_silent_are_a_name_that_was_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
