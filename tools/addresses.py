@@ -256,14 +256,14 @@ def is_localhost(host: str) -> bool:
 
 
 async def _look_up(host: str, port: int) -> list[Address]:
-    if is_localhost(host):
-        return list(_LOOPBACK)
     try:
         async with asyncio.timeout(LOOK_UP_S):
             answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except TimeoutError:
         raise Transient(DNS_FAILED, f"no name server said within {LOOK_UP_S:g} s where {host} is") from None
     except (OSError, UnicodeError) as error:
+        if is_localhost(host):
+            return list(_LOOPBACK)
         raise Transient(DNS_FAILED, f"the name {host} can't be resolved: {error}") from None
     found: list[Address] = []
     for _, _, _, _, (text, *_) in answers:

@@ -176,8 +176,13 @@ async def test_a_name_of_this_machine_is_refused_after_resolution() -> None:
 
 
 @pytest.mark.parametrize("name", ["localhost", "LocalHost.", "a.localhost"])
-def test_names_of_this_machine_need_no_name_server(name: str) -> None:
-    assert is_localhost(name)
+async def test_names_of_this_machine_need_no_name_server(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unknown(*_: object, **__: object) -> None:
+        raise OSError(-2, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", unknown)
+    with pytest.raises(Refused, match=r"is at 127\.0\.0\.1"):
+        await addresses_of(name, 80, NONE)
 
 
 @pytest.mark.parametrize("name", ["localhost.example", "notlocalhost", "local", ""])
