@@ -62,8 +62,6 @@ def _run_in_worker(settings: WorkerSettings, packed: bytes) -> bytes:
         _worker.warm()
         return packed
     order = AttemptOrder.unpack(packed)
-    # `ps` shows which attempt a process runs; Ray itself shows the name of the Ray task, which is the tool's.
-    ray._raylet.setproctitle(f"ray::{order.task_id}:{order.key}")  # type: ignore[attr-defined]  # compiled
     return pack(_worker.run(order, ray_task_id=str(context.get_task_id())))
 
 

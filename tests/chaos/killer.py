@@ -24,7 +24,7 @@ GIVE_UP_S: Final = 30.0
 """How long a victim that is being started again is waited for."""
 
 VICTIMS: Final[Mapping[str, tuple[str, int]]] = {
-    "worker": ("ray::01", 4),  # the title of a worker that runs an attempt begins with the UUID of the task
+    "worker": ("ray::", 4),  # one that runs an attempt
     "scheduler": ("ray::_SchedulerActor", 3),
     "registry": ("ray::_ToolRegistryActor", 1),
     "tokens": ("ray::_TokenControllerActor", 2),
@@ -122,7 +122,9 @@ class Killer:
     def _find(self, name: str, which: float) -> Process | None:
         title, _ = self._victims[name]
         found = sorted(self._rig.processes(title), key=lambda each: each.born)
-        if name == "node":
+        if name == "worker":
+            found = [each for each in found if each.is_at_work]
+        elif name == "node":
             # The first is the head's, which has a name of its own here.
             found = found[1:]
         elif name in FATAL:

@@ -219,6 +219,19 @@ class Instance:
         found = wait_until(lambda: self.processes(title), what=lambda: [each.title for each in self.processes()])
         return min(found, key=lambda each: each.born)
 
+    def workers(self, task_id: str, subtask: str = "%") -> list[Process]:
+        """The workers that run attempts of a task, or of one of its subtasks, once rayloom has recorded them."""
+        rows = self.sql(
+            "SELECT s.worker_id, l.worker_id FROM sub_tasks s LEFT JOIN execution_logs l ON l.sub_task_id = s.id "
+            "WHERE s.parent_id = $1::uuid AND s.key LIKE $2",
+            task_id, subtask,
+        )  # fmt: skip
+        names = {worker_id for row in rows for worker_id in row if worker_id}
+        # Ray names the log of a worker after its id and its process.
+        logs = self.folder.glob("ray/session_*/logs/python-core-worker-*_*.log")
+        pids = {int(pid) for log in logs for name, pid in [log.stem[19:].split("_")] if name in names}
+        return [each for each in self.processes() if each.pid in pids and each.is_at_work]
+
     # -- its doors -----------------------------------------------------------------------------------------------------
 
     @property

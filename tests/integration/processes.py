@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 MARK = "RL_TEST_INSTANCE"
+_AT_WORK = re.compile(r"ray::(?!rayloom:)[a-z]")
+"""How the title of a worker begins that runs an attempt: with the name of its tool. Those of actors are classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,11 @@ class Process:
         """Whether this very process still runs; a zombie does not."""
         now = _look(self.pid)
         return now is not None and now.born == self.born
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether it was a Ray worker that ran an attempt."""
+        return _AT_WORK.match(self.title) is not None
 
     def rss_bytes(self) -> int:
         """Its resident memory; 0 when it has ended."""

@@ -13,12 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from rayloom.dag.values import JsonObject
 from tests.integration.instance import Instance
 from tests.integration.listeners import listeners_of, unix_listeners_of
-from tests.integration.runs import Run, echo, python
+from tests.integration.runs import Run, echo, python, sleep
 from tests.integration.waiting import wait_until
 
 STRANGER = Path(__file__).with_name("stranger.py")
@@ -139,6 +140,22 @@ def test_another_user_finds_no_open_port_socket_or_file(instance: Instance, secr
     # Every port answered something, so each was tried in a language that it speaks.
     ports = {door.split(" ")[0] for door, text in found["heard"].items() if text}
     assert {str(port) for port in doors["ports"]} <= ports
+
+
+def test_ray_counts_by_the_names_of_tools_and_not_by_attempts(instance: Instance) -> None:
+    """A series of Ray's metrics lasts as long as its agent, and anybody may read it."""
+    with instance.client() as client, instance.http() as http:
+        run = Run.submit(instance, client, [sleep("a", 3600)])
+        told = wait_until(lambda: _worker_figures(instance, "ray::core.sleep"), within_s=60)
+        assert run.task_id not in told
+        http.post(f"/tasks/{run.task_id}/cancel").raise_for_status()
+
+
+def _worker_figures(instance: Instance, component: str) -> str:
+    """Ray's metrics of the node, as soon as they speak of such processes."""
+    (services,) = json.loads((instance.folder / "ray" / "prom_metrics_service_discovery.json").read_text())
+    pages = [httpx2.get(f"http://{address}/metrics", trust_env=False).text for address in services["targets"]]
+    return next((page for page in pages if f'Component="{component}"' in page), "")
 
 
 def test_the_same_probes_with_the_token_do_run_code_and_read_data(instance: Instance) -> None:

@@ -73,8 +73,7 @@ def workers(instance: Instance) -> None:
     """`kill -9` of two workers that run an attempt."""
 
     def busy() -> list[int] | None:
-        # The title of a worker that runs an attempt begins with the UUID of the task.
-        found = [each.pid for each in instance.processes("ray::01")]
+        found = [each.pid for each in instance.processes() if each.is_at_work]
         return found[:2] if len(found) >= 2 else None
 
     for pid in wait_until(busy, every_s=0.01):

@@ -242,7 +242,7 @@ def test_a_worker_that_is_killed_in_the_middle_of_an_answer_leaves_nothing_reser
 
     # A reservation may be granted before it is written down (docs/adr/0012), so its row may come after the question.
     wait_until(lambda: reserved() > 4_096)
-    (worker,) = instance.processes(f"ray::{run.task_id}")
+    (worker,) = wait_until(lambda: instance.workers(run.task_id), what=run.details)
     os.kill(worker.pid, signal.SIGKILL)
     # Another attempt answers; and long before its lease is over nothing is reserved for the dead one.
     run.completed()

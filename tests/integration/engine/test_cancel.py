@@ -85,9 +85,10 @@ def test_a_sandbox_in_an_endless_loop(instance: Instance, client: Client, http: 
     while (parent := around.get(inside[-1].parent)) is not None and not parent.title.startswith("ray::"):
         inside.append(parent)
     assert len(inside) > 2, "the loop, and what holds it, run too"
+    wait_until(lambda: instance.workers(run.task_id), what=run.details)
     answered_at = cancel(http, run)
     expect_stopped(answered_at, lambda: [each for each in inside if each.is_alive])
-    expect_stopped(answered_at, lambda: instance.processes(f"ray::{run.task_id}"))
+    expect_stopped(answered_at, lambda: instance.workers(run.task_id))
     expect_cancelled(run, {"endless": "RUNNING", "after": "READY"})
 
 
@@ -95,18 +96,19 @@ def test_a_request_that_nobody_answers(instance: Instance, client: Client, http:
     with Server() as server:
         run = Run.submit(instance, client, [step("ask", "http.request", {"url": server.url})])
         wait_until(server.connected.is_set, what=run.details)
+        wait_until(lambda: instance.workers(run.task_id), what=run.details)
         assert not server.closed.is_set()
         answered_at = cancel(http, run)
         wait_until(server.closed.is_set)
         assert server.closed_at - answered_at < WITHIN_S
-    expect_stopped(answered_at, lambda: instance.processes(f"ray::{run.task_id}"))
+    expect_stopped(answered_at, lambda: instance.workers(run.task_id))
     expect_cancelled(run, {"ask": "RUNNING"})
 
 
 def test_what_sleeps(instance: Instance, client: Client, http: httpx2.Client) -> None:
     run = Run.submit(instance, client, [sleep(f"s{i}", 3600) for i in range(4)])
-    wait_until(lambda: len(instance.processes(f"ray::{run.task_id}")) == 4, what=run.details)
-    expect_stopped(cancel(http, run), lambda: instance.processes(f"ray::{run.task_id}"))
+    wait_until(lambda: len(instance.workers(run.task_id)) == 4, what=run.details)
+    expect_stopped(cancel(http, run), lambda: instance.workers(run.task_id))
     expect_cancelled(run, {f"s{i}": "RUNNING" for i in range(4)})
 
 
@@ -120,7 +122,7 @@ def test_what_waits_in_the_queue_never_begins(instance: Instance, client: Client
     assert run.until("later", "QUEUED", "RUNNING")["status"] == "QUEUED"
     cancel(http, run)
     expect_cancelled(run, {"later": "QUEUED"})
-    expect_stopped(cancel(http, hold), lambda: instance.processes(f"ray::{hold.task_id}"))
+    expect_stopped(cancel(http, hold), lambda: instance.workers(hold.task_id))
     assert hold.status() == "CANCELLED"
     assert run.attempts() == {0: 1}
     assert run.subtask("later")["started_at"] is None
@@ -159,14 +161,14 @@ def test_fifty_that_run_at_once(instance: Instance, client: Client, http: httpx2
         # A request may take a minute, and so many workers more than that to start: they are to be there before.
         first = Run.submit(instance, client, [sleep(f"first{i}", 3600, **fields) for i in range(len(steps))])
         wait_until(
-            lambda: len(instance.processes(f"ray::{first.task_id}")) == len(steps),
+            lambda: len(instance.workers(first.task_id)) == len(steps),
             within_s=900, every_s=1, what=first.progress,
         )  # fmt: skip
-        expect_stopped(cancel(http, first), lambda: instance.processes(f"ray::{first.task_id}"))
+        expect_stopped(cancel(http, first), lambda: instance.workers(first.task_id))
         run = Run.submit(instance, client, [*steps, echo("after", 1, "loop0")])
 
         def all_run() -> bool:
-            at_work = len(instance.processes(f"ray::{run.task_id}")) == len(steps)
+            at_work = len(instance.workers(run.task_id)) == len(steps)
             return at_work and len(instance.processes(CHILD)) == 15 and all(each.connected.is_set() for each in servers)
 
         wait_until(all_run, every_s=0.5, what=run.progress)
@@ -181,7 +183,7 @@ def test_fifty_that_run_at_once(instance: Instance, client: Client, http: httpx2
         assert run.progress()["cancelled"] == len(steps) + 1
         expect_stopped(answered_at, lambda: [each for each in inside if each.is_alive])
         expect_stopped(answered_at, lambda: instance.processes(CHILD))
-        expect_stopped(answered_at, lambda: instance.processes(f"ray::{run.task_id}"))
+        expect_stopped(answered_at, lambda: instance.workers(run.task_id))
         for server in servers:
             wait_until(server.closed.is_set)
             assert server.closed_at - answered_at < WITHIN_S

@@ -143,7 +143,7 @@ def test_what_the_whole_plan_does_without_is_stopped(instance: Instance, client:
         {"slow": "CANCELLED", "read": "COMPLETED", "read_2": "COMPLETED"},
         {"slow": "CANCELLED", "read": "CANCELLED", "read_2": "COMPLETED"},
     )
-    wait_until(lambda: not instance.processes(f"ray::{prompt.run.task_id}:slow"))
+    wait_until(lambda: not instance.workers(prompt.run.task_id, "slow"))
     prompt.run.expect_legal_moves()
 
 
@@ -158,7 +158,7 @@ def test_a_plan_that_never_becomes_whole_fails_with_what_has_begun(
     task = prompt.run.finished()
     assert (task["status"], task["error"]["code"]) == ("FAILED", "PLAN_FAILED")
     assert prompt.run.subtasks()["slow"]["status"] == "CANCELLED"
-    wait_until(lambda: not instance.processes(f"ray::{prompt.run.task_id}:slow"))
+    wait_until(lambda: not instance.workers(prompt.run.task_id, "slow"))
     with instance.http() as http:
         for what, body in (("fork", {"from": ["read"]}), ("retry", {})):
             assert http.post(f"/tasks/{prompt.run.task_id}/{what}", json=body).status_code == 409

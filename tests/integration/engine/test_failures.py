@@ -112,7 +112,7 @@ def test_ray_never_runs_an_attempt_again_by_itself(instance: Instance, client: C
     with Server() as server:
         run = Run.submit(instance, client, [step("ask", "http.request", {"url": server.url}, max_retries=0)])
         wait_until(server.connected.is_set, what=run.details)
-        (worker,) = instance.processes(f"ray::{run.task_id}")
+        (worker,) = wait_until(lambda: instance.workers(run.task_id), what=run.details)
         os.kill(worker.pid, signal.SIGKILL)
         assert run.finished()["status"] == "FAILED"
         assert run.subtask("ask")["error"]["code"] == "WORKER_DIED"
@@ -132,7 +132,7 @@ def test_a_timeout_is_retryable_and_counts(instance: Instance, client: Client) -
     assert hangs["status"] == "BLOCKED"
     assert [attempt["status"] for attempt in hangs["attempts"]] == ["TIMED_OUT", "TIMED_OUT"]
     assert (hangs["error"]["code"], hangs["error"]["retryable"]) == ("TIMED_OUT", True)
-    wait_until(lambda: not instance.processes(run.task_id))
+    wait_until(lambda: not instance.workers(run.task_id))
     run.expect_sound()
 
 
