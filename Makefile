@@ -19,6 +19,7 @@ FAULTS ?= 7:0.02
 MINUTES ?= 5
 SEED ?= 1
 SUBTASKS ?= 200000
+TESTS ?= tests
 CHAOS ?=
 ROUNDS ?= 20
 KILLS ?=
@@ -50,8 +51,8 @@ setup: .venv-dev names  ## make .venv with the locked dependencies of product an
 .PHONY: test
 test: setup  ## all tests but the long ones; starts the services that it needs by itself
 	@failed=0; \
-	$(PYTEST) tests $(SPREAD) -m "not timed and not long and not model" || failed=1; \
-	$(PYTEST) tests -m "timed and not long and not model" || failed=1; \
+	$(PYTEST) $(TESTS) $(SPREAD) -m "not timed and not long and not model" || failed=1; \
+	$(PYTEST) $(TESTS) -m "timed and not long and not model" || failed=1; \
 	exit $$failed
 
 .PHONY: test-fast

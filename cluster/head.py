@@ -171,9 +171,9 @@ def _refusal(error: Exception) -> dict[str, Any]:
         return {"refused": str(error), "kind": type(error).__name__}
     if isinstance(error, RayloomError):
         return {"refused": error.message, "kind": type(error).__name__}
+    _log.error("head.failed: %s", "".join(traceback.format_exception(error)))
     if isinstance(error, DBAPIError):
         return {"refused": f"the database failed during the start: {_first_line(error)}", "kind": "StartRefused"}
-    _log.error("head.failed: %s", "".join(traceback.format_exception(error)))
     return {"refused": f"Ray and Serve did not start: {_first_line(error)}", "kind": "bug"}
 
 

@@ -78,7 +78,12 @@ _PARENTS: Final = ("raylet", "dashboard", "fork server of the dashboard")
 def role_of(title: str) -> Role:
     """The role of a process of Ray, by its command line."""
     for start, role in _BY_TITLE.items():
-        if title.startswith(start):
+        # A worker that runs a tool shows its name, which may begin like that of an agent.
+        if (
+            title.split(" ", 1)[0] == start
+            if role.care == "fatal" and start.startswith("ray::")
+            else title.startswith(start)
+        ):
             return role
     for file, role in _BY_FILE.items():
         if file in title:
@@ -180,7 +185,7 @@ class RayWatch:
         for pid, (found, by_raylet) in living.items():
             title = processes.title(pid)
             if pid in self._parts:
-                # A worker becomes an actor, and takes a title for each attempt.
+                # A worker becomes an actor, and takes the name of each Ray task.
                 if title:
                     self._parts[pid].title, self._parts[pid].role = title, role_of(title)
             elif title:

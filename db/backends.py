@@ -83,14 +83,12 @@ def open_backends(database: DatabaseSettings, redis: RedisSettings, blobs: BlobS
     primary = make_engine(database.primary_dsn(), name=name, pool_size=pool_size, max_overflow=max_overflow)
     replica = None
     if database.replica_url is not None:
-        # The first statement on a connection says how far the replica is, which is ping enough.
         replica = make_engine(
             database.replica_url.get_secret_value(),
             name=name,
             pool_size=pool_size,
             max_overflow=max_overflow,
             timeouts=REPLICA_TIMEOUTS,
-            ping=False,
         )
     client = make_redis(redis, name=name)
     signals = Signals(client)

@@ -120,7 +120,7 @@ class Ledger:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        # Every call of a model waits for these: no checkout, no ping.
+        # Every call of a model waits for these: no checkout.
         self._settling = Line(engine)
         self._free: list[Line] = []
 

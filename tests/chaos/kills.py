@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Final
 
@@ -39,6 +40,10 @@ RECOVERED_S: Final = 300.0
 PATIENCE_S: Final = 600.0
 SILENT_S: Final = 30.0
 SOON_S: Final = 5.0
+PROGRESS_S: Final = 45.0
+"""The longest time without progress that is allowed (docs/reliability.md)."""
+FOUND_S: Final = 30.0
+"""How long a kind is looked for: workers are busy or idle, and sandboxes come and go."""
 SUPERVISOR: Final = "rayloom up"
 QUIET: Final = ("sandbox", "PostgreSQL session", "PostgreSQL autovacuum worker", SUPERVISOR)
 """A sandbox is part of its attempt, and an autovacuum worker of PostgreSQL may have ended by itself before it is hit.
@@ -239,11 +244,14 @@ def run(rounds: int, seed: int, *, singles: bool, only: Sequence[str] = ()) -> i
         load.start()
         wait_until(lambda: kills._ends(0.0), what=instance.said)
         kinds = sorted(only or kills.kinds())
+        faults: list[str] = []
         kills.tell(f"{len(kinds)} kinds of processes: {', '.join(kinds)}")
         for kind in kinds if singles else ():
             load.check()
-            if not kills.kill(kind):
-                kills.tell(f"{kind}: there is none just now")
+            try:
+                wait_until(partial(kills.kill, kind), within_s=FOUND_S, every_s=0.5)
+            except AssertionError:
+                faults.append(f"{kind}: there was none for {FOUND_S:.0f} s")
         done = 0
         while done < rounds:
             load.check()
@@ -256,10 +264,15 @@ def run(rounds: int, seed: int, *, singles: bool, only: Sequence[str] = ()) -> i
                 run.completed(within_s=PATIENCE_S)
                 run.expect_sound()
         kills.tell(f"{len(load.task_ids)} tasks of 300 subtasks are COMPLETED, each result committed once")
-        silent = [blow for blow in kills.blows if not blow.said and not all(kind in QUIET for kind in blow.kinds)]
-        for blow in silent:
-            kills.tell(f"SILENT after {' + '.join(blow.kinds)}")
-        return 1 if silent else 0
+        for blow in kills.blows:
+            kinds_killed = " + ".join(blow.kinds)
+            if not blow.said and not all(kind in QUIET for kind in blow.kinds):
+                faults.append(f"SILENT after {kinds_killed}")
+            if blow.pause_s > PROGRESS_S:
+                faults.append(f"no progress for {blow.pause_s:.1f} s after {kinds_killed}")
+        for fault in faults:
+            kills.tell(fault)
+        return 1 if faults else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

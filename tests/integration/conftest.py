@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from uuid_utils.compat import uuid7
@@ -26,7 +27,9 @@ def servers() -> Iterator[tuple[str, str]]:
     """The URLs of a PostgreSQL and a Redis: those named in the environment, or embedded ones."""
     database, redis = os.environ.get("RAYLOOM_TEST_DATABASE_URL"), os.environ.get("RAYLOOM_TEST_REDIS_URL")
     if database and redis:
-        yield database, redis
+        # Tests empty their Redis database, so each process of xdist has its own: 0, 15, 14 …
+        number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        yield database, urlsplit(redis)._replace(path=f"/{-number % 16}").geturl()
         return
     folder = Path(tempfile.mkdtemp(prefix="rl-"))
     home = Home(folder / "home")

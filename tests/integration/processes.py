@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MARK = "RL_TEST_INSTANCE"
-_AT_WORK = re.compile(r"ray::(?!rayloom:)[a-z]")
-"""How the title of a worker begins that runs an attempt: with the name of its tool. Those of actors are classes."""
+_AT_WORK = re.compile(r"ray::(?!rayloom:)([a-z]|REASONING|CODE_GEN)")
+"""How the title of a worker begins that runs an attempt: with its tool, or what a model does. Actors show a class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,12 @@ class Process:
         """Whether this very process still runs; a zombie does not."""
         now = _look(self.pid)
         return now is not None and now.born == self.born
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it still runs under the title that it had: of a worker, whether it still runs that Ray task."""
+        now = _look(self.pid)
+        return now is not None and (now.born, now.title) == (self.born, self.title)
 
     @property
     def is_at_work(self) -> bool:

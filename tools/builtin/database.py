@@ -71,11 +71,11 @@ async def _place(url: str) -> Place:
 
 
 async def _addresses(host: str) -> set[str]:
-    if not host or host.startswith(("/", "@")) or is_localhost(host):
+    if not host or host.startswith(("/", "@")):
         return {_LOCAL}
     try:
         answers = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
-        return {host.lower()}
+        return {_LOCAL if is_localhost(host) else host.lower()}
     found = {str(answer[4][0]) for answer in answers}
     return {_LOCAL if address.startswith(("127.", "::1", "0.0.0.0", "::ffff:127.")) else address for address in found}

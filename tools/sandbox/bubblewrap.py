@@ -214,6 +214,8 @@ def _command(host: Host, spec: RunSpec, info_out: int, stack: ExitStack) -> tupl
         spec.limits, address_space=True, processes=processes.counts_processes_per_namespace()
     )
     program = host.python if spec.program == "python" else "/bin/sh"
-    words = ["bwrap", "--info-fd", str(info_out), *walls.closed(environment), "--"]
+    # By descriptor: everybody on this machine may read the arguments of a process, and these name the user's files.
+    arguments = b"\0".join(os.fsencode(word) for word in walls.closed(environment)) + b"\0"
+    words = ["bwrap", "--info-fd", str(info_out), "--args", walls.handed(arguments), "--"]
     words += ["/bin/sh", "-c", f"{limits}; {_LAUNCHER}", "sh", *wrapper, program, main]
     return words, [info_out, *walls.fds]

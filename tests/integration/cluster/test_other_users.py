@@ -53,6 +53,7 @@ print(json.dumps(found))
 """
 """Looks in a sandbox for the token by its name, by its path and in all processes, and for the ports of Ray."""
 JOB_S = 60.0
+SANDBOXED = "sleep 86325"
 WORD = "zebra-crossing-at-midnight"
 """Stands in a title, an input and an output: nobody else may read it anywhere."""
 
@@ -143,19 +144,25 @@ def test_another_user_finds_no_open_port_socket_or_file(instance: Instance, secr
 
 
 def test_ray_counts_by_the_names_of_tools_and_not_by_attempts(instance: Instance) -> None:
-    """A series of Ray's metrics lasts as long as its agent, and anybody may read it."""
+    """Anybody may read Ray's metrics, and its agent keeps a series until it is read."""
     with instance.client() as client, instance.http() as http:
-        run = Run.submit(instance, client, [sleep("a", 3600)])
-        told = wait_until(lambda: _worker_figures(instance, "ray::core.sleep"), within_s=60)
-        assert run.task_id not in told
-        http.post(f"/tasks/{run.task_id}/cancel").raise_for_status()
+        run = Run.submit(instance, client, [sleep("a", 600)])
+        try:
+            told = wait_until(lambda: _figures_of(instance, "ray::core.sleep"), within_s=60)
+            subtask = run.subtask("a")
+            ids = (run.task_id, subtask["sub_task_id"], subtask["attempts"][-1]["ray_task_id"])
+            assert not [each for each in ids if each in told]
+        finally:
+            http.post(f"/tasks/{run.task_id}/cancel").raise_for_status()
 
 
-def _worker_figures(instance: Instance, component: str) -> str:
-    """Ray's metrics of the node, as soon as they speak of such processes."""
+def _figures_of(instance: Instance, component: str) -> str:
+    """All of Ray's metrics, as soon as they speak of such processes."""
     (services,) = json.loads((instance.folder / "ray" / "prom_metrics_service_discovery.json").read_text())
-    pages = [httpx2.get(f"http://{address}/metrics", trust_env=False).text for address in services["targets"]]
-    return next((page for page in pages if f'Component="{component}"' in page), "")
+    pages = "\n".join(
+        httpx2.get(f"http://{address}/metrics", timeout=30, trust_env=False).text for address in services["targets"]
+    )
+    return pages if f'Component="{component}"' in pages else ""
 
 
 def test_the_same_probes_with_the_token_do_run_code_and_read_data(instance: Instance) -> None:
@@ -186,6 +193,19 @@ def test_no_command_line_holds_a_secret(instance: Instance, secrets_of: dict[str
         if name not in {"word", "task"} and value in process.title
     ]
     assert told == []
+
+
+def test_no_command_line_names_the_files_of_a_sandbox(instance: Instance) -> None:
+    code = f"import subprocess\nsubprocess.run({SANDBOXED.split()!r})"
+    with instance.client() as client, instance.http() as http:
+        task: JsonObject = {**python("a", code), "input": {"code": code, "files": {f"{WORD}.txt": WORD}}}
+        run = Run.submit(instance, client, [task])
+        try:
+            wait_until(lambda: instance.processes(SANDBOXED), what=run.details)
+            assert instance.processes("bwrap")
+            assert [each.title for each in instance.processes() if WORD in each.title] == []
+        finally:
+            http.post(f"/tasks/{run.task_id}/cancel").raise_for_status()
 
 
 def test_program_in_the_sandbox_finds_neither_token_nor_ports(instance: Instance) -> None:

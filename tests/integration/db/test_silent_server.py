@@ -120,3 +120,23 @@ async def test_a_server_that_has_taken_leave_and_not_hung_up_yet_is_away(
         await hear_it_in_the_middle()
     await (_on_a_line(line) if source is line else _straight(far))
     await line.drop()
+
+
+async def test_connections_that_the_server_has_closed_are_replaced_before_use(
+    database: DatabaseSettings, engine: AsyncEngine
+) -> None:
+    pooled = make_engine(database.primary_dsn(), pool_size=2, max_overflow=0, name="test")
+    try:
+        async with driver(pooled) as first, driver(pooled) as second:
+            closed = [first, second]
+            pids = [await each.fetchval("SELECT pg_backend_pid()") for each in closed]
+        async with driver(engine) as connection:
+            await connection.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::integer[]) AS pid", pids)
+        async with asyncio.timeout(PATIENCE_S):
+            while not all(each.is_closed() for each in closed):  # noqa: ASYNC110 - asyncpg has no event for it
+                await asyncio.sleep(0.01)
+        async with driver(pooled) as first, driver(pooled) as second:
+            fresh = [await each.fetchval("SELECT pg_backend_pid()") for each in (first, second)]
+        assert not set(fresh) & set(pids)
+    finally:
+        await pooled.dispose()

@@ -17,7 +17,7 @@ from tests.integration.engine.silence import Server
 from tests.integration.instance import Instance
 from tests.integration.processes import Process
 from tests.integration.runs import Run, echo, python, sleep, step
-from tests.integration.waiting import wait_until
+from tests.integration.waiting import GENEROUS_S, wait_until
 
 pytestmark = pytest.mark.timed
 WITHIN_S = 2.0
@@ -54,6 +54,21 @@ def cancel(http: httpx2.Client, run: Run) -> float:
     return answered_at
 
 
+def workers_of(instance: Instance, run: Run, count: int, *, within_s: float = GENEROUS_S) -> list[Process]:
+    """The workers that run its attempts, when there are so many."""
+
+    def all_of_them() -> list[Process] | None:
+        found = instance.workers(run.task_id)
+        return found if len(found) == count else None
+
+    return wait_until(all_of_them, within_s=within_s, every_s=0.5, what=run.progress)
+
+
+def at_work(workers: list[Process]) -> list[Process]:
+    """Those that still do what they did."""
+    return [each for each in workers if each.goes_on]
+
+
 def expect_stopped(answered_at: float, look: Callable[[], list[Process]]) -> None:
     """``look`` must find nothing when it begins two seconds after the 202; how long it takes itself does not count."""
     while True:
@@ -85,10 +100,10 @@ def test_a_sandbox_in_an_endless_loop(instance: Instance, client: Client, http: 
     while (parent := around.get(inside[-1].parent)) is not None and not parent.title.startswith("ray::"):
         inside.append(parent)
     assert len(inside) > 2, "the loop, and what holds it, run too"
-    wait_until(lambda: instance.workers(run.task_id), what=run.details)
+    workers = wait_until(lambda: instance.workers(run.task_id), what=run.details)
     answered_at = cancel(http, run)
     expect_stopped(answered_at, lambda: [each for each in inside if each.is_alive])
-    expect_stopped(answered_at, lambda: instance.workers(run.task_id))
+    expect_stopped(answered_at, lambda: at_work(workers))
     expect_cancelled(run, {"endless": "RUNNING", "after": "READY"})
 
 
@@ -96,19 +111,19 @@ def test_a_request_that_nobody_answers(instance: Instance, client: Client, http:
     with Server() as server:
         run = Run.submit(instance, client, [step("ask", "http.request", {"url": server.url})])
         wait_until(server.connected.is_set, what=run.details)
-        wait_until(lambda: instance.workers(run.task_id), what=run.details)
+        workers = wait_until(lambda: instance.workers(run.task_id), what=run.details)
         assert not server.closed.is_set()
         answered_at = cancel(http, run)
         wait_until(server.closed.is_set)
         assert server.closed_at - answered_at < WITHIN_S
-    expect_stopped(answered_at, lambda: instance.workers(run.task_id))
+    expect_stopped(answered_at, lambda: at_work(workers))
     expect_cancelled(run, {"ask": "RUNNING"})
 
 
 def test_what_sleeps(instance: Instance, client: Client, http: httpx2.Client) -> None:
     run = Run.submit(instance, client, [sleep(f"s{i}", 3600) for i in range(4)])
-    wait_until(lambda: len(instance.workers(run.task_id)) == 4, what=run.details)
-    expect_stopped(cancel(http, run), lambda: instance.workers(run.task_id))
+    workers = workers_of(instance, run, 4)
+    expect_stopped(cancel(http, run), lambda: at_work(workers))
     expect_cancelled(run, {f"s{i}": "RUNNING" for i in range(4)})
 
 
@@ -118,11 +133,12 @@ def test_what_waits_in_the_queue_never_begins(instance: Instance, client: Client
         instance, client, [sleep(f"h{i}", 3600, resources={"num_cpus": 1}) for i in range(64)], priority=10
     )
     wait_until(lambda: hold.progress()["running"] > 0, what=hold.progress)
+    workers = workers_of(instance, hold, hold.progress()["running"])
     run = Run.submit(instance, client, [sleep("later", 1, resources={"num_cpus": 1})], priority=1)
     assert run.until("later", "QUEUED", "RUNNING")["status"] == "QUEUED"
     cancel(http, run)
     expect_cancelled(run, {"later": "QUEUED"})
-    expect_stopped(cancel(http, hold), lambda: instance.workers(hold.task_id))
+    expect_stopped(cancel(http, hold), lambda: at_work(workers))
     assert hold.status() == "CANCELLED"
     assert run.attempts() == {0: 1}
     assert run.subtask("later")["started_at"] is None
@@ -160,17 +176,14 @@ def test_fifty_that_run_at_once(instance: Instance, client: Client, http: httpx2
         steps += [step(f"loop{i}", "python.run", loop, **fields) for i in range(15)]
         # A request may take a minute, and so many workers more than that to start: they are to be there before.
         first = Run.submit(instance, client, [sleep(f"first{i}", 3600, **fields) for i in range(len(steps))])
-        wait_until(
-            lambda: len(instance.workers(first.task_id)) == len(steps),
-            within_s=900, every_s=1, what=first.progress,
-        )  # fmt: skip
-        expect_stopped(cancel(http, first), lambda: instance.workers(first.task_id))
+        workers = workers_of(instance, first, len(steps), within_s=900)
+        expect_stopped(cancel(http, first), lambda: at_work(workers))
         run = Run.submit(instance, client, [*steps, echo("after", 1, "loop0")])
 
         def all_run() -> bool:
-            at_work = len(instance.workers(run.task_id)) == len(steps)
-            return at_work and len(instance.processes(CHILD)) == 15 and all(each.connected.is_set() for each in servers)
+            return len(instance.processes(CHILD)) == 15 and all(each.connected.is_set() for each in servers)
 
+        workers = workers_of(instance, run, len(steps))
         wait_until(all_run, every_s=0.5, what=run.progress)
         inside = instance.processes(CHILD)
         answer = http.post(f"/tasks/{run.task_id}/cancel")
@@ -183,7 +196,7 @@ def test_fifty_that_run_at_once(instance: Instance, client: Client, http: httpx2
         assert run.progress()["cancelled"] == len(steps) + 1
         expect_stopped(answered_at, lambda: [each for each in inside if each.is_alive])
         expect_stopped(answered_at, lambda: instance.processes(CHILD))
-        expect_stopped(answered_at, lambda: instance.workers(run.task_id))
+        expect_stopped(answered_at, lambda: at_work(workers))
         for server in servers:
             wait_until(server.closed.is_set)
             assert server.closed_at - answered_at < WITHIN_S

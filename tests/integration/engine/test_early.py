@@ -137,13 +137,14 @@ def test_a_plan_that_is_mended_keeps_what_has_begun(instance: Instance, client: 
 def test_what_the_whole_plan_does_without_is_stopped(instance: Instance, client: Client, author: Author) -> None:
     prompt = submit(instance, client, author, plan(SLOW, READ, BROKEN), plan({**READ, "input": {"value": 8}}))
     begun(prompt, "slow", "RUNNING")
+    workers = wait_until(lambda: instance.workers(prompt.run.task_id, "slow"))
     prompt.open()
     assert prompt.run.completed()["result"] == 8
     assert {id_: each["status"] for id_, each in prompt.run.subtasks().items()} in (
         {"slow": "CANCELLED", "read": "COMPLETED", "read_2": "COMPLETED"},
         {"slow": "CANCELLED", "read": "CANCELLED", "read_2": "COMPLETED"},
     )
-    wait_until(lambda: not instance.workers(prompt.run.task_id, "slow"))
+    wait_until(lambda: not any(each.goes_on for each in workers))
     prompt.run.expect_legal_moves()
 
 
@@ -154,11 +155,12 @@ def test_a_plan_that_never_becomes_whole_fails_with_what_has_begun(
     broken = plan(SLOW, READ, BROKEN)
     prompt = submit(instance, client, author, broken, broken, broken)
     begun(prompt, "slow", "RUNNING")
+    workers = wait_until(lambda: instance.workers(prompt.run.task_id, "slow"))
     prompt.open()
     task = prompt.run.finished()
     assert (task["status"], task["error"]["code"]) == ("FAILED", "PLAN_FAILED")
     assert prompt.run.subtasks()["slow"]["status"] == "CANCELLED"
-    wait_until(lambda: not instance.workers(prompt.run.task_id, "slow"))
+    wait_until(lambda: not any(each.goes_on for each in workers))
     with instance.http() as http:
         for what, body in (("fork", {"from": ["read"]}), ("retry", {})):
             assert http.post(f"/tasks/{prompt.run.task_id}/{what}", json=body).status_code == 409

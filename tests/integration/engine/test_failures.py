@@ -126,13 +126,14 @@ def test_a_timeout_is_retryable_and_counts(instance: Instance, client: Client) -
         fail("hangs", 9, "hang", timeout_s=2, max_retries=1),
     ]
     run = Run.submit(instance, client, plan)
+    workers = wait_until(lambda: instance.workers(run.task_id), what=run.details)
     run.finished()
     once, hangs = run.subtask("slow-once"), run.subtask("hangs")
     assert [attempt["status"] for attempt in once["attempts"]] == ["TIMED_OUT", "COMPLETED"]
     assert hangs["status"] == "BLOCKED"
     assert [attempt["status"] for attempt in hangs["attempts"]] == ["TIMED_OUT", "TIMED_OUT"]
     assert (hangs["error"]["code"], hangs["error"]["retryable"]) == ("TIMED_OUT", True)
-    wait_until(lambda: not instance.workers(run.task_id))
+    wait_until(lambda: not any(each.goes_on for each in workers))
     run.expect_sound()
 
 
