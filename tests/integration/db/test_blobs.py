@@ -237,7 +237,7 @@ async def test_many_copies_are_asked_for_in_parts(kept: Kept, monkeypatch: pytes
     def listening(*words: Any, **options: Any) -> Any:
         if words[0] == "MGET":
             asked.append(len(words) - 1)
-        return execute(*words, **options)
+        return execute(*words, **options)  # type: ignore[no-untyped-call]
 
     monkeypatch.setattr(kept.redis, "execute_command", listening)
     found = await kept.store.at_hand(put, within_s=20)
