@@ -68,6 +68,12 @@ def test_key_is_printed_to_a_terminal_alone(home: Path) -> None:
         up.process.terminate()
         assert up.end()[0] == 0
     assert any(f"rl_key  (kept in {home / 'api_key'})" in line for line in said)
+    up = Up(home)
+    said = up.until("serving until Ctrl-C")
+    up.process.terminate()
+    assert up.end()[0] == 0
+    assert any(line.endswith(f"in {home / 'api_key'}") for line in said)
+    assert not [line for line in said if "rl_key" in line]
 
 
 def test_json_names_the_file_of_the_key_and_not_the_key(home: Path) -> None:
