@@ -104,7 +104,8 @@ async def test_a_hostile_program_is_contained(kind: Kind, attack: Attack, host: 
     said = output["stdout"] + output["stderr"]
     assert "ESCAPED" not in said
     assert SECRET not in said
-    assert output["exit_code"] in attack.exit_codes, said[-2_000:]
+    ended = {name: value for name, value in output.items() if name not in {"stdout", "stderr", "files"}}
+    assert output["exit_code"] in attack.exit_codes, f"{ended}\n{said[-2_000:]}"
     assert {name: output[name] for name in attack.verdict} == dict(attack.verdict), said[-2_000:]
     assert re.match(attack.says, output["stdout"]), said[-2_000:]
     if attack.files is not None:
