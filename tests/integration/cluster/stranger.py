@@ -17,6 +17,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -220,8 +221,10 @@ def _arguments() -> Iterator[int]:
 
 def main() -> None:
     uid, gid = _arguments()
-    # gRPC imports a part of itself with the first channel, from a folder that the stranger may not enter.
+    # Both import parts of themselves with the first use, from a folder that the stranger may not enter.
     grpc.insecure_channel("127.0.0.1:1").close()
+    with suppress(httpx2.HTTPError):
+        httpx2.get("http://127.0.0.1:1", trust_env=False)
     os.chdir("/")
     os.setgroups([])
     os.setgid(gid)
